@@ -1,0 +1,1 @@
+"""The hands: engines over HTTP, engine processes, GPUs."""

@@ -1,0 +1,120 @@
+"""Small requests of the gateway's own to an engine: is it well, which models has it, how busy is it?"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+
+if TYPE_CHECKING:
+    from backends.vllm.connection import EngineConnection
+    from backends.vllm.pool import EnginePool
+
+ANSWER_BYTES_MAX = 8 << 20
+"""vLLM's /metrics has about 65 KB."""
+
+
+class FetchFailed(Exception):
+    """No answer; the message says why."""
+
+
+class _Fetch:
+    """Collects one answer (the pool's Opening and the connection's Answer)."""
+
+    def __init__(self, request: bytes) -> None:
+        self.done: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+        self.connection: EngineConnection | None = None
+        self._request = request
+        self._parts: list[bytes] = []
+        self._bytes = 0
+
+    def opened(self, connection: EngineConnection) -> None:
+        if self.done.done():  # timed out meanwhile
+            connection.abort()
+            return
+        self.connection = connection
+        connection.send(self, self._request, b"")
+
+    def open_failed(self, reason: str, detail: str) -> None:
+        self._fail(detail)
+
+    def received(self, connection: EngineConnection, body: bytes, ended: bool) -> None:
+        self._parts.append(body)
+        self._bytes += len(body)
+        if self._bytes > ANSWER_BYTES_MAX:
+            if not ended:
+                connection.abort()
+            self._fail(f"the answer is over {ANSWER_BYTES_MAX} bytes")
+        elif ended and not self.done.done():
+            self.done.set_result((connection.status, b"".join(self._parts)))
+
+    def lost(self, reason: str, detail: str) -> None:
+        self._fail(detail)
+
+    def _fail(self, detail: str) -> None:
+        if not self.done.done():
+            self.done.set_exception(FetchFailed(detail))
+
+
+async def fetch(pool: EnginePool, path: str, fields: bytes, timeout_seconds: float) -> tuple[int, bytes]:
+    """GET a path of the engine: (status, body). `fields`: further header lines. Raises FetchFailed."""
+    request = b"GET %b HTTP/1.1\r\nhost: %b\r\nuser-agent: joulegate\r\n%b\r\n" % (
+        path.encode("ascii"),
+        pool.authority,
+        fields,
+    )
+    collected = _Fetch(request)
+    opening = None
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            if (connection := pool.take()) is not None:
+                collected.opened(connection)
+            else:
+                opening = pool.open(collected)
+            return await collected.done
+    except TimeoutError:
+        raise FetchFailed(f"no answer to GET {path} within {timeout_seconds:g} s") from None
+    finally:
+        if not collected.done.done() or collected.done.cancelled():
+            if opening is not None:
+                opening.cancel()
+            if collected.connection is not None:
+                collected.connection.abort()
+
+
+class Load(NamedTuple):
+    """What vLLM's /metrics says of its load, summed over its engine cores; None = not there."""
+
+    running: int | None
+    waiting: int | None
+    kv_cache_usage: float | None
+
+
+_RUNNING = re.compile(rb"^vllm:num_requests_running(?:\{[^\n]*\})? (\S+)", re.MULTILINE)
+_WAITING = re.compile(rb"^vllm:num_requests_waiting(?:\{[^\n]*\})? (\S+)", re.MULTILINE)
+_KV_USAGE = re.compile(rb"^vllm:(?:kv|gpu)_cache_usage_perc(?:\{[^\n]*\})? (\S+)", re.MULTILINE)
+
+
+def parse_load(metrics: bytes) -> Load:
+    """The gauges of a scrape (Prometheus text). With data parallelism there is one of each per engine core."""
+    running = [float(value) for value in _RUNNING.findall(metrics)]
+    waiting = [float(value) for value in _WAITING.findall(metrics)]
+    usage = [float(value) for value in _KV_USAGE.findall(metrics)]
+    return Load(
+        int(sum(running)) if running else None,
+        int(sum(waiting)) if waiting else None,
+        max(usage) if usage else None,
+    )
+
+
+def parse_models(body: bytes) -> list[dict[str, Any]] | None:
+    """The entries of a /v1/models answer, as they are; None if it is not one."""
+    try:
+        data = orjson.loads(body)["data"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return None
+    if not isinstance(data, list):
+        return None
+    return [entry for entry in data if isinstance(entry, dict) and isinstance(entry.get("id"), str)]

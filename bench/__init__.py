@@ -1,0 +1,1 @@
+"""Benchmarks of the gateway: the `joulegate-bench` command."""

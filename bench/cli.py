@@ -1,0 +1,50 @@
+"""The `joulegate-bench` command. Each subcommand's module is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+from bench.programs import BenchError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# name: (module with add_options and run, one line of help)
+COMMANDS = {
+    "overhead": ("bench.overhead", "CPU, latency and memory of the gateway beside nginx and vllm-router"),
+    "soak": ("bench.soak", "many streams through one gateway process: does memory grow, is anything left?"),
+}
+
+
+def build_parser(wanted: str | None) -> argparse.ArgumentParser:
+    """The parser of the whole command; only the wanted subcommand knows its options."""
+    parser = argparse.ArgumentParser(prog="joulegate-bench", description="Benchmarks of the Joulegate gateway.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, text) in COMMANDS.items():
+        sub = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name == wanted:
+            importlib.import_module(module).add_options(sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; returns 0 when all is well, 1 when the bench found a fault, 2 when it could not run."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    wanted = next((word for word in argv if word in COMMANDS), None)
+    args = build_parser(wanted).parse_args(argv)
+    args.argv = argv
+    if not sys.platform.startswith("linux"):
+        print("joulegate-bench: it reads CPU time and memory from Linux; run it there", file=sys.stderr)
+        return 2
+    try:
+        return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
+    except BenchError as error:
+        print(f"joulegate-bench: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The door: HTTP in and out, identity, keys, wiring, the `joulegate` command."""

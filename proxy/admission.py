@@ -1,0 +1,162 @@
+"""From an HTTP request to a call: whose is it, what does it ask for, and what exactly will the engine be sent?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from proxy.errors import RequestFault
+from proxy.http.relay import NOT_FORWARDED, request_fields
+from proxy.identity import IdentityError, ResponseRoots, identify
+from proxy.jsonedit import edit_members, set_nested
+from proxy.keys import KEY_HEADERS, KeyRing
+from proxy.routes import OTHER, ROUTES, Route, split_workflow
+
+if TYPE_CHECKING:
+    from proxy.call import Call
+    from proxy.config import Config
+    from proxy.http.request import Request
+
+_REQUEST_ID_LENGTH_MAX = 256
+_OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+_INCLUDE_USAGE = b'{"include_usage":true}'
+
+
+class Admitted:
+    """What will be sent to an engine, whichever it is."""
+
+    __slots__ = ("body", "fields", "models_asked", "take_out_usage", "takes_priority", "target")
+
+    def __init__(self, target: bytes, fields: bytes, body: bytes) -> None:
+        self.target = target
+        self.fields = fields
+        """Header lines, without Host and Content-Length."""
+        self.body = body
+        self.take_out_usage = False
+        """Usage was asked for by us and not by the client."""
+        self.takes_priority = False
+        """A `priority` member may be added to the body."""
+        self.models_asked = False
+
+
+class Admission:
+    """Keys, routes, identity and the rewriting of bodies. Raises RequestFault for what is refused."""
+
+    def __init__(self, config: Config) -> None:
+        self.roots = ResponseRoots()
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Take over a new configuration."""
+        self.keys = KeyRing(config.keys)
+        self._keep_prompts = config.log.prompts
+        replaced = any(engine.key() for engine in config.engines)
+        # The client's key is ours when keys are configured, and useless to an engine that has one of its own.
+        self._dropped = NOT_FORWARDED | KEY_HEADERS if config.keys or replaced else NOT_FORWARDED
+        if config.tracing.otlp_endpoint:
+            self._dropped |= {b"traceparent"}  # the engine's parent is our span
+
+    def authenticate(self, request: Request) -> str:
+        """The name of the request's key; "-" where no keys are configured. RequestFault 401 for any other."""
+        if not self.keys.configured:
+            return "-"
+        entry = self.keys.authenticate(request.fields)
+        if entry is None:
+            message = "no valid API key in Authorization: Bearer, x-api-key or api-key"
+            raise RequestFault(401, "invalid_api_key", message, close=b"content-length" in request.fields)
+        return entry.name
+
+    def admit(self, request: Request, call: Call) -> Admitted:
+        """Fill in the call; returns what the engine will be sent."""
+        target = path = request.target
+        path_workflow = None
+        if target[:3] == b"/w/":
+            path_workflow, target = split_workflow(target)
+            path = target
+        if b"?" in path:
+            path = path[: path.index(b"?")]
+        fields = request.fields
+        call.path = path.decode("latin-1")
+        given = fields.get(b"x-request-id")
+        if given and len(given) <= _REQUEST_ID_LENGTH_MAX:
+            call.request_id = given.decode("latin-1")
+        call.key_name = request.key_name or self.authenticate(request)
+        route = ROUTES.get(path, OTHER)
+        call.route = route.label
+        body = self._json_object(request, route)
+        try:
+            call.identity = identify(fields, body, path_workflow, self.roots, call.key_name)
+        except IdentityError as error:
+            raise RequestFault(400, "invalid_workflow", str(error), param=error.field) from None
+        lines = request_fields(request, self._dropped) + b"x-request-id: %b\r\n" % call.request_id.encode("latin-1")
+        admitted = Admitted(target, lines, request.body)
+        admitted.models_asked = route.label == "/v1/models" and request.method in (b"GET", b"HEAD")
+        if body is not None:
+            self._read_body(body, call)
+            if route is not OTHER:
+                self._rewrite(admitted, route, body)
+            if self._keep_prompts:
+                call.prompt_text = request.body
+        return admitted
+
+    def _json_object(self, request: Request, route: Route) -> dict[str, Any] | None:
+        """The body as a JSON object; None where there is none to look into."""
+        data = request.body
+        if request.method != b"POST":
+            return None
+        fields = request.fields
+        if not route.json_body and (not data or b"json" not in fields.get(b"content-type", b"").lower()):
+            return None
+        if b"content-encoding" in fields and fields[b"content-encoding"].lower() != b"identity":
+            if not route.json_body:
+                return None
+            raise RequestFault(415, "content_encoding", "a compressed body cannot be read here; send it uncompressed")
+        if not data:
+            raise RequestFault(400, "empty_body", "the body is empty; it must be a JSON object")
+        try:
+            body = orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            if not route.json_body:
+                return None
+            raise RequestFault(400, "invalid_json", f"the body is not valid JSON: {error}") from None
+        if not isinstance(body, dict):
+            if not route.json_body:
+                return None
+            message = f"the body must be a JSON object, not {type(body).__name__}"
+            raise RequestFault(400, "invalid_body", message)
+        return body
+
+    def _read_body(self, body: dict[str, Any], call: Call) -> None:
+        model = body.get("model")
+        if model is not None:
+            if not isinstance(model, str):
+                message = f"model must be a string, not {type(model).__name__}"
+                raise RequestFault(400, "invalid_model", message, param="model")
+            call.model = model
+        call.stream = body.get("stream") is True
+        for name in _OUTPUT_LIMITS:
+            limit = body.get(name)
+            if type(limit) is int and limit > 0:
+                n = body.get("n")
+                call.max_output_tokens = limit * n if type(n) is int and n > 1 else limit
+                break
+
+    def _rewrite(self, admitted: Admitted, route: Route, body: dict[str, Any]) -> None:
+        """Take our own member out; ask for the usage of streams that would not report it."""
+        add: dict[str, bytes] = {}
+        remove: tuple[str, ...] = ("workflow",) if "workflow" in body else ()
+        if route.usage_option:
+            admitted.takes_priority = "priority" not in body
+            if body.get("stream") is True:
+                options = body.get("stream_options")
+                if options is None:
+                    admitted.take_out_usage = True
+                    add["stream_options"] = _INCLUDE_USAGE
+                    remove = (*remove, "stream_options") if "stream_options" in body else remove
+                elif isinstance(options, dict) and not options.get("include_usage"):
+                    # Continuous usage alone reports nothing at the end, and what each event then carries stays.
+                    admitted.take_out_usage = True
+                    admitted.body = set_nested(admitted.body, "stream_options", "include_usage", b"true")
+        if add or remove:
+            admitted.body = edit_members(admitted.body, remove, add)

@@ -1,0 +1,286 @@
+"""One gateway process from start to end: build the parts, serve, reload on SIGHUP, drain on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import sys
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from proxy import budgets
+from proxy.calllog import CallLog
+from proxy.config import Config, ConfigError, diff
+from proxy.control import start_control
+from proxy.engines import Engine, EngineWatch
+from proxy.gateway import Gateway
+from proxy.metrics import GaugeSnapshot, Metrics
+from scheduler.breaker import BreakerRule
+from scheduler.core import Scheduler, SchedulerConfig
+from scheduler.events import EnginesChanged, KeyQuota, LimitsChanged, PolicyChanged, QuotasChanged
+from scheduler.snapshot import snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from backends.vllm.process import VllmProcess
+
+BUDGETS_SAVED_EVERY_SECONDS = 5.0
+
+
+def scheduler_config(config: Config) -> SchedulerConfig:
+    """The scheduler's part of the configuration."""
+    return SchedulerConfig(
+        engines=tuple(Engine.spec_of(engine) for engine in config.engines),
+        policy=config.policy.name,
+        policy_options=tuple(sorted(config.policy.options.items())),
+        quotas=quotas(config),
+        queue_calls=config.limits.queue_calls,
+        queue_seconds=config.timeouts.queue_seconds,
+        workflows=config.limits.workflows,
+        breaker=BreakerRule(config.health.failures_to_open, config.health.open_seconds),
+    )
+
+
+def quotas(config: Config) -> tuple[KeyQuota, ...]:
+    """What each configured key may use."""
+    return tuple(
+        KeyQuota(
+            key.name,
+            key.max_concurrency,
+            key.requests_per_minute,
+            key.tokens_per_minute,
+            key.token_budget,
+            key.token_budget_seconds,
+        )
+        for key in config.keys
+    )
+
+
+class App:
+    """The process. `reload` reads the configuration again (None: there is no file to read)."""
+
+    def __init__(
+        self, config: Config, reload: Callable[[], Config] | None = None, process: VllmProcess | None = None
+    ) -> None:
+        self.config = config
+        self._reload = reload
+        self._process = process
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._exit_code = 0
+        self._watches: dict[str, EngineWatch] = {}
+        self._retired: list[Engine] = []
+        self._state_dir: Path | None = config.state_dir
+        self._build()
+
+    def _build(self) -> None:
+        config = self.config
+        now = monotonic()
+        start = scheduler_config(config)
+        scheduler = Scheduler(start, now)
+        self.log = CallLog(config.log.path, buffer_bytes=config.log.buffer_bytes, prompts=config.log.prompts)
+        self.metrics = Metrics(self._gauges)
+        tracing = None
+        if config.tracing.otlp_endpoint:
+            from proxy.tracing import Tracing  # OpenTelemetry costs memory that only its users should pay
+
+            tracing = Tracing(config.tracing)
+        event_log = None
+        if config.event_log.path is not None:
+            from proxy.eventlog import EventLogWriter
+
+            event_log = EventLogWriter(config.event_log.path, start, now, config.event_log.max_bytes)
+        self.gateway = Gateway(config, scheduler, self.metrics, self.log, tracing, event_log)
+        for engine in config.engines:
+            self._add_engine(engine)
+        if self._state_dir is not None and (restored := budgets.load(self._state_dir)) is not None:
+            self.gateway.tell(restored)
+
+    # --- serving ---
+
+    async def run(self, ready: Callable[[int, int], None]) -> int:
+        """Serve until told to stop; returns the exit code. `ready(port, control_port)` once it listens.
+
+        Raises OSError if a port is taken.
+        """
+        gateway, listen = self.gateway, self.config.listen
+        loop = asyncio.get_running_loop()
+        control = await start_control(
+            listen.control_host, listen.control_port, state=self.state, ready=self.ready, metrics=self.metrics
+        )
+        port = await gateway.server.listen(listen.host, listen.port)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        background = [loop.create_task(self._housekeeping())]
+        if self._process is not None:
+            background.append(loop.create_task(self._watch_process(self._process)))
+        # What lives from here to the end need not be walked by every collection.
+        gc.collect()
+        gc.freeze()
+        ready(port, control.port)
+        try:
+            await self._stop.wait()
+            await self._drain()
+        finally:
+            for task in background:
+                task.cancel()
+            await self._close(control)
+        return self._exit_code
+
+    def stop(self) -> None:
+        """Begin to drain; a second time: do not wait for the calls under way."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    async def _drain(self) -> None:
+        gateway = self.gateway
+        running = len(gateway.exchanges)
+        self.log.event("draining", calls=running, seconds=self.config.timeouts.drain_seconds)
+        gateway.drain()
+        for watch in self._watches.values():
+            watch.stop()
+        until = monotonic() + self.config.timeouts.drain_seconds
+        while gateway.exchanges or gateway.server.connections:
+            if self._hurry.is_set() or monotonic() > until:
+                break
+            await asyncio.sleep(0.05)
+        if gateway.exchanges:
+            self.log.event("drain_cut_short", calls=len(gateway.exchanges))
+
+    async def _close(self, control: Any) -> None:
+        self.gateway.close()
+        await asyncio.sleep(0)  # the closed connections report their calls' ends
+        await control.close()
+        self._save_budgets()
+        if self._process is not None:
+            await self._process.stop()
+        if self.gateway.tracing is not None:
+            await asyncio.to_thread(self.gateway.tracing.close)
+        if self.gateway.event_log is not None:
+            self.gateway.event_log.close()
+        self.log.close()
+
+    async def _watch_process(self, process: VllmProcess) -> None:
+        """The engine that we started has died for good: so do we, with its last words."""
+        try:
+            await process.wait_failed()
+        except Exception as failed:  # whatever ends the supervision ends the service
+            print(f"joulegate: {failed}", file=sys.stderr)
+            self._exit_code = 1
+            self.stop()
+
+    async def _housekeeping(self) -> None:
+        while True:
+            await asyncio.sleep(BUDGETS_SAVED_EVERY_SECONDS)
+            self._save_budgets()
+            for engine in [engine for engine in self._retired if engine.pool.busy_count == 0]:
+                engine.pool.close()
+                self._retired.remove(engine)
+
+    def _save_budgets(self) -> None:
+        if self._state_dir is None:
+            return
+        used = self.gateway.scheduler.quotas.budgets(monotonic())
+        if not used:
+            return
+        try:
+            budgets.save(self._state_dir, used)
+        except OSError as error:
+            self.log.event("state_not_saved", detail=str(error))
+
+    # --- engines and reload ---
+
+    def _add_engine(self, config: Any) -> None:
+        engine = Engine(config, self.config.timeouts)
+        self.gateway.engines[engine.name] = engine
+        self._watches[engine.name] = EngineWatch(engine, self.config.health, self.gateway.tell, self.log.event)
+
+    def reload(self) -> None:
+        """Read the configuration again and take over what can be changed while calls run."""
+        self.log.reopen()
+        if self._reload is None:
+            self.log.event("reload_refused", detail="started without a configuration file")
+            return
+        try:
+            config = self._reload()
+        except ConfigError as error:
+            self.log.event("reload_failed", detail=str(error))
+            return
+        kept = diff(self.config, config)
+        gateway, old = self.gateway, self.config
+        self.config = config
+        gateway.timeouts = config.timeouts
+        gateway.server.limits, gateway.server.timeouts = config.limits, config.timeouts
+        gateway.admission.configure(config)
+        gateway.tell(QuotasChanged(quotas(config)))
+        limits = config.limits
+        gateway.tell(LimitsChanged(limits.queue_calls, config.timeouts.queue_seconds, limits.workflows))
+        self._change_engines(old, config)
+        if config.policy != old.policy:
+            gateway.tell(PolicyChanged(config.policy.name, tuple(sorted(config.policy.options.items()))))
+        self.log.event("reloaded", needs_restart=kept)
+
+    def _change_engines(self, old: Config, config: Config) -> None:
+        gateway = self.gateway
+        wanted = {engine.name: engine for engine in config.engines}
+        timing = old.timeouts != config.timeouts or old.health != config.health
+        leaving = {
+            name: engine
+            for name, engine in gateway.engines.items()
+            if wanted.get(name) != engine.config or timing
+        }
+        for name in leaving:
+            self._watches.pop(name).stop()
+            self._retired.append(gateway.engines[name])
+        for name in leaving.keys() - wanted.keys():
+            del gateway.engines[name]
+        for name, engine in wanted.items():
+            if name in leaving or name not in gateway.engines:
+                self._add_engine(engine)
+        gateway.tell(EnginesChanged(tuple(Engine.spec_of(engine) for engine in config.engines)))
+
+    # --- for the control plane ---
+
+    def ready(self) -> tuple[bool, list[str]]:
+        """Whether new calls should come here, and if not, why."""
+        reasons = []
+        if self._stop.is_set():
+            reasons.append("draining")
+        gateway = self.gateway
+        if not any(
+            engine.healthy and gateway.scheduler.engines[name].breaker.state != "open"
+            for name, engine in gateway.engines.items()
+        ):
+            reasons += [f"engine {name}: {engine.detail or 'breaker open'}" for name, engine in gateway.engines.items()]
+        return not reasons, reasons
+
+    def state(self) -> dict[str, Any]:
+        """What the scheduler sees, and what the process holds."""
+        gateway = self.gateway
+        pools = [engine.pool for engine in (*gateway.engines.values(), *self._retired)]
+        return {
+            **snapshot(gateway.scheduler, monotonic()),
+            "process": {
+                "tasks": len(asyncio.all_tasks()),
+                "client_connections": len(gateway.server.connections),
+                "calls": len(gateway.exchanges),
+                "engine_connections_busy": sum(pool.busy_count for pool in pools),
+                "engine_connections_idle": sum(pool.idle_count for pool in pools),
+                "buffered_bytes": gateway.server.buffered_bytes,
+            },
+        }
+
+    def _gauges(self) -> GaugeSnapshot:
+        gateway = self.gateway
+        return GaugeSnapshot.of(
+            gateway.scheduler,
+            healthy={name: engine.healthy for name, engine in gateway.engines.items()},
+            client_connections=len(gateway.server.connections),
+            refused_connections=gateway.server.refused_connections,
+            log_lines_dropped=self.log.lines_dropped,
+        )

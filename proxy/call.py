@@ -1,0 +1,82 @@
+"""What the gateway knows of one model request while it lives, and what is said of it when it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from proxy.identity import Identity
+
+
+class Outcome(StrEnum):
+    """How a call ended; one of these is counted for each call, whatever happened to it."""
+
+    OK = "ok"
+    """The engine's whole answer, status below 400, reached the client."""
+    ENGINE_4XX = "engine_4xx"
+    ENGINE_5XX = "engine_5xx"
+    """The engine answered with an error status; its words reached the client."""
+    REFUSED = "refused"
+    """The gateway answered instead of an engine; `Call.reason` says why."""
+    CLIENT_GONE = "client_gone"
+    ENGINE_LOST = "engine_lost"
+    """The engine could not be reached, reset the connection, or ended its answer early."""
+    TIMEOUT = "timeout"
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One request. Times are seconds of the event loop's monotonic clock; None = has not happened.
+
+    Token counts are None when the engine did not report them: never 0 for unknown.
+    """
+
+    id: str
+    """The gateway's own name of the call, unique in this process."""
+    request_id: str
+    """`x-request-id`: the client's, else made here."""
+    method: str
+    path: str
+    route: str
+    """The path's label in metrics: one of a fixed set, `other` for any other engine path."""
+    arrived_at: float
+    """When the request's last byte was read."""
+    arrived_unix_seconds: float
+    identity: Identity
+    key_name: str = "-"
+    model: str | None = None
+    stream: bool = False
+    max_output_tokens: int | None = None
+    engine: str | None = None
+    policy: str = "-"
+    attempts: int = 0
+    dispatched_at: float | None = None
+    sent_at: float | None = None
+    """When the request was written to an engine's socket (after any connect)."""
+    first_byte_at: float | None = None
+    """First byte of the answer's body: for a stream the first event."""
+    finished_at: float | None = None
+    overhead_seconds: float = 0.0
+    """Time spent in the gateway's own code before the engine had the request; holding and connecting not counted."""
+    status: int | None = None
+    outcome: Outcome | None = None
+    reason: str | None = None
+    """A machine-readable word for every outcome but `ok`; also sent as `x-joulegate-reason`."""
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    request_bytes: int = 0
+    response_bytes: int = 0
+    response_chunks: int = 0
+    """Reads of the engine's answer: for a stream about one a token."""
+    prompt_text: bytes | None = None
+    """The request body, kept only where the operator asked for prompts in the log."""
+    trace: object | None = field(default=None, repr=False)
+    """The tracing module's open span, if tracing is on."""
+
+    @property
+    def held_seconds(self) -> float | None:
+        """How long the scheduler kept the call back."""
+        return None if self.dispatched_at is None else self.dispatched_at - self.arrived_at

@@ -1,0 +1,194 @@
+"""The `joulegate` command."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backends.vllm.process import VllmProcess
+    from proxy.config import Config
+
+EXIT_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0 fine, 1 failed while running, 2 wrong arguments or configuration."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    extra: list[str] = []
+    if "--" in arguments:  # everything behind it is vLLM's
+        cut = arguments.index("--")
+        arguments, extra = arguments[:cut], arguments[cut + 1 :]
+    options = _parser().parse_args(arguments)
+    if extra and not getattr(options, "model", None):
+        print("joulegate: arguments behind -- are for vLLM and need `up --model NAME`", file=sys.stderr)
+        return EXIT_USAGE
+    options.vllm_args = extra
+    code: int = options.run(options)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="joulegate", description="An OpenAI-compatible gateway in front of vLLM that knows workflows and joules."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    up = commands.add_parser("up", help="serve in front of a running vLLM, or start one: no configuration needed")
+    what = up.add_mutually_exclusive_group(required=True)
+    what.add_argument("--engine", action="append", metavar="URL", help="a running engine; may be repeated")
+    what.add_argument("--model", metavar="NAME", help="start and supervise `vllm serve NAME`; its arguments behind --")
+    up.add_argument("--vllm-command", default="vllm", metavar="CMD", help="how to call vLLM (default: vllm)")
+    up.add_argument("--vllm-port", type=int, default=0, metavar="PORT", help="where it listens (default: a free port)")
+    up.add_argument("--policy", metavar="NAME", help="scheduling policy (default: passthrough)")
+    _listen_options(up)
+    up.set_defaults(run=_up)
+
+    serve = commands.add_parser("serve", help="serve as a configuration file says")
+    serve.add_argument("--config", type=Path, required=True, metavar="FILE")
+    _listen_options(serve)
+    serve.set_defaults(run=_serve)
+
+    check = commands.add_parser("check-config", help="check a configuration file, offline")
+    check.add_argument("file", type=Path)
+    check.set_defaults(run=_check_config)
+
+    hash_key = commands.add_parser("hash-key", help="make an API key and the line for the configuration")
+    hash_key.add_argument("--stdin", action="store_true", help="hash the key given on standard input instead")
+    hash_key.set_defaults(run=_hash_key)
+
+    replay = commands.add_parser("replay", help="replay an event log and check that it decides the same")
+    replay.add_argument("file", type=Path)
+    replay.set_defaults(run=_replay)
+    return parser
+
+
+def _listen_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", help="where clients connect (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="the model API's port (default: 8080)")
+    parser.add_argument("--control-port", type=int, help="the control plane's port, loopback only (default: 8081)")
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+    listen = {"host": options.host, "port": options.port, "control_port": options.control_port}
+    given: dict[str, Any] = {"listen": {name: value for name, value in listen.items() if value is not None}}
+    if getattr(options, "policy", None):
+        given["policy"] = {"name": options.policy}
+    return given
+
+
+def _up(options: argparse.Namespace) -> int:
+    overrides = _overrides(options)
+    process = None
+    if options.model:
+        from backends.vllm.process import VllmProcess, free_port
+
+        port = options.vllm_port or free_port()
+        process = VllmProcess(
+            options.model, port=port, command=options.vllm_command.split(), extra_args=options.vllm_args
+        )
+        overrides["engines"] = [{"url": f"http://127.0.0.1:{port}", "name": "vllm"}]
+    else:
+        overrides["engines"] = [{"url": url} for url in options.engine]
+    return _run(None, overrides, process)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    return _run(options.config, _overrides(options), None)
+
+
+def _run(path: Path | None, overrides: dict[str, Any], process: VllmProcess | None) -> int:
+    import uvloop
+
+    from proxy.budgets import BudgetsFault
+    from proxy.config import ConfigError, load
+
+    def read() -> Config:
+        return load(path, os.environ, overrides)
+
+    try:
+        config = read()
+        return uvloop.run(_serve_until_told(config, read if path is not None else None, process))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    except (BudgetsFault, OSError) as error:
+        print(f"joulegate: {error}", file=sys.stderr)
+        return 1
+
+
+async def _serve_until_told(config: Config, read: Any, process: VllmProcess | None) -> int:
+    from proxy.app import App
+
+    if process is not None:
+        from backends.vllm.process import VllmFailed
+
+        try:
+            print(f"joulegate: starting {process}; this can take minutes", file=sys.stderr, flush=True)
+            await process.start()
+            await process.ready()
+        except (VllmFailed, asyncio.CancelledError) as failed:
+            await process.stop()
+            print(f"joulegate: {failed}", file=sys.stderr)
+            return 1
+    app = App(config, read, process)
+    listen = config.listen
+
+    def ready(port: int, control_port: int) -> None:
+        engines = ", ".join(str(engine.url) for engine in config.engines)
+        print(
+            f"joulegate: http://{listen.host}:{port} in front of {engines}"
+            f" (policy {config.policy.name}; control plane http://{listen.control_host}:{control_port})",
+            file=sys.stderr,
+            flush=True,
+        )
+        if not config.keys:
+            print("joulegate: no API keys configured, so it listens on loopback only", file=sys.stderr, flush=True)
+
+    return await app.run(ready)
+
+
+def _check_config(options: argparse.Namespace) -> int:
+    from proxy.config import check_config
+
+    return check_config(options.file)
+
+
+def _hash_key(options: argparse.Namespace) -> int:
+    from proxy.keys import generate, hash_key
+
+    if options.stdin:
+        print(f'sha256 = "{hash_key(sys.stdin.readline().strip())}"')
+        return 0
+    key, digest = generate()
+    print(f"# the key, shown once; give it to its user:\n# {key}")
+    print(f'[[keys]]\nname = "somebody"\nsha256 = "{digest}"')
+    return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from scheduler.eventlog import LogFault, replay
+
+    events = different = 0
+    try:
+        with options.file.open(encoding="utf-8") as file:
+            for line, event, actions, same in replay(file):
+                events += 1
+                if not same:
+                    different += 1
+                    print(f"line {line}: {type(event).__name__} led to other actions: {actions}")
+    except (OSError, LogFault) as error:
+        print(f"joulegate: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    print(f"{events} events replayed, {different} with other actions")
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

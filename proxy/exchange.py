@@ -1,0 +1,328 @@
+"""One call between its client and its engine: sends the request, relays the answer, and ends in exactly one outcome."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from proxy.call import Call, Outcome
+from proxy.errors import RequestFault, error_answer, error_object
+from proxy.http.relay import CHUNKED_END, AnswerHead, answer_head
+from proxy.jsonedit import edit_members
+from proxy.usage import EventReader, PlainReader
+from scheduler.events import CallFailed, CallFinished, ClientGone, FirstToken
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from backends.vllm.connection import EngineConnection
+    from proxy.admission import Admitted
+    from proxy.engines import Engine
+    from proxy.gateway import Gateway
+    from proxy.http.connection import ClientConnection
+    from proxy.http.request import Request
+
+_LOST = {
+    "engine_reset": "the engine closed the connection before its answer was complete",
+    "engine_protocol": "the engine sent something that is not an HTTP answer",
+}
+
+
+class Exchange:
+    """Created when a call has arrived; the scheduler's actions reach it as `dispatch`, `refuse` and `abort`."""
+
+    __slots__ = (
+        "_admitted",
+        "_engine",
+        "_gateway",
+        "_head",
+        "_held_bytes",
+        "_last_chunk_at",
+        "_opening",
+        "_paused_at",
+        "_reader",
+        "_take_out_usage",
+        "_trace_fields",
+        "_upstream",
+        "call",
+        "client",
+        "request",
+    )
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        client: ClientConnection,
+        request: Request,
+        call: Call,
+        admitted: Admitted,
+        trace_fields: bytes,
+    ) -> None:
+        self._gateway = gateway
+        self.client = client
+        self.request = request
+        self.call = call
+        self._admitted: Admitted | None = admitted
+        """What the engine is sent; kept until the answer begins, for a retry."""
+        self._trace_fields = trace_fields
+        self._held_bytes = len(request.body)
+        self._take_out_usage = admitted.take_out_usage
+        self._engine: Engine | None = None
+        self._upstream: EngineConnection | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._head: AnswerHead | None = None
+        self._reader: EventReader | PlainReader | None = None
+        self._last_chunk_at = 0.0
+        self._paused_at: float | None = None
+
+    # --- the scheduler's actions ---
+
+    def dispatch(self, engine: Engine, priority: int | None) -> None:
+        """Send the request to this engine, over an idle connection or a new one."""
+        call, admitted = self.call, self._admitted
+        assert admitted is not None
+        if priority is not None and admitted.takes_priority:
+            admitted.body = edit_members(admitted.body, ("priority",), {"priority": b"%d" % priority})
+        if call.dispatched_at is None:
+            call.dispatched_at = monotonic()
+        call.attempts += 1
+        call.engine = engine.name
+        self._engine = engine
+        connection = engine.pool.take() if call.attempts == 1 else None  # a retry never trusts an idle connection
+        if connection is not None:
+            self.opened(connection)
+        else:
+            self._opening = engine.pool.open(self)
+
+    def refuse(self, fault: RequestFault) -> None:
+        """Answer with an error instead of an engine's words."""
+        outcome = Outcome.REFUSED
+        if fault.reason in ("first_byte_timeout", "total_timeout"):
+            outcome = Outcome.TIMEOUT
+        elif self.call.attempts:
+            outcome = Outcome.ENGINE_LOST
+        self._write_error(fault)
+        self._end(outcome, fault.status, fault.reason)
+
+    def abort(self) -> None:
+        """Take the request back from the engine."""
+        if self._opening is not None:
+            self._opening.cancel()
+            self._opening = None
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.abort()
+
+    # --- the engine's side (backends.vllm: Opening, Answer) ---
+
+    def opened(self, connection: EngineConnection) -> None:
+        """A connection is there: write the request."""
+        self._opening = None
+        engine, admitted, method = self._engine, self._admitted, self.request.method
+        assert engine is not None and admitted is not None
+        self._upstream = connection
+        body = admitted.body
+        has_length = body or method in (b"POST", b"PUT", b"PATCH")
+        head = b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%b%b%b%b" % (
+            method,
+            engine.path_prefix,
+            admitted.target,
+            engine.pool.authority,
+            engine.own_fields,
+            admitted.fields,
+            self._trace_fields,
+            b"content-length: %d\r\n\r\n" % len(body) if has_length else b"\r\n",
+        )
+        self.call.sent_at = monotonic()
+        connection.send(self, head, body, no_body=method == b"HEAD")
+        if self.client.write_paused:  # an earlier answer on this connection is not read yet
+            self.pause()
+
+    def open_failed(self, reason: str, detail: str) -> None:
+        """No connection: another engine may be tried."""
+        self._opening = None
+        self._attempt_failed(reason, detail)
+
+    def received(self, connection: EngineConnection, body: bytes, ended: bool) -> None:
+        """Some of the answer: relayed in one write."""
+        call = self.call
+        now = monotonic()
+        head = self._head
+        if head is None:
+            head = self._begin_answer(connection, now, ended)
+            out = head.data
+        else:
+            out = b""
+            if call.stream and body:
+                self._gateway.metrics.itl.observe(now - self._last_chunk_at)
+        self._last_chunk_at = now
+        if body:
+            call.response_chunks += 1
+            call.response_bytes += len(body)
+        reader = self._reader
+        if reader is not None:
+            body = reader.feed(body)
+            if ended:
+                body += reader.end()
+        if head.chunked:
+            if body:
+                out += b"%x\r\n%b\r\n" % (len(body), body)
+            if ended:
+                out += CHUNKED_END
+        else:
+            out += body
+        if out:
+            self.client.write(out)
+        if ended:
+            self._upstream = None
+            self._answer_complete(head)
+
+    def lost(self, reason: str, detail: str) -> None:
+        """The engine's connection ended before the answer did."""
+        self._upstream = None
+        self._attempt_failed(reason, detail)
+
+    # --- the client's side (proxy.http: Exchange) ---
+
+    def client_gone(self) -> None:
+        """Nobody waits for the answer any more: free the engine's slot now."""
+        call = self.call
+        self._read_usage()
+        self._gateway.tell(ClientGone(call.id))  # the scheduler has what runs aborted
+        self._end(Outcome.CLIENT_GONE, call.status, "client_gone")
+
+    def pause(self) -> None:
+        """The client is slow: stop reading the answer, so that the engine's side fills up and not our memory."""
+        self._paused_at = monotonic()
+        if self._upstream is not None:
+            self._upstream.pause()
+
+    def resume(self) -> None:
+        """The client has caught up."""
+        self._paused_at = None
+        self._last_chunk_at = monotonic()
+        if self._upstream is not None:
+            self._upstream.resume()
+
+    # --- time ---
+
+    def check_time(self, now: float) -> None:
+        """Called a few times a second: end the call if one of its times is up."""
+        call, timeouts = self.call, self._gateway.timeouts
+        if call.sent_at is None or self._engine is None:
+            return
+        if now - call.arrived_at > timeouts.total_seconds:
+            self._time_up("total_timeout", f"the call took over {timeouts.total_seconds:g} s (timeouts.total_seconds)")
+        elif self._paused_at is not None:
+            if now - self._paused_at > timeouts.idle_seconds:
+                self._time_up("client_stalled", "the client stopped reading its answer (timeouts.idle_seconds)")
+        elif self._head is None:
+            if self._upstream is not None and now - call.sent_at > timeouts.first_byte_seconds:
+                message = f"no answer within {timeouts.first_byte_seconds:g} s (timeouts.first_byte_seconds)"
+                self._time_up("first_byte_timeout", message)
+        elif now - self._last_chunk_at > timeouts.idle_seconds:
+            message = f"the engine sent nothing for {timeouts.idle_seconds:g} s (timeouts.idle_seconds)"
+            self._time_up("idle_timeout", message)
+
+    def _time_up(self, reason: str, message: str) -> None:
+        self.abort()
+        self._fail(Outcome.TIMEOUT, RequestFault(504, reason, message), engine_fault=False)
+
+    # --- inside ---
+
+    def _begin_answer(self, connection: EngineConnection, now: float, ended: bool) -> AnswerHead:
+        """The engine has begun to answer: there will be no retry."""
+        gateway, call = self._gateway, self.call
+        call.first_byte_at = now
+        call.status = connection.status
+        engine = self._engine
+        assert engine is not None
+        head = answer_head(
+            connection, self.request, gateway.own_answer_headers(call, engine), b"x-request-id: %b\r\n" % call.request_id.encode("latin-1")
+        )
+        self._head = head
+        kind = head.content_type
+        call.stream = kind.startswith(b"text/event-stream")
+        if head.encoded:
+            self._reader = None  # compressed: passed on, not looked into
+        elif call.stream and head.chunked:
+            self._reader = EventReader(take_out=self._take_out_usage)
+        elif kind.startswith(b"application/json"):
+            self._reader = PlainReader()
+        self._admitted = None
+        self._release()
+        if not ended:  # else the call's end says as much
+            gateway.tell(FirstToken(call.id))
+        return head
+
+    def _answer_complete(self, head: AnswerHead) -> None:
+        call = self.call
+        assert call.status is not None
+        self._read_usage(done=True)
+        if call.status < 400:
+            self._end(Outcome.OK, call.status, None)
+        elif call.status < 500:
+            self._end(Outcome.ENGINE_4XX, call.status, "engine_4xx")
+        else:
+            self._end(Outcome.ENGINE_5XX, call.status, "engine_5xx")
+        self._gateway.tell(CallFinished(call.id, call.prompt_tokens, call.cached_tokens, call.output_tokens))
+        self.client.answered(keep_alive=head.keep_alive)
+
+    def _read_usage(self, *, done: bool = False) -> None:
+        reader, call = self._reader, self.call
+        if reader is None:
+            return
+        if not done:
+            reader.end()
+        usage = reader.usage
+        call.prompt_tokens, call.cached_tokens = usage.prompt_tokens, usage.cached_tokens
+        call.output_tokens = usage.output_tokens
+
+    def _attempt_failed(self, reason: str, detail: str) -> None:
+        """The engine's connection failed: before an answer the scheduler may try again, after it the client is told."""
+        call = self.call
+        self._gateway.engine_failed(call, reason, detail)
+        if self._head is None and reason != "engine_protocol":
+            self._gateway.tell(CallFailed(call.id, reason, retryable=True, engine_fault=True))
+        else:
+            self._fail(Outcome.ENGINE_LOST, RequestFault(502, reason, _LOST[reason]), engine_fault=True)
+
+    def _fail(self, outcome: Outcome, fault: RequestFault, *, engine_fault: bool) -> None:
+        """The call cannot be completed. After a 200 the fault is an event of the stream, never a false end."""
+        call, client = self.call, self.client
+        self._read_usage()
+        if self._head is None:
+            self._write_error(fault)
+        elif call.stream and self._head.chunked and fault.reason != "client_stalled":
+            event = b"data: " + error_object(fault.status, fault.reason, fault.message) + b"\n\n"
+            client.write(b"%x\r\n%b\r\n%b" % (len(event), event, CHUNKED_END))
+            client.exchange = None
+            client.close()
+        else:
+            client.exchange = None
+            client.abort()  # a body cut short must not look complete
+        self._end(outcome, call.status or fault.status, fault.reason)
+        self._gateway.tell(CallFailed(call.id, fault.reason, retryable=False, engine_fault=engine_fault))
+
+    def _write_error(self, fault: RequestFault) -> None:
+        """An error answer of our own."""
+        call, request, client = self.call, self.request, self.client
+        keep_alive = request.keep_alive and not fault.close and not self._gateway.server.draining
+        extra = self._gateway.error_headers(call)
+        client.write(error_answer(fault, extra, close=not keep_alive, head_only=request.method == b"HEAD"))
+        self._release()
+        client.answered(keep_alive=keep_alive)
+
+    def _release(self) -> None:
+        held, self._held_bytes = self._held_bytes, 0
+        if held:
+            self._gateway.server.release_bytes(held)
+        self.request.body = b""
+
+    def _end(self, outcome: Outcome, status: int | None, reason: str | None) -> None:
+        call = self.call
+        call.outcome, call.status, call.reason = outcome, status, reason
+        call.finished_at = monotonic()
+        self._release()
+        self._gateway.ended(self)
+

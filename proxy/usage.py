@@ -1,0 +1,144 @@
+"""How many tokens did a call use? Read from the engine's own words while they pass; and taken out of a stream where the
+client did not ask for them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+
+EVENT_BYTES_MAX = 1 << 20
+"""An event may be so long before it is passed on in parts (and no longer looked into)."""
+TAIL_BYTES = 4096
+"""A usage object is found even when reads cut it in two, if it is shorter than this."""
+
+# A usage object has at most one level of objects inside. Inside JSON strings a quote is escaped, so text that a model
+# writes can never look like `"usage":`.
+_USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+_NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+_BLANK_LINE = re.compile(rb"\r?\n\r?\n")
+
+
+class Usage:
+    """What was read so far; None = the engine did not say."""
+
+    __slots__ = ("cached_tokens", "output_tokens", "prompt_tokens")
+
+    def __init__(self) -> None:
+        self.prompt_tokens: int | None = None
+        self.cached_tokens: int | None = None
+        self.output_tokens: int | None = None
+
+    def read(self, data: bytes) -> None:
+        """Take over every usage object in these bytes; a later figure replaces an earlier one."""
+        for match in _USAGE.finditer(data):
+            self.take(match[1])
+
+    def take(self, data: bytes) -> None:
+        """Take over one usage object: OpenAI's chat and completions names, its Responses names, or Anthropic's (whose
+        input excludes the cache)."""
+        try:
+            usage: dict[str, Any] = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            return  # not JSON after all: the engine's business, and its bytes are passed on as they are
+        prompt = usage.get("prompt_tokens")
+        if type(prompt) is int:
+            self.prompt_tokens = prompt
+        elif type(prompt := usage.get("input_tokens")) is int:
+            cached = usage.get("cache_read_input_tokens")
+            if type(cached) is int:
+                self.cached_tokens = cached
+                prompt += cached + (usage.get("cache_creation_input_tokens") or 0)
+            self.prompt_tokens = prompt
+        output = usage.get("completion_tokens", usage.get("output_tokens"))
+        if type(output) is int:
+            self.output_tokens = output
+        elif prompt is not None and "total_tokens" in usage and output is None:
+            self.output_tokens = 0  # embeddings, scores: vLLM counts a prompt and nothing else
+        details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+        if isinstance(details, dict) and type(details.get("cached_tokens")) is int:
+            self.cached_tokens = details["cached_tokens"]
+
+
+class PlainReader:
+    """Looks for the usage in an answer that is one JSON document; its bytes pass unchanged."""
+
+    __slots__ = ("_tail", "usage")
+
+    def __init__(self) -> None:
+        self.usage = Usage()
+        self._tail = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Look at some bytes; returns what the client gets of them."""
+        window = self._tail + data if self._tail else data
+        # The last one is the answer's own; searching from the end is cheap, and matching only there cheaper still.
+        at = window.rfind(b'"usage"')
+        if at >= 0 and (match := _USAGE.match(window, at)) is not None:
+            self.usage.take(match[1])
+        self._tail = window[-TAIL_BYTES:]
+        return data
+
+    def end(self) -> bytes:
+        """What is still to be passed on at the end."""
+        return b""
+
+
+class EventReader:
+    """Passes a stream of server-sent events on, whole events at a time, and keeps its usage.
+
+    Only whole events, so that an error event can follow at any time, and no character is cut in two. `take_out`: the
+    client did not ask for usage; the event that carries it and no choices is not passed on.
+    """
+
+    __slots__ = ("_first", "_last", "_partial", "take_out", "usage")
+
+    def __init__(self, *, take_out: bool) -> None:
+        self.usage = Usage()
+        self.take_out = take_out
+        self._partial = b""
+        self._first = b""
+        self._last = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Look at some bytes; returns what the client gets now."""
+        if self._partial:
+            data = self._partial + data
+            self._partial = b""
+        if not data.endswith((b"\n\n", b"\n\r\n")):
+            cut = max(data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3)
+            cut = cut if cut > 2 else 0
+            if len(data) - cut > EVENT_BYTES_MAX:
+                return data
+            self._partial = data[cut:]
+            data = data[:cut]
+        if b'"usage"' in data:
+            return self._look(data)
+        return data
+
+    def end(self) -> bytes:
+        """The last event, if the engine left out the blank line behind it; and reads the usage."""
+        for data in (self._first, self._last):  # Anthropic's stream says the input first and the output last
+            self.usage.read(data)
+        rest, self._partial = self._partial, b""
+        return rest
+
+    def _look(self, data: bytes) -> bytes:
+        if self.take_out:
+            kept, start = [], 0
+            for end in [match.end() for match in _BLANK_LINE.finditer(data)]:
+                event = data[start:end]
+                start = end
+                if b'"usage"' in event and _USAGE.search(event):
+                    self._last = event
+                    if _NO_CHOICES.search(event):
+                        continue
+                kept.append(event)
+            return b"".join(kept)
+        # With continuous usage every event has one: only the first and the last are read, at the end.
+        if not self._first:
+            self._first = data
+        else:
+            self._last = data
+        return data

@@ -1,0 +1,1 @@
+"""The mind: workflow graph, policies, ledger. Events in, actions out; no I/O, no clock, no threads."""

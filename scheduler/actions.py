@@ -1,0 +1,39 @@
+"""What the scheduler wants done: its only output."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Dispatch(NamedTuple):
+    """Send the call to the engine now. `priority` (lower runs first) is told to vLLM; None = say nothing."""
+
+    call_id: str
+    engine: str
+    priority: int | None = None
+
+
+class Reject(NamedTuple):
+    """Answer the call with an error. `reason` is the machine-readable word, `message` says the way out."""
+
+    call_id: str
+    status: int
+    reason: str
+    message: str
+    retry_after_seconds: float | None = None
+
+
+class Abort(NamedTuple):
+    """Close the call's connection to its engine, which frees the engine's slot."""
+
+    call_id: str
+    engine: str
+
+
+class WakeAt(NamedTuple):
+    """Send a `Tick` at this time, in the seconds of the events' clock. A later WakeAt does not cancel an earlier one."""
+
+    at: float
+
+
+Action = Dispatch | Reject | Abort | WakeAt

@@ -1,0 +1,345 @@
+"""The mind: events in, actions out. Pure and synchronous; the same object runs live and in virtual time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from scheduler.actions import Abort, Action, Dispatch, Reject, WakeAt
+from scheduler.breaker import Breaker, BreakerRule
+from scheduler.energy.ledger import TokenLedger
+from scheduler.events import (
+    BudgetsRestored,
+    CallArrived,
+    CallFailed,
+    CallFinished,
+    ClientGone,
+    Draining,
+    EngineLoad,
+    EnginesChanged,
+    EngineStatus,
+    FirstToken,
+    LimitsChanged,
+    PolicyChanged,
+    QuotasChanged,
+    Tick,
+)
+from scheduler.policies import make_policy
+from scheduler.quotas import Quotas
+from scheduler.state import CallState, EngineState, ReadyCalls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from scheduler.events import EngineSpec, Event, KeyQuota
+
+ATTEMPTS_MAX = 2
+"""A call is sent once, and once more after a fault that the engine cannot have acted on."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Everything a scheduler starts from; written at the head of an event log."""
+
+    engines: tuple[EngineSpec, ...]
+    policy: str = "passthrough"
+    policy_options: tuple[tuple[str, object], ...] = ()
+    quotas: tuple[KeyQuota, ...] = ()
+    queue_calls: int = 4096
+    queue_seconds: float = 600.0
+    workflows: int = 10_000
+    breaker: BreakerRule = field(default_factory=BreakerRule)
+
+
+class Scheduler:
+    """One gateway's scheduler. `now` is in seconds of any clock that never goes back; each call uses the same one."""
+
+    def __init__(self, config: SchedulerConfig, now: float) -> None:
+        self.config = config
+        self.queue_calls = config.queue_calls
+        self.queue_seconds = config.queue_seconds
+        self.policy = make_policy(config.policy, dict(config.policy_options))
+        self.quotas = Quotas(config.quotas, now)
+        self.ledger = TokenLedger(config.workflows)
+        self.engines: dict[str, EngineState] = {}
+        self.calls: dict[str, CallState] = {}
+        self.ready = ReadyCalls()
+        self.draining = False
+        self._sequence = 0
+        self._wake_at: float | None = None
+        self._set_engines(config.engines)
+        self._handlers: dict[type, Callable[[Event, float, list[Action]], None]] = {
+            CallArrived: self._call_arrived,
+            FirstToken: self._first_token,
+            CallFinished: self._call_finished,
+            CallFailed: self._call_failed,
+            ClientGone: self._client_gone,
+            EngineStatus: self._engine_status,
+            EngineLoad: self._engine_load,
+            EnginesChanged: self._engines_changed,
+            QuotasChanged: self._quotas_changed,
+            BudgetsRestored: self._budgets_restored,
+            LimitsChanged: self._limits_changed,
+            PolicyChanged: self._policy_changed,
+            Draining: self._drain,
+            Tick: self._tick,
+        }  # type: ignore[dict-item]  # each handler takes its own event; the key says which
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take one event in; return what is to be done, in this order."""
+        actions: list[Action] = []
+        self._handlers[type(event)](event, now, actions)
+        if self.ready.count:
+            self._run_ready(now, actions)
+        return actions
+
+    # --- a call's life ---
+
+    def _call_arrived(self, event: CallArrived, now: float, actions: list[Action]) -> None:
+        call_id = event.call_id
+        if call_id in self.calls:
+            raise ValueError(f"call {call_id!r} arrived twice")
+        if (refusal := self._refusal(event)) is not None:
+            actions.append(refusal)
+            return
+        tokens = 0
+        if (use := self.quotas.by_key.get(event.key)) is not None:
+            tokens = event.prompt_tokens_estimate + (event.max_output_tokens or 0)
+            if (refused := use.admit(tokens, now)) is not None:
+                actions.append(Reject(call_id, 429, *refused))
+                return
+        self._sequence += 1
+        call = CallState(event, now, self._sequence, reserved_tokens=tokens)
+        self.calls[call_id] = call
+        self.ready.add(call)
+
+    def _refusal(self, event: CallArrived) -> Reject | None:
+        """Why no call of this kind can be taken now, whoever sends it."""
+        call_id, model = event.call_id, event.model
+        if self.draining:
+            return Reject(call_id, 503, "draining", "the gateway is shutting down; try another instance", 1.0)
+        known = usable = False
+        for engine in self.engines.values():
+            if not engine.removed and engine.serves(model):
+                known = True
+                if engine.breaker.state != "open":
+                    usable = True
+                    break
+        if not known:
+            models = sorted({name for engine in self.engines.values() for name in engine.models or ()})
+            return Reject(
+                call_id, 404, "unknown_model", f"The model `{model}` does not exist; there are: {', '.join(models)}"
+            )
+        if not usable:
+            return self._no_engine(call_id)
+        if self.ready.count >= self.queue_calls:
+            message = f"{self.ready.count} calls are waiting already (limits.queue_calls); try again later"
+            return Reject(call_id, 503, "queue_full", message, 1.0)
+        return None
+
+    def _no_engine(self, call_id: str) -> Reject:
+        retry = self.config.breaker.open_seconds
+        return Reject(call_id, 503, "no_engine", "no engine is up for this model; see /ready of the control port", retry)
+
+    def _first_token(self, event: FirstToken, now: float, actions: list[Action]) -> None:
+        call = self.calls.get(event.call_id)
+        if call is not None and call.engine is not None:
+            call.answering = True
+            self.engines[call.engine].breaker.succeeded()
+
+    def _call_finished(self, event: CallFinished, now: float, actions: list[Action]) -> None:
+        call = self.calls.get(event.call_id)
+        if call is None or call.engine is None:
+            return
+        arrived = call.arrived
+        engine = call.engine
+        self.engines[engine].breaker.succeeded()
+        self.ledger.book(engine, arrived.key, arrived.workflow_id, event, now)
+        used = (event.prompt_tokens or 0) + (event.output_tokens or 0)
+        self._forget(call, used if event.prompt_tokens is not None else call.reserved_tokens)
+
+    def _call_failed(self, event: CallFailed, now: float, actions: list[Action]) -> None:
+        call = self.calls.get(event.call_id)
+        if call is None or call.engine is None:
+            return
+        engine = self.engines[call.engine]
+        if event.engine_fault:
+            engine.breaker.failed(now)
+        else:
+            engine.breaker.trial_ended()
+        if not event.retryable or call.answering:
+            self._forget(call, call.reserved_tokens)
+            return
+        if call.attempts >= ATTEMPTS_MAX:
+            message = f"the engine could not be reached or closed the connection ({event.reason}), twice"
+            actions.append(Reject(event.call_id, 502, event.reason, message, 1.0))
+            self._forget(call, 0)
+            return
+        self._leave_engine(call)
+        call.avoid = engine.name
+        self.ready.add(call, front=True)
+
+    def _client_gone(self, event: ClientGone, now: float, actions: list[Action]) -> None:
+        call = self.calls.get(event.call_id)
+        if call is None:
+            return
+        if call.engine is not None:
+            self.engines[call.engine].breaker.trial_ended()
+            actions.append(Abort(event.call_id, call.engine))
+        self._forget(call, call.reserved_tokens if call.answering else 0)
+
+    # --- engines and configuration ---
+
+    def _engine_status(self, event: EngineStatus, now: float, actions: list[Action]) -> None:
+        engine = self.engines.get(event.engine)
+        if engine is None:
+            return
+        engine.breaker.probed(event.healthy, now)
+        if event.models is not None:
+            engine.models = frozenset(event.models)
+
+    def _engine_load(self, event: EngineLoad, now: float, actions: list[Action]) -> None:
+        if (engine := self.engines.get(event.engine)) is not None:
+            engine.load = event
+
+    def _set_engines(self, specs: Sequence[EngineSpec]) -> None:
+        wanted = {spec.name for spec in specs}
+        for engine in list(self.engines.values()):
+            if engine.name not in wanted:
+                engine.removed = True
+                if engine.in_flight == 0:
+                    del self.engines[engine.name]
+        for spec in sorted(specs, key=lambda spec: spec.name):
+            if (known := self.engines.get(spec.name)) is not None:
+                known.max_in_flight, known.removed = spec.max_in_flight, False
+            else:
+                self.engines[spec.name] = EngineState(spec.name, spec.max_in_flight, Breaker(self.config.breaker))
+
+    def _engines_changed(self, event: EnginesChanged, now: float, actions: list[Action]) -> None:
+        self._set_engines(event.engines)
+
+    def _quotas_changed(self, event: QuotasChanged, now: float, actions: list[Action]) -> None:
+        self.quotas.change(event.quotas, now)
+        for call in self.calls.values():  # a key may have got its first quota while calls of it are under way
+            if (use := self.quotas.by_key.get(call.arrived.key)) is not None:
+                use.running += 1
+
+    def _budgets_restored(self, event: BudgetsRestored, now: float, actions: list[Action]) -> None:
+        self.quotas.restore(event.budgets, now)
+
+    def _limits_changed(self, event: LimitsChanged, now: float, actions: list[Action]) -> None:
+        self.queue_calls, self.queue_seconds = event.queue_calls, event.queue_seconds
+        self.ledger.max_workflows = event.workflows
+        self.ledger.shrink()
+
+    def _policy_changed(self, event: PolicyChanged, now: float, actions: list[Action]) -> None:
+        self.policy = make_policy(event.name, dict(event.options))
+
+    def _drain(self, event: Draining, now: float, actions: list[Action]) -> None:
+        self.draining = True
+        for call in list(self.ready):
+            self._reject_held(call, 503, "draining", "the gateway is shutting down; try another instance", 1.0, actions)
+
+    def _tick(self, event: Tick, now: float, actions: list[Action]) -> None:
+        if self._wake_at is not None and now >= self._wake_at:
+            self._wake_at = None
+
+    # --- the shared steps ---
+
+    def _run_ready(self, now: float, actions: list[Action]) -> None:
+        """Carry out the policy's choices until it has none; refuse what cannot run any more."""
+        engines = list(self.engines.values())
+        again_at: float | None = None
+        while self.ready.count:
+            choice = self.policy.next(self.ready, engines, now)
+            if choice is None:
+                break
+            if isinstance(choice, float):
+                again_at = choice
+                break
+            call, engine, priority = choice
+            self.ready.remove(call)
+            call.engine = engine.name
+            call.attempts += 1
+            engine.in_flight += 1
+            engine.breaker.sent()
+            actions.append(Dispatch(call.arrived.call_id, engine.name, priority))
+        if self.ready.count:
+            self._refuse_hopeless(now, actions)
+        if self.ready.count:
+            oldest_at = min(call.arrived_at for call in self.ready.heads())
+            wake_at = oldest_at + self.queue_seconds
+            if again_at is not None and again_at < wake_at:
+                wake_at = again_at
+            if self._wake_at is None or wake_at < self._wake_at:
+                self._wake_at = wake_at
+                actions.append(WakeAt(wake_at))
+
+    def _refuse_hopeless(self, now: float, actions: list[Action]) -> None:
+        """Held calls whose model no engine serves any more, whose engines are all down, or whose time is up."""
+        for head in list(self.ready.heads()):
+            model = head.arrived.model
+            fit = [engine for engine in self.engines.values() if not engine.removed and engine.serves(model)]
+            hopeless = all(engine.breaker.state == "open" for engine in fit)
+            while (group := self.ready.by_model.get(model)) is not None:
+                call = next(iter(group.values()))
+                if hopeless:
+                    actions.append(self._no_engine(call.arrived.call_id))
+                    self._forget(call, 0)
+                elif now >= call.arrived_at + self.queue_seconds:
+                    message = f"the call waited {self.queue_seconds:g} s for its turn (timeouts.queue_seconds)"
+                    self._reject_held(call, 503, "queue_timeout", message, 1.0, actions)
+                else:
+                    break  # the rest of this model's calls came later
+
+    def _reject_held(
+        self, call: CallState, status: int, reason: str, message: str, retry: float, actions: list[Action]
+    ) -> None:
+        actions.append(Reject(call.arrived.call_id, status, reason, message, retry))
+        self._forget(call, 0)
+
+    def _leave_engine(self, call: CallState) -> None:
+        assert call.engine is not None
+        engine = self.engines[call.engine]
+        engine.in_flight -= 1
+        call.engine = None
+        if engine.removed and engine.in_flight == 0:
+            del self.engines[engine.name]
+
+    def _forget(self, call: CallState, used_tokens: int) -> None:
+        """The call is over, wherever it stands: free its place and settle its key's account."""
+        call_id = call.arrived.call_id
+        if call.engine is not None:
+            self._leave_engine(call)
+        else:
+            self.ready.remove(call)
+        del self.calls[call_id]
+        if (use := self.quotas.by_key.get(call.arrived.key)) is not None:
+            use.settle(call.reserved_tokens, used_tokens)
+
+    def validate(self) -> None:
+        """Check every invariant. AssertionError names the one that does not hold."""
+        in_flight = dict.fromkeys(self.engines, 0)
+        running = dict.fromkeys(self.quotas.by_key, 0)
+        held = 0
+        for call_id, call in self.calls.items():
+            assert call.arrived.call_id == call_id
+            assert 0 <= call.attempts <= ATTEMPTS_MAX
+            if call.engine is None:
+                held += 1
+                assert call_id in self.ready.by_model[call.arrived.model], f"{call_id} is nowhere"
+                assert not call.answering
+            else:
+                in_flight[call.engine] += 1
+            if call.arrived.key in running:
+                running[call.arrived.key] += 1
+        assert held == self.ready.count == sum(len(group) for group in self.ready.by_model.values())
+        assert all(self.ready.by_model.values()), "an empty group was left behind"
+        for engine in self.engines.values():
+            assert engine.in_flight == in_flight[engine.name], f"{engine.name} counts {engine.in_flight} in flight"
+            assert not (engine.removed and engine.in_flight == 0), f"{engine.name} should be forgotten"
+        for name, use in self.quotas.by_key.items():
+            assert use.running == running[name] >= 0, f"key {name} counts {use.running} running"
+            assert use.budget_used_tokens >= 0
+        assert not (self.draining and self.ready.count), "held while draining"
+        self.ledger.validate()

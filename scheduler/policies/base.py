@@ -1,0 +1,74 @@
+"""What a policy is: given the held calls and the engines, which call runs next, where, and when to look again."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from scheduler.state import CallState, EngineState, ReadyCalls
+
+
+class Choice(NamedTuple):
+    """Run this call on this engine now. `priority` as vLLM means it: lower runs first, None = say nothing."""
+
+    call: CallState
+    engine: EngineState
+    priority: int | None = None
+
+
+class Policy(ABC):
+    """A policy decides one call at a time: the core carries a choice out and asks again until there is none.
+
+    It sees the state and changes nothing; it has no clock and no randomness, so that a log of events replays.
+    """
+
+    name: ClassVar[str]
+    options: ClassVar[Mapping[str, str]] = {}
+    """The option names it takes and what each means; all are positive whole numbers so far."""
+
+    @abstractmethod
+    def __init__(self, options: Mapping[str, object]) -> None: ...
+
+    @abstractmethod
+    def next(self, ready: ReadyCalls, engines: Sequence[EngineState], now: float) -> Choice | float | None:
+        """The next call to run; or a time at which to look again; or None: nothing until something happens."""
+
+    @classmethod
+    def options_errors(cls, options: Mapping[str, object]) -> list[tuple[str, str]]:
+        """(option, what is wrong with it and the way out) for each bad option."""
+        errors = []
+        for option, value in options.items():
+            if option not in cls.options:
+                near = get_close_matches(option, cls.options, n=1)
+                hint = f'; did you mean "{near[0]}"?' if near else f"; {cls.name} takes {sorted(cls.options) or 'none'}"
+                errors.append((option, f"unknown option{hint}"))
+            elif type(value) is not int or value < 1:
+                errors.append((option, f"must be a whole number from 1 on, not {value!r}"))
+        return errors
+
+
+def with_room(engines: Sequence[EngineState], now: float, limit: int) -> list[EngineState]:
+    """The engines that may be sent a call now and have fewer than `limit` in flight."""
+    room = []
+    for engine in engines:  # (plain loops here and below: this runs for every call)
+        if engine.in_flight < limit and engine.has_room(now):
+            room.append(engine)
+    return room
+
+
+def oldest_that_fits(ready: ReadyCalls, room: Sequence[EngineState]) -> CallState | None:
+    """The call that has waited longest among those whose model one of these engines serves."""
+    oldest: CallState | None = None
+    for group in ready.by_model.values():
+        call = next(iter(group.values()))
+        if oldest is None or call.sequence < oldest.sequence:
+            model = call.arrived.model
+            for engine in room:
+                if engine.serves(model):
+                    oldest = call
+                    break
+    return oldest

@@ -1,0 +1,40 @@
+"""`passthrough`: everything at once, round robin. Stock vLLM behind a proxy; the baseline of every comparison."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from scheduler.policies.base import Choice, Policy, oldest_that_fits, with_room
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from scheduler.state import EngineState, ReadyCalls
+
+
+class Passthrough(Policy):
+    """No limit but the engine's own `max_in_flight`, which guards sockets and memory."""
+
+    name = "passthrough"
+
+    def __init__(self, options: Mapping[str, object]) -> None:
+        self._last_engine = ""
+
+    def next(self, ready: ReadyCalls, engines: Sequence[EngineState], now: float) -> Choice | None:
+        """The oldest call, on the next engine after the one used last, in the order of their names."""
+        room = with_room(engines, now, sys.maxsize)
+        if not room or (call := oldest_that_fits(ready, room)) is None:
+            return None
+        if len(room) == 1:
+            return Choice(call, room[0])
+        model = call.arrived.model
+        fit = [engine for engine in room if engine.serves(model)]
+        if len(fit) > 1:
+            # after the last one first, then around: True sorts behind False
+            fit = sorted(
+                (engine for engine in fit if engine.name != call.avoid),
+                key=lambda engine: (engine.name <= self._last_engine, engine.name),
+            )
+        self._last_engine = fit[0].name
+        return Choice(call, fit[0])

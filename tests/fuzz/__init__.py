@@ -1,0 +1,1 @@
+"""The request path under input that nobody meant."""

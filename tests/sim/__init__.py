@@ -1,0 +1,1 @@
+"""The scheduler under seeded traffic in virtual time."""

@@ -1,0 +1,1 @@
+"""Unmodified clients through the gateway to a real vLLM on the CPU."""
