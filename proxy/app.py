@@ -230,9 +230,7 @@ class App:
         wanted = {engine.name: engine for engine in config.engines}
         timing = old.timeouts != config.timeouts or old.health != config.health
         leaving = {
-            name: engine
-            for name, engine in gateway.engines.items()
-            if wanted.get(name) != engine.config or timing
+            name: engine for name, engine in gateway.engines.items() if wanted.get(name) != engine.config or timing
         }
         for name in leaving:
             self._watches.pop(name).stop()
@@ -274,6 +272,10 @@ class App:
                 "buffered_bytes": gateway.server.buffered_bytes,
             },
         }
+
+    def metrics_text(self) -> str:
+        """The metrics as Prometheus text."""
+        return self.metrics.text()
 
     def _gauges(self) -> GaugeSnapshot:
         gateway = self.gateway

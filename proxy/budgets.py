@@ -39,7 +39,9 @@ def load(directory: Path) -> BudgetsRestored | None:
     try:
         saved = orjson.loads(path.read_bytes())
         passed = max(0.0, time.time() - saved["saved_unix_seconds"])
-        return BudgetsRestored(tuple((str(key), int(used), float(ends) - passed) for key, used, ends in saved["budgets"]))
+        return BudgetsRestored(
+            tuple((str(key), int(used), float(ends) - passed) for key, used, ends in saved["budgets"])
+        )
     except FileNotFoundError:
         return None
     except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:

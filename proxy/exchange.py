@@ -238,7 +238,10 @@ class Exchange:
         engine = self._engine
         assert engine is not None
         head = answer_head(
-            connection, self.request, gateway.own_answer_headers(call, engine), b"x-request-id: %b\r\n" % call.request_id.encode("latin-1")
+            connection,
+            self.request,
+            gateway.own_answer_headers(call, engine),
+            b"x-request-id: %b\r\n" % call.request_id.encode("latin-1"),
         )
         self._head = head
         kind = head.content_type
@@ -325,4 +328,3 @@ class Exchange:
         call.finished_at = monotonic()
         self._release()
         self._gateway.ended(self)
-

@@ -267,5 +267,3 @@ class Gateway:
         for exchange in list(self.exchanges.values()):
             exchange.check_time(now)
         self._sweep = self._loop.call_later(SWEEP_SECONDS, self._sweep_now)
-
-

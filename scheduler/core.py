@@ -139,7 +139,9 @@ class Scheduler:
 
     def _no_engine(self, call_id: str) -> Reject:
         retry = self.config.breaker.open_seconds
-        return Reject(call_id, 503, "no_engine", "no engine is up for this model; see /ready of the control port", retry)
+        return Reject(
+            call_id, 503, "no_engine", "no engine is up for this model; see /ready of the control port", retry
+        )
 
     def _first_token(self, event: FirstToken, now: float, actions: list[Action]) -> None:
         call = self.calls.get(event.call_id)

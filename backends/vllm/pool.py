@@ -28,7 +28,9 @@ class EnginePool:
     that the engine closes just as it is reused costs that call its one retry.
     """
 
-    def __init__(self, url: str, *, connect_seconds: float, idle_seconds: float, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, url: str, *, connect_seconds: float, idle_seconds: float, tls: ssl.SSLContext | None = None
+    ) -> None:
         parts = urlsplit(url)
         self.host = parts.hostname or ""
         self.tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None

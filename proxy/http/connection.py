@@ -169,7 +169,9 @@ class ClientConnection(asyncio.Protocol):
         assert parser is not None
         limits = server.limits
         if len(request.headers) > limits.header_count:
-            message = f"{len(request.headers)} headers are over the limit of {limits.header_count} (limits.header_count)"
+            message = (
+                f"{len(request.headers)} headers are over the limit of {limits.header_count} (limits.header_count)"
+            )
             raise RequestFault(431, "too_many_headers", message, close=True)
         if self._head_bytes > limits.header_bytes and request.head_bytes() > limits.header_bytes:
             raise self._head_too_large()
@@ -285,7 +287,9 @@ class ClientConnection(asyncio.Protocol):
 
     def _head_too_large(self) -> RequestFault:
         limit = self.server.limits.header_bytes
-        return RequestFault(431, "headers_too_large", f"the headers are over {limit} bytes (limits.header_bytes)", close=True)
+        return RequestFault(
+            431, "headers_too_large", f"the headers are over {limit} bytes (limits.header_bytes)", close=True
+        )
 
     def _refuse(self, fault: RequestFault) -> None:
         """The request being read is refused, and the rest of the connection with it."""

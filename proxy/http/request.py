@@ -12,7 +12,18 @@ _ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect", 
 class Request:
     """`headers`: (lowercase name, name, value) as sent, in order; `fields` by lowercase name, the last of equal names."""
 
-    __slots__ = ("body", "fault", "fields", "headers", "http_1_0", "keep_alive", "key_name", "method", "read_at", "target")
+    __slots__ = (
+        "body",
+        "fault",
+        "fields",
+        "headers",
+        "http_1_0",
+        "keep_alive",
+        "key_name",
+        "method",
+        "read_at",
+        "target",
+    )
 
     def __init__(self) -> None:
         self.target = b""

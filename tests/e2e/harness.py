@@ -69,7 +69,9 @@ class EngineRequest:
         self.writer.write(data)
         await self.writer.drain()
 
-    async def answer(self, body: bytes, *, status: str = "200 OK", headers: str = "", kind: str = "application/json") -> None:
+    async def answer(
+        self, body: bytes, *, status: str = "200 OK", headers: str = "", kind: str = "application/json"
+    ) -> None:
         """A plain answer."""
         await self.send(
             f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n{headers}\r\n".encode() + body
@@ -201,11 +203,14 @@ class RunningGateway:
         self.app = app
         self.port = port
         self.control_port = control_port
+        self.clients: list[Client] = []
 
     async def connect(self) -> Client:
         """A new client connection."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        return Client(reader, writer)
+        client = Client(reader, writer)
+        self.clients.append(client)
+        return client
 
     async def request(self, data: bytes) -> Answer:
         """One raw request on a connection of its own."""
@@ -287,7 +292,9 @@ class Client:
                 status = int(first.split(" ")[1])
                 if status >= 200:
                     break
-        return Answer(status, [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)], b"")
+        return Answer(
+            status, [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)], b""
+        )
 
     async def chunk(self) -> bytes:
         """The next chunk of a chunked body; b"" = its regular end. IncompleteReadError if it is cut off."""
@@ -338,7 +345,9 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def gateway(*engines: ScriptedEngine | str, log: str = "/dev/null", **tables: Any) -> AsyncIterator[RunningGateway]:
+async def gateway(
+    *engines: ScriptedEngine | str, log: str = "/dev/null", **tables: Any
+) -> AsyncIterator[RunningGateway]:
     """A whole gateway in front of these engines; `tables` as in the configuration file. At the end nothing is left."""
     urls = [item if isinstance(item, str) else item.url for item in engines]
     overrides: dict[str, Any] = {
@@ -368,6 +377,8 @@ async def gateway(*engines: ScriptedEngine | str, log: str = "/dev/null", **tabl
         await until(running.idle, f"no call left: {app.state()}")
         app.gateway.scheduler.validate()
     finally:
+        for client in running.clients:
+            client.abort()
         app.stop()
         app.stop()
         assert await serving == 0

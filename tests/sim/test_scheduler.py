@@ -42,9 +42,7 @@ class World:
         self.random = random.Random(seed)
         self.now = 100.0
         options = (("max_in_flight", 2),) if policy == "fifo" else ()
-        config = SchedulerConfig(
-            (A, B), policy, options, QUOTAS, queue_calls=6, queue_seconds=20.0, workflows=4
-        )
+        config = SchedulerConfig((A, B), policy, options, QUOTAS, queue_calls=6, queue_seconds=20.0, workflows=4)
         self.scheduler = Scheduler(config, self.now)
         self.log = [head_line(config, self.now)]
         self.held: set[str] = set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import orjson
@@ -41,7 +40,7 @@ def spelled(
     draw: st.DrawFn, objects: st.SearchStrategy[dict[str, Any]] = OBJECTS
 ) -> tuple[list[tuple[str, bytes]], bytes]:
     """An object as a client may write it: its members in order (value as written), and the whole body."""
-    members = list(draw(objects).items())
+    members: list[tuple[str, Any]] = list(draw(objects).items())
     if members and draw(st.booleans()):  # duplicates are legal JSON
         members.append((members[0][0], draw(VALUES)))
     written: list[tuple[str, bytes]] = []
@@ -129,6 +128,7 @@ def test_a_nested_member_is_set_and_its_neighbours_stay(case: tuple[list[tuple[s
 @given(st.binary(max_size=60) | st.text('{}[]",:\\u0w ', max_size=60).map(str.encode), st.sets(NAMES, min_size=1))
 @example(b'{"workflow":"}","a":1}', {"workflow"})
 @example(rb'{"a":"\\","workflow":"\\\"},"}', {"workflow"})
+@example(rb'{"a":"\"","b":"\\\"","c":"\\\\","d":"x\\\\\"","workflow":["\"]","\\"]}', {"workflow"})
 def test_whatever_orjson_reads_as_an_object_can_be_edited(body: bytes, remove: set[str]) -> None:
     try:
         value = orjson.loads(body)
@@ -208,4 +208,3 @@ def test_adding_reads_nothing_before_the_end() -> None:
 def test_large_and_hostile_values_are_stepped_over(value: bytes) -> None:
     body = b'{"messages":%b,"workflow":%b,"n":1}' % (value, value)
     assert edit_members(body, ("workflow",), {}) == b'{"messages":%b,"n":1}' % value
-    assert re.sub(rb"\s", b"", value)  # the value is no empty string: there was something to step over

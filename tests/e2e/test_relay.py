@@ -1,0 +1,368 @@
+"""The engine sees the client's bytes, the client sees the engine's; what is ours is added and taken out again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from tests.e2e.harness import EngineRequest, engine, gateway, post, run
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "Grüße, 世界"}]}
+
+
+def test_a_plain_call_passes_byte_for_byte() -> None:
+    body = b'{ "model":"m",\n "messages": [ ], "temperature": 1.50, "big": 123456789012345678901234567890 }'
+    answer = '{"id":"x","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4},"text":"Grüße"}'.encode()
+
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            await request.answer(answer, headers="x-engine: yes\r\nset-cookie: a=1\r\nset-cookie: b=2\r\n")
+
+        async with engine(respond) as vllm, gateway(vllm) as joulegate:
+            said = await joulegate.request(
+                post(
+                    "/v1/chat/completions?x=1",
+                    body,
+                    "x-custom: kept\r\nauthorization: Bearer sk\r\nconnection: keep-alive, x-hop\r\nx-hop: 1\r\n"
+                    "te: trailers\r\nkeep-alive: timeout=5\r\n",
+                )
+            )
+            assert said.status == 200
+            assert said.body == answer
+            assert said.header("x-engine") == "yes"
+            assert [value for name, value in said.headers if name == "set-cookie"] == ["a=1", "b=2"]
+            (got,) = vllm.requests
+            assert got.target == "/v1/chat/completions?x=1"
+            assert got.body == body
+            assert got.header("x-custom") == "kept"
+            assert got.header("authorization") == "Bearer sk"
+            assert got.header("host") == f"127.0.0.1:{vllm.port}"
+            assert not {"connection", "x-hop", "te", "keep-alive"} & {name.lower() for name, _ in got.headers}
+            state = joulegate.app.state()
+            (account,) = [details["ledger"] for details in state["engines"].values()]
+            assert (account["calls"], account["prompt_tokens"], account["output_tokens"]) == (1, 3, 4)
+
+    run(main)
+
+
+def test_the_request_id_is_kept_or_made_and_given_to_the_engine() -> None:
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            echo = request.header("x-request-id") if b"echo" in request.body else None
+            await request.answer(b"{}", headers=f"X-Request-Id: {echo}\r\n" if echo else "")
+
+        async with engine(respond) as vllm, gateway(vllm) as joulegate:
+            given = await joulegate.post("/v1/chat/completions", CHAT, "X-Request-ID: mine-1\r\n")
+            made = await joulegate.post("/v1/chat/completions", CHAT)
+            echoed = await joulegate.post("/v1/chat/completions", {**CHAT, "user": "echo"}, "x-request-id: mine-2\r\n")
+            assert [request.header("x-request-id") for request in vllm.requests] == [
+                "mine-1",
+                made.header("x-request-id"),
+                "mine-2",
+            ]
+            assert given.header("x-request-id") == "mine-1"
+            assert echoed.header("x-request-id") == "mine-2"
+
+    run(main)
+
+
+def test_our_fields_are_taken_out_and_answered() -> None:
+    body = b'{"model":"m","workflow":{"id":"wf-1","node":"plan"},"messages":[]}'
+
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            await request.answer(b"{}")
+
+        async with engine(respond) as vllm, gateway(vllm) as joulegate:
+            by_body = await joulegate.post("/v1/chat/completions", body)
+            by_header = await joulegate.post("/v1/chat/completions", CHAT, "x-workflow-id: wf-2\r\n")
+            by_url = await joulegate.post("/w/wf-3/v1/chat/completions", CHAT)
+            alone = await joulegate.post("/v1/chat/completions", CHAT)
+            assert vllm.requests[0].body == b'{"model":"m","messages":[]}'
+            assert vllm.requests[1].header("x-workflow-id") is None
+            assert vllm.requests[2].target == "/v1/chat/completions"
+            assert by_body.header("x-workflow-id") == "wf-1"
+            assert by_body.header("x-workflow-node") == "plan"
+            assert by_header.header("x-workflow-id") == "wf-2"
+            assert by_url.header("x-workflow-id") == "wf-3"
+            assert alone.header("x-workflow-id")
+            decision = by_body.header("x-joulegate-decision")
+            assert decision is not None
+            assert decision.startswith(f"passthrough; engine=127.0.0.1:{vllm.port}; held_ms=")
+
+    run(main)
+
+
+def test_an_id_from_a_body_cannot_forge_a_header() -> None:
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            await request.answer(b"{}")
+
+        async with engine(respond) as vllm, gateway(vllm) as joulegate:
+            body = {**CHAT, "prompt_cache_key": "a\r\nset-cookie: forged=1\r\n\r\nHTTP/1.1 200 OK"}
+            said = await joulegate.post("/v1/chat/completions", body)
+            assert said.status == 200
+            assert said.header("set-cookie") is None
+
+    run(main)
+
+
+def event(value: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
+
+
+TOKENS = [event({"choices": [{"index": 0, "delta": {"content": text}}]}) for text in ('say "usage":', "Grüße", "世界")]
+USAGE = event(
+    {
+        "choices": [],
+        "usage": {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 5}},
+    }
+)
+DONE = b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 3, 7, 50])
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_stream_is_counted_whether_or_not_it_asked(cut: int, asked: bool) -> None:
+    whole = b"".join([*TOKENS, USAGE, DONE])
+    pieces = [whole[i : i + cut] for i in range(0, len(whole), cut)] if cut else [*TOKENS, USAGE + DONE]
+
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            assert request.json["stream_options"] == {"include_usage": True}
+            await request.begin_stream()
+            for piece in pieces:
+                await request.chunk(piece)
+            await request.end_stream()
+
+        async with engine(respond) as vllm, gateway(vllm) as joulegate:
+            options: dict[str, Any] = {"stream_options": {"include_usage": True}} if asked else {}
+            said = await joulegate.post("/v1/chat/completions", {**CHAT, "stream": True, **options})
+            assert said.complete
+            assert said.body == (whole if asked else whole.replace(USAGE, b""))
+            (account,) = [details["ledger"] for details in joulegate.app.state()["engines"].values()]
+            assert (account["prompt_tokens"], account["cached_tokens"], account["output_tokens"]) == (7, 5, 3)
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        (b"", b'{"model":"m","stream":true,"stream_options":{"include_usage":true}}'),
+        (b',"stream_options":null', b'{"model":"m","stream":true,"stream_options":{"include_usage":true}}'),
+        (b',"stream_options":{"include_usage":false}', b'{"include_usage":true}'),
+        (b',"stream_options":{"continuous_usage_stats":true}', b'"continuous_usage_stats":true'),
+    ],
+)
+def test_usage_is_asked_for_in_the_clients_own_words(options: bytes, sent: bytes) -> None:
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            assert request.json["stream_options"]["include_usage"] is True
+            assert sent in request.body
+            await request.begin_stream()
+            await request.chunk(USAGE + DONE)
+            await request.end_stream()
+
+        async with engine(respond) as vllm, gateway(vllm) as joulegate:
+            said = await joulegate.post("/v1/completions", b'{"model":"m","stream":true' + options + b"}")
+            assert said.body == DONE
+
+    run(main)
+
+
+def test_events_reach_the_client_as_they_come() -> None:
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            await request.begin_stream()
+            await request.chunk(TOKENS[0])
+            await proceed.wait()
+            await request.chunk(DONE)
+            await request.end_stream()
+
+        proceed = asyncio.Event()
+        async with engine(respond) as vllm, gateway(vllm) as joulegate:
+            client = await joulegate.connect()
+            await client.send(post("/v1/chat/completions", {**CHAT, "stream": True}))
+            await client.head()
+            assert await client.chunk() == TOKENS[0]
+            proceed.set()
+            assert await client.chunk() == DONE
+            assert await client.chunk() == b""
+
+    run(main)
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+def test_streams_of_other_apis_pass_unchanged_and_are_counted(path: str) -> None:
+    events = (
+        b'event: message_start\ndata: {"message":{"usage":{"input_tokens":9,"output_tokens":0}}}\n\n'
+        b'event: x\ndata: {"delta":"hi"}\n\n'
+        b'event: message_delta\ndata: {"usage":{"input_tokens":9,"output_tokens":6}}\n\n'
+    )
+
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            assert "stream_options" not in request.json
+            await request.begin_stream()
+            await request.chunk(events[:100])
+            await request.chunk(events[100:])
+            await request.end_stream()
+
+        async with engine(respond) as vllm, gateway(vllm) as joulegate:
+            said = await joulegate.post(path, {**CHAT, "stream": True})
+            assert said.body == events
+            (account,) = [details["ledger"] for details in joulegate.app.state()["engines"].values()]
+            assert (account["prompt_tokens"], account["output_tokens"]) == (9, 6)
+
+    run(main)
+
+
+def test_every_shape_of_answer_is_framed_rightly() -> None:
+    large = json.dumps({"data": "x" * 3_000_000, "usage": {"prompt_tokens": 2, "total_tokens": 2}}).encode()
+    raw = {
+        "/chunked": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\nx-trailer: 1\r\n\r\n",
+        "/close": b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nabcdefg",
+        "/old": b"HTTP/1.0 200 OK\r\n\r\nabcdefg",
+        "/none": b"HTTP/1.1 204 No Content\r\n\r\n",
+        "/interim": b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\nabcdefg",
+        "/empty": b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+    }
+
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            if request.target == "/large":
+                await request.answer(large)
+                return
+            await request.send(raw[request.target])
+            if request.target in ("/close", "/old"):
+                request.writer.close()
+
+        async with engine(respond) as vllm, gateway(vllm) as joulegate:
+            client = await joulegate.connect()
+            for target in (*raw, "/large"):
+                await client.send(f"GET {target} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+                said = await client.answer()
+                expected = {"/none": b"", "/empty": b"", "/large": large}.get(target, b"abcdefg")
+                assert (said.complete, said.body) == (True, expected), target
+            for target in ("/chunked", "/close", "/interim"):
+                old = await joulegate.request(f"GET {target} HTTP/1.0\r\n\r\n".encode())
+                assert (old.header("transfer-encoding"), old.body) == (None, b"abcdefg")
+
+    run(main)
+
+
+def test_head_requests_have_no_body() -> None:
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            await request.send(
+                b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n" + (b"" if request.method == "HEAD" else b"abcdefg")
+            )
+
+        async with engine(respond) as vllm, gateway(vllm) as joulegate:
+            client = await joulegate.connect()
+            for _ in range(2):
+                await client.send(b"HEAD /x HTTP/1.1\r\nhost: x\r\n\r\n")
+                assert (await client.answer(no_body=True)).header("content-length") == "7"
+            await client.send(b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await client.answer()).body == b"abcdefg"
+
+    run(main)
+
+
+def test_chunked_and_continued_requests_arrive_whole() -> None:
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            await request.answer(b"{}")
+
+        async with engine(respond) as vllm, gateway(vllm) as joulegate:
+            client = await joulegate.connect()
+            await client.send(
+                b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nexpect: 100-continue\r\n\r\n"
+            )
+            assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            for part in (b'{"mod', b'el":"m"}'):
+                await client.send(b"%x\r\n%b\r\n" % (len(part), part))
+            await client.send(b"0\r\n\r\n")
+            assert (await client.answer()).status == 200
+            (got,) = vllm.requests
+            assert got.body == b'{"model":"m"}'
+            assert got.header("content-length") == "13"
+            assert got.header("transfer-encoding") is None
+            assert got.header("expect") is None
+
+    run(main)
+
+
+def test_a_slow_reader_slows_the_engine_and_not_the_gateway() -> None:
+    """Back-pressure: with a client that does not read, the engine cannot push more than the buffers hold."""
+    sent = 0
+
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            nonlocal sent
+            await request.begin_stream("application/octet-stream")
+            while sent < 64 << 20:
+                await request.chunk(bytes(65536))
+                sent += 65536
+            await request.end_stream()
+
+        async with engine(respond) as vllm, gateway(vllm) as joulegate:
+            client = await joulegate.connect()
+            await client.send(b"GET /big HTTP/1.1\r\nhost: x\r\n\r\n")
+            await client.head()
+            before = -1
+            while before != sent:  # until the engine is stuck
+                before = sent
+                await asyncio.sleep(0.3)
+            assert sent < 40 << 20
+            (connection,) = joulegate.app.gateway.server.connections
+            assert connection.transport is not None
+            assert connection.transport.get_write_buffer_size() < 2 << 20
+            while await client.chunk():
+                pass
+            assert sent == 64 << 20
+
+    run(main)
+
+
+def test_pipelined_requests_are_answered_in_order() -> None:
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            if request.json["n"] == 0:
+                await proceed.wait()
+            await request.answer(request.body)
+
+        proceed = asyncio.Event()
+        async with engine(respond) as vllm, gateway(vllm, limits={"pipelined_requests": 4}) as joulegate:
+            client = await joulegate.connect()
+            await client.send(b"".join(post("/v1/chat/completions", {"model": "m", "n": n}) for n in range(40)))
+            proceed.set()
+            assert [(await client.answer()).json["n"] for _ in range(40)] == list(range(40))
+
+    run(main)
+
+
+def test_models_of_several_engines_are_merged_whole() -> None:
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            await request.answer(request.target.encode(), kind="text/plain")
+
+        async with (
+            engine(respond, ("a", "b")) as one,
+            engine(respond, ("b", "c")) as two,
+            gateway(one, two) as joulegate,
+        ):
+            said = await joulegate.request(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert [entry["id"] for entry in said.json["data"]] == ["a", "b", "c"]
+            assert {entry["max_model_len"] for entry in said.json["data"]} == {2048}
+            for _ in range(3):
+                assert (await joulegate.post("/v1/completions", {"model": "c"})).status == 200
+            assert (len(one.requests), len(two.requests)) == (0, 3)
+            error = (await joulegate.post("/v1/completions", {"model": "z"})).assert_error(404, "unknown_model")
+            assert error["param"] == "model"
+
+    run(main)
