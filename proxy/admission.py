@@ -61,11 +61,11 @@ class Admission:
         """The name of the request's key; "-" where no keys are configured. RequestFault 401 for any other."""
         if not self.keys.configured:
             return "-"
-        entry = self.keys.authenticate(request.fields)
-        if entry is None:
+        name = self.keys.authenticate(request.fields)
+        if name is None:
             message = "no valid API key in Authorization: Bearer, x-api-key or api-key"
             raise RequestFault(401, "invalid_api_key", message, close=b"content-length" in request.fields)
-        return entry.name
+        return name
 
     def admit(self, request: Request, call: Call) -> Admitted:
         """Fill in the call; returns what the engine will be sent."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy import budgets
 from proxy.calllog import CallLog
-from proxy.config import Config, ConfigError, diff
+from proxy.config_file import ConfigError, diff
 from proxy.control import start_control
 from proxy.engines import Engine, EngineWatch
 from proxy.gateway import Gateway
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from backends.vllm.process import VllmProcess
+    from proxy.config import Config, EngineConfig
 
 BUDGETS_SAVED_EVERY_SECONDS = 5.0
 
@@ -195,7 +196,7 @@ class App:
 
     # --- engines and reload ---
 
-    def _add_engine(self, config: Any) -> None:
+    def _add_engine(self, config: EngineConfig) -> None:
         engine = Engine(config, self.config.timeouts)
         self.gateway.engines[engine.name] = engine
         self._watches[engine.name] = EngineWatch(engine, self.config.health, self.gateway.tell, self.log.event)

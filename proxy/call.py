@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -26,31 +25,18 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"
 
 
-@dataclass(slots=True, eq=False)
 class Call:
-    """One request. Times are seconds of the event loop's monotonic clock; None = has not happened.
+    """One request. Times are seconds of the monotonic clock; None = has not happened.
 
-    Token counts are None when the engine did not report them: never 0 for unknown.
+    Token counts are None when the engine did not report them: never 0 for unknown. What is not set in `__init__` has its
+    default in the class: one is made for each request, and most requests set few of these.
     """
 
-    id: str
-    """The gateway's own name of the call, unique in this process."""
-    request_id: str
-    """`x-request-id`: the client's, else made here."""
-    method: str
-    path: str
-    route: str
-    """The path's label in metrics: one of a fixed set, `other` for any other engine path."""
-    arrived_at: float
-    """When the request's last byte was read."""
-    arrived_unix_seconds: float
-    identity: Identity
     key_name: str = "-"
     model: str | None = None
     stream: bool = False
     max_output_tokens: int | None = None
     engine: str | None = None
-    policy: str = "-"
     attempts: int = 0
     dispatched_at: float | None = None
     sent_at: float | None = None
@@ -67,14 +53,41 @@ class Call:
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
-    request_bytes: int = 0
     response_bytes: int = 0
     response_chunks: int = 0
     """Reads of the engine's answer: for a stream about one a token."""
     prompt_text: bytes | None = None
     """The request body, kept only where the operator asked for prompts in the log."""
-    trace: object | None = field(default=None, repr=False)
+    trace: object | None = None
     """The tracing module's open span, if tracing is on."""
+
+    def __init__(
+        self,
+        id: str,
+        request_id: str,
+        method: str,
+        path: str,
+        route: str,
+        arrived_at: float,
+        arrived_unix_seconds: float,
+        identity: Identity,
+        policy: str = "-",
+        request_bytes: int = 0,
+    ) -> None:
+        self.id = id
+        """The gateway's own name of the call, unique in this process."""
+        self.request_id = request_id
+        """`x-request-id`: the client's, else made here."""
+        self.method = method
+        self.path = path
+        self.route = route
+        """The path's label in metrics: one of a fixed set, `other` for any other engine path."""
+        self.arrived_at = arrived_at
+        """When the request's last byte was read."""
+        self.arrived_unix_seconds = arrived_unix_seconds
+        self.identity = identity
+        self.policy = policy
+        self.request_bytes = request_bytes
 
     @property
     def held_seconds(self) -> float | None:

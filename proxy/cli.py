@@ -107,7 +107,7 @@ def _run(path: Path | None, overrides: dict[str, Any], process: VllmProcess | No
     import uvloop
 
     from proxy.budgets import BudgetsFault
-    from proxy.config import ConfigError, load
+    from proxy.config_file import ConfigError, load
 
     def read() -> Config:
         return load(path, os.environ, overrides)
@@ -155,9 +155,9 @@ async def _serve_until_told(config: Config, read: Any, process: VllmProcess | No
 
 
 def _check_config(options: argparse.Namespace) -> int:
-    from proxy.config import check_config
+    from proxy.config_file import check_config
 
-    return check_config(options.file)
+    return check_config(options.file, os.environ)
 
 
 def _hash_key(options: argparse.Namespace) -> int:

@@ -78,16 +78,16 @@ class Gateway:
         call_id = f"{self._id_prefix}{self._ids:x}"
         body_bytes = len(request.body)
         call = Call(
-            id=call_id,
-            request_id=call_id,
-            method=request.method.decode("latin-1"),
-            path="",
-            route=OTHER.label,
-            arrived_at=request.read_at,
-            arrived_unix_seconds=time.time(),
-            identity=_NOBODY,
-            policy=self.scheduler.policy.name,
-            request_bytes=body_bytes,
+            call_id,
+            call_id,
+            request.method.decode("latin-1"),
+            "",
+            OTHER.label,
+            request.read_at,
+            time.time(),
+            _NOBODY,
+            self.scheduler.policy.name,
+            body_bytes,
         )
         try:
             if request.fault is not None:
@@ -168,7 +168,7 @@ class Gateway:
     def ended(self, exchange: Exchange) -> None:
         """A call has ended, with its outcome set: count it, log it, forget it."""
         call = exchange.call
-        self.exchanges.pop(call.id, None)
+        del self.exchanges[call.id]
         self._account(call)
 
     def engine_failed(self, call: Call, reason: str, detail: str) -> None:

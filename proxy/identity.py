@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote
 
 from proxy.identity_schemes import (
-    AFTER_PATH,
-    BEFORE_PATH,
+    BASE_URL,
     BODY_MEMBERS,
     ID_LENGTH_MAX,
-    KNOWN_HEADERS,
+    POSITIONS,
+    READERS,
+    VENDOR_SESSION,
     Hints,
     Identity,
     ResponseRoots,
     is_vendor_session,
     word,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["OWN_HEADERS", "Identity", "IdentityError", "ResponseRoots", "identify"]
 
@@ -35,28 +38,25 @@ OWN_HEADERS = frozenset(
 """Removed before the engine sees the request, as is the body's member `workflow`."""
 
 _OWN_MEMBERS = frozenset(
-    "id node after deadline_ms class energy_budget_joules expected_output_tokens final".split(),
+    ("id", "node", "after", "deadline_ms", "class", "energy_budget_joules", "expected_output_tokens", "final")
 )
 _AFTER_MAX = 256
 _NUMBER_MAX = 1e12
-_DECIMAL = re.compile(rb"[0-9]{1,15}(?:\.[0-9]{1,9})?")
-_TRUTH = {b"true": True, b"1": True, b"false": False, b"0": False}
+_DECIMAL = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,9})?")
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 _NONE = Identity("", "none")
-_NO_BODY: dict[str, Any] = {}
-_HINT_HEADERS = KNOWN_HEADERS | OWN_HEADERS
 _HINT_MEMBERS = BODY_MEMBERS | {"workflow"}
-# Names that most requests consist of and that say nothing about a workflow: one C-level subset test for all of them.
+# Names that most requests consist of and that say nothing about a workflow: one subset test rules them out together.
 _COMMON_HEADERS = frozenset(
-    b"host accept accept-encoding accept-language authorization api-key x-api-key connection keep-alive content-type "
-    b"content-length transfer-encoding user-agent cookie origin referer cache-control pragma expect te dnt priority "
-    b"openai-organization openai-project openai-beta anthropic-version anthropic-beta x-app http-referer x-title "
-    b"anthropic-dangerous-direct-browser-access x-request-id x-client-request-id idempotency-key tracestate baggage "
-    b"forwarded via x-forwarded-for x-forwarded-proto x-forwarded-host x-forwarded-port x-real-ip x-envoy-attempt-count "
-    b"x-stainless-lang x-stainless-package-version x-stainless-os x-stainless-arch x-stainless-runtime "
-    b"x-stainless-runtime-version x-stainless-async x-stainless-retry-count x-stainless-read-timeout "
-    b"x-stainless-timeout x-stainless-raw-response x-stainless-helper-method sec-fetch-mode sec-fetch-site "
-    b"sec-fetch-dest sec-ch-ua sec-ch-ua-mobile sec-ch-ua-platform".split()
+    b"""host accept accept-encoding accept-language authorization api-key x-api-key connection keep-alive content-type
+    content-length transfer-encoding user-agent cookie origin referer cache-control pragma expect te dnt priority
+    openai-organization openai-project openai-beta anthropic-version anthropic-beta x-app http-referer x-title
+    anthropic-dangerous-direct-browser-access x-request-id x-client-request-id idempotency-key tracestate baggage
+    forwarded via x-forwarded-for x-forwarded-proto x-forwarded-host x-forwarded-port x-real-ip
+    x-stainless-lang x-stainless-package-version x-stainless-os x-stainless-arch x-stainless-runtime
+    x-stainless-runtime-version x-stainless-async x-stainless-retry-count x-stainless-read-timeout x-stainless-timeout
+    x-stainless-raw-response x-stainless-helper-method sec-fetch-mode sec-fetch-site sec-fetch-dest""".split()
 )
 
 
@@ -86,26 +86,39 @@ def identify(
     Raises IdentityError for malformed fields of ours, even where another of our schemes comes first: whoever sent them
     meant us. Other schemes' malformed fields count as absent. Sub-agents' sessions are noted in `roots`.
     """
-    hinted = path_workflow_id is not None or (body is not None and not _HINT_MEMBERS.isdisjoint(body))
-    if not _COMMON_HEADERS.issuperset(headers):
-        hinted = hinted or any(name in _HINT_HEADERS or is_vendor_session(name) for name in headers)
-    if not hinted:
+    if (
+        _COMMON_HEADERS.issuperset(headers)
+        and (body is None or _HINT_MEMBERS.isdisjoint(body))
+        and path_workflow_id is None
+    ):
         return _NONE
-    body = _NO_BODY if body is None else body
-    from_body = _own_body(body["workflow"]) if "workflow" in body else None
-    from_headers = None if OWN_HEADERS.isdisjoint(headers) else _own_headers(headers)
-    if (own := from_body or from_headers) is not None:
+    body = body or {}
+    own = _own_body(body["workflow"]) if "workflow" in body else None
+    if not OWN_HEADERS.isdisjoint(headers):
+        own_headers = _own_headers(headers)
+        own = own or own_headers
+    if path_workflow_id is not None:
+        path_workflow_id = _own_word("/w/{workflow-id}", unquote(path_workflow_id))
+    if own is not None:
         return own
     hints = Hints(headers, body, path_workflow_id, roots, key_name)
-    for read in BEFORE_PATH:
-        if (found := read(hints)) is not None:
-            return found
-    if path_workflow_id is not None:
-        return Identity(_own_word("/w/{workflow-id}", unquote(path_workflow_id)), "base-url")
-    for read in AFTER_PATH:
-        if (found := read(hints)) is not None:
+    for position in sorted(_positions(hints)):
+        if (found := READERS[position](hints)) is not None:
             return found
     return _NONE
+
+
+def _positions(hints: Hints) -> set[int]:
+    """The readers that may find something."""
+    found = {POSITIONS[name] for name in BODY_MEMBERS.intersection(hints.body)}
+    for name in hints.headers:
+        if name in POSITIONS:
+            found.add(POSITIONS[name])
+        elif name.endswith(b"-session-id") and is_vendor_session(name):
+            found.add(VENDOR_SESSION)
+    if hints.path_workflow_id is not None:
+        found.add(BASE_URL)
+    return found
 
 
 def _own_body(given: object) -> Identity:
@@ -145,18 +158,18 @@ def _own_headers(headers: Mapping[bytes, bytes]) -> Identity:
         raise IdentityError(
             "x-workflow-id", f"is missing beside {others}; every call of one workflow gives the same id"
         )
-    nodes = given.get(b"x-workflow-after", "").split(",")
-    deadline = headers.get(b"x-workflow-deadline-ms")
-    if deadline is not None and not _DECIMAL.fullmatch(deadline.strip()):
+    nodes = [node.strip() for node in given.get(b"x-workflow-after", "").split(",")]
+    deadline = given.get(b"x-workflow-deadline-ms")
+    if deadline is not None and not _DECIMAL.fullmatch(deadline):
         _bad_number("x-workflow-deadline-ms")
-    final = headers.get(b"x-workflow-final", b"false").strip().lower()
+    final = given.get(b"x-workflow-final", "false").lower()
     if final not in _TRUTH:
         raise IdentityError("x-workflow-final", "must be true or false")
     return Identity(
         _own_word("x-workflow-id", given[b"x-workflow-id"]),
         "joulegate-header",
         _own_optional_word("x-workflow-node", given.get(b"x-workflow-node")),
-        after=_own_after("x-workflow-after", [node.strip() for node in nodes if node.strip()]),
+        after=_own_after("x-workflow-after", [node for node in nodes if node]),
         deadline_ms=None if deadline is None else _own_number("x-workflow-deadline-ms", float(deadline)),
         workflow_class=_own_optional_word("x-workflow-class", given.get(b"x-workflow-class")),
         final=_TRUTH[final],

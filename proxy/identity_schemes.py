@@ -1,7 +1,7 @@
 """What do the fields of other people's clients, harnesses and gateways say about a call's place in a workflow?
 
-One reader per scheme, in the order in which they are asked. A reader takes fields of its own scheme alone. Its answer is
-None where its scheme names no workflow; a field that is malformed counts as absent, since it was not meant for us.
+One reader per scheme, in the order in which they are asked. A reader takes fields of its own scheme alone. Its answer
+is None where its scheme names no workflow; a field that is malformed counts as absent, since it was not meant for us.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Hints(NamedTuple):
 
 
 def word(value: object) -> str | None:
-    """An id in a JSON body, None if it is none: 1 to 256 printable ASCII characters, no space at the ends; or a number."""
+    """An id in a JSON body: 1 to 256 printable ASCII characters, no space at the ends; or a whole number. Else None."""
     if type(value) is int and abs(value) < 2**63:
         return str(value)
     return value if isinstance(value, str) and _WORD.fullmatch(value) else None
@@ -138,6 +138,8 @@ def _agentic_context(hints: Hints) -> Identity | None:
         return None
     node = word(context.get("agent_id")) or program
     parent_id = word(context.get("parent_agent_id")) or word(context.get("parent_program_id"))
+    # Both may be written with the task before them, `task:agent`.
+    node, parent_id = (name and (name.removeprefix(f"{workflow_id}:") or name) for name in (node, parent_id))
     return Identity(workflow_id, "vllm-xargs", node if node != workflow_id else None, parent_id)
 
 
@@ -242,13 +244,17 @@ def _vendor_session(hints: Hints) -> Identity | None:
 
 
 def is_vendor_session(name: bytes) -> bool:
-    """Whether a header names a session in a scheme that has no reader of its own. A parent's session is not this one."""
+    """Whether a header names a session in a scheme without a reader of its own; the session of a parent does not."""
     return (
         name.endswith(b"-session-id")
         and name not in KNOWN_HEADERS
         and not name.endswith(b"-parent-session-id")
         and _VENDOR_SESSION.fullmatch(name) is not None
     )
+
+
+def _base_url(hints: Hints) -> Identity | None:
+    return None if hints.path_workflow_id is None else Identity(hints.path_workflow_id, "base-url")
 
 
 def _responses(hints: Hints) -> Identity | None:
@@ -293,31 +299,45 @@ def _one_header(name: bytes, source: str) -> Reader:
 
 Reader = Callable[[Hints], Identity | None]
 
-BEFORE_PATH: tuple[Reader, ...] = (
-    _agentic_context,
-    _program_id,
-    _dynamo,
-    _llm_d,
-    _claude_code,
-    _codex,
-    _opencode,
-    _one_header(b"x-deepseek-harness-session-id", "deepseek-harness"),
-    _helicone,
-    _litellm,
-    _one_header(b"x-bf-session-id", "bifrost"),
-    _vendor_session,
+SCHEMES: tuple[tuple[Reader, tuple[bytes | str, ...]], ...] = (
+    (_agentic_context, ("vllm_xargs",)),
+    (_program_id, ("program_id",)),
+    (_dynamo, (b"x-dynamo-session-id",)),
+    (_llm_d, (b"x-llm-d-inference-fairness-id",)),
+    (_claude_code, (b"x-claude-code-session-id",)),
+    (_codex, (b"session-id", b"session_id", b"thread-id", b"thread_id")),
+    (_opencode, (b"x-session-id", b"x-session-affinity", b"x-opencode-session")),
+    (_one_header(b"x-deepseek-harness-session-id", "deepseek-harness"), (b"x-deepseek-harness-session-id",)),
+    (_helicone, (b"helicone-session-id",)),
+    (_litellm, (b"x-litellm-trace-id", b"x-litellm-session-id", "litellm_session_id")),
+    (_one_header(b"x-bf-session-id", "bifrost"), (b"x-bf-session-id",)),
+    (_vendor_session, ()),
+    (_base_url, ()),
+    (_responses, ("previous_response_id", "conversation")),
+    (_prompt_cache_key, ("prompt_cache_key",)),
+    (_traceparent, (b"traceparent",)),
+    (_hints_alone, ("nvext", b"x-llm-d-inference-objective")),
 )
-"""Asked before the base URL `/w/{workflow-id}/…`."""
-AFTER_PATH: tuple[Reader, ...] = (_responses, _prompt_cache_key, _traceparent, _hints_alone)
+"""Readers in the order in which they are asked. Beside each: headers (bytes) and members of the body (str); it finds
+nothing unless one of them is there."""
 
-BODY_MEMBERS = frozenset(
-    "vllm_xargs nvext program_id litellm_session_id previous_response_id conversation prompt_cache_key".split()
-)
+READERS = tuple([reader for reader, _ in SCHEMES])
+POSITIONS: dict[bytes | str, int] = {name: at for at, (_, names) in enumerate(SCHEMES) for name in names}
+"""Name of a header or member → the place in READERS of the reader that it may be a hint for."""
+VENDOR_SESSION = READERS.index(_vendor_session)
+BASE_URL = READERS.index(_base_url)
+
 KNOWN_HEADERS = frozenset(
-    b"x-dynamo-session-id x-dynamo-parent-session-id x-dynamo-session-final x-llm-d-inference-fairness-id "
-    b"x-llm-d-inference-objective x-claude-code-session-id x-claude-code-agent-id x-claude-code-parent-agent-id "
-    b"session-id session_id thread-id thread_id x-codex-parent-thread-id x-session-id x-session-affinity "
-    b"x-parent-session-id x-opencode-session x-deepseek-harness-session-id helicone-session-id helicone-session-path "
-    b"helicone-session-name x-litellm-trace-id x-litellm-session-id x-bf-session-id traceparent".split()
+    (
+        *[name for name in POSITIONS if isinstance(name, bytes)],
+        b"x-dynamo-parent-session-id",
+        b"x-dynamo-session-final",
+        b"x-claude-code-agent-id",
+        b"x-claude-code-parent-agent-id",
+        b"x-codex-parent-thread-id",
+        b"x-parent-session-id",
+        b"helicone-session-path",
+    )
 )
 """Every header that some reader looks at by name."""
+BODY_MEMBERS = frozenset([name for name in POSITIONS if isinstance(name, str)])

@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
 _SPACE = rb"[ \t\n\r]*+"
-# The first form knows only quotes escaped by a single backslash, and so looks for one character at a time, seven times as
-# fast; where a quote follows several backslashes it gives up and the second form counts them.
+# The first form knows only quotes escaped by a single backslash, and so looks for one character at a time, seven times
+# as fast; where a quote follows several backslashes it gives up, and the second form counts them.
 _STRING = rb"""(?:"[^"]*+(?:(?<=[^\\]\\)"[^"]*+)*+(?<!\\)"|"[^"\\]*+(?:\\.[^"\\]*+)*+")"""
 _LEAF = rb"[\[{](?:[^][{}\"]++|" + _STRING + rb")*+[]}]"
-_NAME = re.compile(_SPACE + rb"(" + _STRING + rb")" + _SPACE + rb":" + _SPACE, re.DOTALL)
-_PLAIN_VALUE = re.compile(_STRING + rb"|[^][{}\",\s]++", re.DOTALL)
+# A name and, if it is no object or array, its value with the comma or bracket that follows.
+_MEMBER = re.compile(
+    _SPACE + rb"(" + _STRING + rb")" + _SPACE + rb":" + _SPACE
+    + rb"(?:(" + _STRING + rb"|[^][{}\",\s]++)" + _SPACE + rb"(?=([,}])))?+",
+    re.DOTALL,
+)  # fmt: skip
 # Strings, whole objects and arrays without others inside, and what lies between them are stepped over at once.
 _BRACKET = re.compile(rb"(?:[^][{}\"]++|" + _STRING + rb"|" + _LEAF + rb")*+([][{}])", re.DOTALL)
 _SEPARATOR = re.compile(_SPACE + rb"([,}])")
@@ -62,7 +66,7 @@ def set_nested(body: bytes, outer: str, inner: str, value: bytes) -> bytes:
     if span is None:
         return edit_members(body, (), {outer: b"{%b:%b}" % (orjson.dumps(inner), value)})
     start, end = span
-    if body[start] != 0x7B:
+    if body[start] != ord("{"):
         raise ValueError(f"{outer} is not a JSON object")
     return b"%b%b%b" % (body[:start], edit_members(body[start:end], (inner,), {inner: value}), body[end:])
 
@@ -99,23 +103,25 @@ def _members(body: bytes) -> Iterator[tuple[str, int, int, int, int]]:
     A member reaches from the bracket or comma before it to the comma or bracket after it, white space included.
     """
     start = _after_opening(body)
-    while (head := _NAME.match(body, start)) is not None:
-        value_start = head.end()
-        value_end = _value_end(body, value_start)
-        separator = _SEPARATOR.match(body, value_end)
-        assert separator is not None, "a member is followed by a comma or the end of the object"
-        yield orjson.loads(head[1]), start, value_start, value_end, separator.start(1)
-        start = separator.end()
-        if separator[1] == b"}":
+    while (member := _MEMBER.match(body, start)) is not None:
+        value_start, value_end = member.span(2)
+        end = member.start(3)
+        if end < 0:
+            value_start = member.end()
+            value_end = _nested_end(body, value_start)
+            separator = _SEPARATOR.match(body, value_end)
+            assert separator is not None, "a member is followed by a comma or the end of the object"
+            end = separator.start(1)
+        yield orjson.loads(member[1]), start, value_start, value_end, end
+        if body[end] == ord("}"):
             return
+        start = end + 1
 
 
-def _value_end(body: bytes, start: int) -> int:
-    plain = _PLAIN_VALUE.match(body, start)
-    if plain is not None:
-        return plain.end()
+def _nested_end(body: bytes, start: int) -> int:
+    """Where the object or array that starts here ends."""
     depth = 1
-    end = start + 1  # past the bracket that opens the value
+    end = start + 1
     while depth:
         bracket = _BRACKET.match(body, end)
         assert bracket is not None, "brackets are balanced"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import uvloop
 
 from proxy.app import App
-from proxy.config import load
+from proxy.config_file import load
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine

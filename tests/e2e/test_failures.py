@@ -61,7 +61,7 @@ def test_a_queued_call_that_is_cancelled_never_reaches_the_engine() -> None:
             await request.answer(b"{}")
 
         proceed = asyncio.Event()
-        fifo = {"name": "fifo", "options": {"max_in_flight": 1}}
+        fifo = {"name": "fifo", "max_in_flight": 1}
         async with engine(respond) as vllm, gateway(vllm, policy=fifo) as joulegate:
             running = asyncio.ensure_future(joulegate.post("/v1/completions", {"model": "m", "n": 1}))
             await until(lambda: len(vllm.requests) == 1, "the first call runs")
@@ -337,7 +337,7 @@ def test_a_full_queue_says_when_to_come_back() -> None:
             await request.answer(b"{}")
 
         proceed = asyncio.Event()
-        fifo = {"name": "fifo", "options": {"max_in_flight": 1}}
+        fifo = {"name": "fifo", "max_in_flight": 1}
         async with engine(respond) as vllm, gateway(vllm, policy=fifo, limits={"queue_calls": 1}) as joulegate:
             calls = [asyncio.ensure_future(joulegate.post("/v1/chat/completions", CHAT)) for _ in range(2)]
             await until(lambda: joulegate.app.state()["calls_held"] == 1, "one call is held")

@@ -26,6 +26,7 @@ VALUES = st.recursive(
     max_leaves=12,
 )
 OBJECTS = st.dictionaries(NAMES | st.text(max_size=8), VALUES, max_size=8)
+BOOLEANS = st.booleans()
 SPACES = st.text(" \t\r\n", max_size=3)
 
 
@@ -41,7 +42,7 @@ def spelled(
 ) -> tuple[list[tuple[str, bytes]], bytes]:
     """An object as a client may write it: its members in order (value as written), and the whole body."""
     members: list[tuple[str, Any]] = list(draw(objects).items())
-    if members and draw(st.booleans()):  # duplicates are legal JSON
+    if draw(BOOLEANS) and members:  # duplicates are legal JSON
         members.append((members[0][0], draw(VALUES)))
     written: list[tuple[str, bytes]] = []
     parts: list[bytes] = []
@@ -51,7 +52,7 @@ def spelled(
             text = orjson.dumps(value)
         else:
             text = json.dumps(value, ensure_ascii=style == 1, indent=2 if style == 3 else None).encode()
-        key = escaped(name) if draw(st.booleans()) else json.dumps(name, ensure_ascii=draw(st.booleans()))
+        key = escaped(name) if draw(BOOLEANS) else json.dumps(name, ensure_ascii=draw(BOOLEANS))
         a, b, c, d = (draw(SPACES).encode() for _ in range(4))
         written.append((name, text))
         parts.append(a + key.encode() + b + b":" + c + text + d)

@@ -58,7 +58,6 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 def no_traceback_here(story: Story) -> Iterator[None]:
     """A dead engine is no surprise to the gateway."""
     yield
-    assert story.gateway.running, story.gateway.tail()
     assert "Traceback (most recent call last)" not in story.gateway.text(), story.gateway.tail()
 
 
