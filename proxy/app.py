@@ -110,7 +110,12 @@ class App:
         gateway, listen = self.gateway, self.config.listen
         loop = asyncio.get_running_loop()
         control = await start_control(
-            listen.control_host, listen.control_port, state=self.state, ready=self.ready, metrics=self.metrics
+            listen.control_host,
+            listen.control_port,
+            public=listen.control_public,
+            state=self.state,
+            ready=self.ready,
+            metrics=self.metrics,
         )
         port = await gateway.server.listen(listen.host, listen.port)
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -39,7 +39,10 @@ def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, 
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        problems += [where.problem(item) for item in error.errors(include_url=False, include_context=False)]
+        found = error.errors(include_url=False, include_context=False)
+        if len(found) > 1:  # a table whose entries are all wrong is not too short as well
+            found = [item for item in found if item["type"] != "too_short"]
+        problems += [where.problem(item) for item in found]
         raise ConfigError("\n".join(problems)) from None
     if problems:
         raise ConfigError("\n".join(problems))

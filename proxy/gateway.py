@@ -266,4 +266,5 @@ class Gateway:
         now = monotonic()
         for exchange in list(self.exchanges.values()):
             exchange.check_time(now)
+        self.log.flush()
         self._sweep = self._loop.call_later(SWEEP_SECONDS, self._sweep_now)

@@ -221,7 +221,7 @@ class ClientConnection(asyncio.Protocol):
     def answered(self, *, keep_alive: bool) -> None:
         """The present answer is written whole. Goes on with the next request, or closes."""
         self.exchange = None
-        if not keep_alive:
+        if not keep_alive or (self.server.draining and not self._waiting):
             self.close(linger=self._request.fault is not None)
             return
         self.idle_since = self.server.time()

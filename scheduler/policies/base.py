@@ -43,8 +43,9 @@ class Policy(ABC):
         errors = []
         for option, value in options.items():
             if option not in cls.options:
-                near = get_close_matches(option, cls.options, n=1)
-                hint = f'; did you mean "{near[0]}"?' if near else f"; {cls.name} takes {sorted(cls.options) or 'none'}"
+                near = get_close_matches(option, ["name", *cls.options], n=1)
+                takes = ", ".join(sorted(cls.options)) or "none"
+                hint = f'; did you mean "{near[0]}"?' if near else f"; the options of {cls.name} are: {takes}"
                 errors.append((option, f"unknown option{hint}"))
             elif type(value) is not int or value < 1:
                 errors.append((option, f"must be a whole number from 1 on, not {value!r}"))

@@ -45,84 +45,83 @@ def of(
     return identify(encoded, body, path, ResponseRoots() if roots is None else roots, key_name)
 
 
-@pytest.mark.parametrize(
-    ("request_name", "expected"),
-    [
-        # 1: ours
-        (
-            "own-body",
-            Identity("run-42", "joulegate-body", "plan", None, ("search",), deadline_ms=30_000, workflow_class="batch"),
+CASES: list[tuple[str, Identity]] = [
+    # 1: ours
+    (
+        "own-body",
+        Identity("run-42", "joulegate-body", "plan", None, ("search",), deadline_ms=30_000, workflow_class="batch"),
+    ),
+    (
+        "own-headers",
+        Identity(
+            "run-42",
+            "joulegate-header",
+            "answer",
+            None,
+            ("plan", "search"),
+            deadline_ms=30_000.0,
+            workflow_class="interactive",
+            final=True,
         ),
-        (
-            "own-headers",
-            Identity(
-                "run-42",
-                "joulegate-header",
-                "answer",
-                None,
-                ("plan", "search"),
-                deadline_ms=30_000.0,
-                workflow_class="interactive",
-                final=True,
-            ),
-        ),
-        ("langchain-default-headers", Identity("lg-run-9", "joulegate-header", "grader")),
-        # 2: extensions of engines' bodies
-        ("agentic-context", Identity("t1", "vllm-xargs", "coder", "lead")),
-        ("agent-hints", Identity("", "nvext", expected_output_tokens=1024, priority_hint=5)),
-        ("program-id", Identity("swe-bench-17", "program-id")),
-        # 3: Dynamo (its body's hints belong to its headers), llm-d
-        (
+    ),
+    ("langchain-default-headers", Identity("lg-run-9", "joulegate-header", "grader")),
+    # 2: extensions of engines' bodies
+    ("agentic-context", Identity("t1", "vllm-xargs", "coder", "lead")),
+    ("agent-hints", Identity("", "nvext", expected_output_tokens=1024, priority_hint=5)),
+    ("program-id", Identity("swe-bench-17", "program-id")),
+    # 3: Dynamo (its body's hints belong to its headers), llm-d
+    (
+        "dynamo",
+        Identity(
+            "research-run-42",
             "dynamo",
-            Identity(
-                "research-run-42",
-                "dynamo",
-                "research-run-42:researcher",
-                "research-run-42",
-                expected_output_tokens=1024,
-                priority_hint=5,
-            ),
+            "research-run-42:researcher",
+            "research-run-42",
+            expected_output_tokens=1024,
+            priority_hint=5,
         ),
-        ("llm-d", Identity("tenant-a", "llm-d", workflow_class="premium-traffic")),
-        # 4: harnesses
-        ("claude-code-main", Identity(CLAUDE, "claude-code")),
-        ("claude-code-subagent", Identity(CLAUDE, "claude-code", "aa4be6614b48ce3db", CLAUDE)),
-        ("codex-main", Identity(CODEX, "codex")),
-        ("codex-subagent", Identity(CODEX, "codex", "01a20dd2-10bb-7b93-91cc-30593b4e3350", CODEX)),
-        ("opencode-main", Identity(OPENCODE, "opencode")),
-        ("opencode-subagent", Identity(OPENCODE, "opencode", "ses_df22dca3dffexoFWFs3J102Ypv", OPENCODE)),
-        ("deepseek-harness", Identity("session-0f2d", "deepseek-harness")),
-        # 5: gateways
-        ("helicone", Identity("5b7c1a52", "helicone", "/abstract/outline/lesson-1", "/abstract/outline")),
-        ("litellm-headers", Identity("trace-7", "litellm")),
-        ("litellm-body", Identity("litellm-run-7", "litellm")),
-        ("bifrost", Identity("user-123-session-456", "bifrost")),
-        ("vendor-session", Identity("acme-1", "vendor-session")),
-        # 6: the base URL
-        ("base-url", Identity("run-42", "base-url")),
-        # 7: the Responses API
-        ("responses-next", Identity("resp_1", "responses")),
-        ("openai-agents-responses", Identity("resp_1", "responses")),
-        ("conversation-string", Identity("conv_68a1", "responses")),
-        ("conversation-object", Identity("conv_68a1", "responses")),
-        # 8 and 9
-        ("prompt-cache-key", Identity("tenant-7:docs", "prompt-cache-key")),
-        ("traceparent", Identity("4bf92f3577b34da6a3ce929d0e0e4736", "traceparent")),
-        # what unmodified clients send says nothing
-        ("openai-plain", Identity("", "none")),
-        ("openai-agents-chat", Identity("", "none")),
-        ("litellm-plain", Identity("", "none")),
-        ("anthropic-plain", Identity("", "none")),
-        ("responses-first", Identity("", "none")),
-    ],
-)
+    ),
+    ("llm-d", Identity("tenant-a", "llm-d", workflow_class="premium-traffic")),
+    # 4: harnesses
+    ("claude-code-main", Identity(CLAUDE, "claude-code")),
+    ("claude-code-subagent", Identity(CLAUDE, "claude-code", "aa4be6614b48ce3db", CLAUDE)),
+    ("codex-main", Identity(CODEX, "codex")),
+    ("codex-subagent", Identity(CODEX, "codex", "01a20dd2-10bb-7b93-91cc-30593b4e3350", CODEX)),
+    ("opencode-main", Identity(OPENCODE, "opencode")),
+    ("opencode-subagent", Identity(OPENCODE, "opencode", "ses_df22dca3dffexoFWFs3J102Ypv", OPENCODE)),
+    ("deepseek-harness", Identity("session-0f2d", "deepseek-harness")),
+    # 5: gateways
+    ("helicone", Identity("5b7c1a52", "helicone", "/abstract/outline/lesson-1", "/abstract/outline")),
+    ("litellm-headers", Identity("trace-7", "litellm")),
+    ("litellm-body", Identity("litellm-run-7", "litellm")),
+    ("bifrost", Identity("user-123-session-456", "bifrost")),
+    ("vendor-session", Identity("acme-1", "vendor-session")),
+    # 6: the base URL
+    ("base-url", Identity("run-42", "base-url")),
+    # 7: the Responses API
+    ("responses-next", Identity("resp_1", "responses")),
+    ("openai-agents-responses", Identity("resp_1", "responses")),
+    ("conversation-string", Identity("conv_68a1", "responses")),
+    ("conversation-object", Identity("conv_68a1", "responses")),
+    # 8 and 9
+    ("prompt-cache-key", Identity("tenant-7:docs", "prompt-cache-key")),
+    ("traceparent", Identity("4bf92f3577b34da6a3ce929d0e0e4736", "traceparent")),
+    # what unmodified clients send says nothing
+    ("openai-plain", Identity("", "none")),
+    ("openai-agents-chat", Identity("", "none")),
+    ("litellm-plain", Identity("", "none")),
+    ("anthropic-plain", Identity("", "none")),
+    ("responses-first", Identity("", "none")),
+]
+
+
+@pytest.mark.parametrize(("request_name", "expected"), CASES)
 def test_a_real_request(request_name: str, expected: Identity) -> None:
     assert sent(request_name) == expected
 
 
 def test_every_captured_request_is_tested() -> None:
-    marks = test_a_real_request.pytestmark  # type: ignore[attr-defined]  # set by parametrize
-    assert {name for name, _ in marks[0].args[1]} == {file.stem for file in REQUESTS.iterdir()}
+    assert {name for name, _ in CASES} == {file.stem for file in REQUESTS.iterdir()}
 
 
 # One request per scheme, in the order of the conventions: (source, headers, body, path).
