@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _REQUEST_ID_LENGTH_MAX = 256
 _OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+_COMPLEX_BYTES = 65_536
 _INCLUDE_USAGE = b'{"include_usage":true}'
 
 
@@ -51,6 +52,7 @@ class Admission:
         """Take over a new configuration."""
         self.keys = KeyRing(config.keys)
         self._keep_prompts = config.log.prompts
+        self._json_values = config.limits.json_values
         replaced = any(engine.key() for engine in config.engines)
         # The client's key is ours when keys are configured, and useless to an engine that has one of its own.
         self._dropped = NOT_FORWARDED | KEY_HEADERS if config.keys or replaced else NOT_FORWARDED
@@ -94,8 +96,7 @@ class Admission:
         admitted.models_asked = route.label == "/v1/models" and request.method in (b"GET", b"HEAD")
         if body is not None:
             self._read_body(body, call)
-            if route is not OTHER:
-                self._rewrite(admitted, route, body)
+            self._rewrite(admitted, route, body)
             if self._keep_prompts:
                 call.prompt_text = request.body
         return admitted
@@ -114,6 +115,9 @@ class Admission:
             raise RequestFault(415, "content_encoding", "a compressed body cannot be read here; send it uncompressed")
         if not data:
             raise RequestFault(400, "empty_body", "the body is empty; it must be a JSON object")
+        if len(data) > _COMPLEX_BYTES and self._values(data) > self._json_values:
+            message = f"the body has over {self._json_values} values (limits.json_values)"
+            raise RequestFault(413, "body_too_complex", message)
         try:
             body = orjson.loads(data)
         except orjson.JSONDecodeError as error:
@@ -126,6 +130,11 @@ class Admission:
             message = f"the body must be a JSON object, not {type(body).__name__}"
             raise RequestFault(400, "invalid_body", message)
         return body
+
+    @staticmethod
+    def _values(data: bytes) -> int:
+        """At least as many as there are values in a JSON text: reading 32 MiB of brackets would stop the loop for seconds."""
+        return data.count(b",") + data.count(b"[") + data.count(b"{")
 
     def _read_body(self, body: dict[str, Any], call: Call) -> None:
         model = body.get("model")

@@ -173,10 +173,12 @@ class App:
 
     async def _watch_process(self, process: VllmProcess) -> None:
         """The engine that we started has died for good: so do we, with its last words."""
+        from backends.vllm.process import VllmFailed
+
         try:
-            await process.wait_failed()
-        except Exception as failed:  # whatever ends the supervision ends the service
-            print(f"joulegate: {failed}", file=sys.stderr)
+            await process.keep()
+        except VllmFailed as failed:
+            sys.stderr.write(f"joulegate: {failed}\n")
             self._exit_code = 1
             self.stop()
 

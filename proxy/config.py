@@ -122,6 +122,8 @@ class LimitsConfig(Table):
     """of a request's URL; over it 414"""
     body_bytes: Count = 33_554_432
     """of a request's body; over it 413"""
+    json_values: Count = 4_194_304
+    """commas and brackets in a body; over it 413 `body_too_complex`"""
     buffered_bytes: Count = 536_870_912
     """of all request bodies held at once; over it 503 `buffers_full`"""
     client_connections: Count = 8_192

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from proxy.http.connection import ClientConnection
     from proxy.http.request import Request
 
+_RESPONSE_ID = re.compile(rb'"id"\s*:\s*"(resp_[!-~]{1,200}?)"')
 _LOST = {
     "engine_reset": "the engine closed the connection before its answer was complete",
     "engine_protocol": "the engine sent something that is not an HTTP answer",
@@ -38,6 +40,7 @@ class Exchange:
         "_head",
         "_held_bytes",
         "_last_chunk_at",
+        "_names_response",
         "_opening",
         "_paused_at",
         "_reader",
@@ -67,6 +70,7 @@ class Exchange:
         self._trace_fields = trace_fields
         self._held_bytes = len(request.body)
         self._take_out_usage = admitted.take_out_usage
+        self._names_response = call.route == "/v1/responses"
         self._engine: Engine | None = None
         self._upstream: EngineConnection | None = None
         self._opening: asyncio.Task[None] | None = None
@@ -82,7 +86,8 @@ class Exchange:
         call, admitted = self.call, self._admitted
         assert admitted is not None
         if priority is not None and admitted.takes_priority:
-            admitted.body = edit_members(admitted.body, ("priority",), {"priority": b"%d" % priority})
+            before = ("priority",) if call.attempts else ()  # of the attempt before this one
+            admitted.body = edit_members(admitted.body, before, {"priority": b"%d" % priority})
         if call.dispatched_at is None:
             call.dispatched_at = monotonic()
         call.attempts += 1
@@ -160,6 +165,8 @@ class Exchange:
             call.response_chunks += 1
             call.response_bytes += len(body)
         reader = self._reader
+        if self._names_response and body:
+            self._remember_response(body)
         if reader is not None:
             body = reader.feed(body)
             if ended:
@@ -280,6 +287,14 @@ class Exchange:
         usage = reader.usage
         call.prompt_tokens, call.cached_tokens = usage.prompt_tokens, usage.cached_tokens
         call.output_tokens = usage.output_tokens
+
+    def _remember_response(self, body: bytes) -> None:
+        """The next turn names this one by its response's id (`previous_response_id`)."""
+        call = self.call
+        if (match := _RESPONSE_ID.search(body)) is not None:
+            self._names_response = False
+            workflow_id = call.identity.workflow_id or call.id
+            self._gateway.admission.roots.remember(call.key_name, match[1].decode("ascii"), workflow_id)
 
     def _attempt_failed(self, reason: str, detail: str) -> None:
         """The engine's connection failed: before an answer the scheduler may try again, after it the client is told."""

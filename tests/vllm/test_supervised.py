@@ -41,7 +41,7 @@ def start(folder: Path, *vllm_arguments: str) -> Gateway:
     return Gateway(
         folder / "joulegate.log",
         ["--model", str(model_directory()), "--vllm-command", command, "--", *vllm_arguments],
-        {**VLLM_ENVIRONMENT, "JOULEGATE_SHIM_RECORD": str(folder / "record.json")},
+        {**VLLM_ENVIRONMENT, "SHIM_RECORD": str(folder / "record.json")},
     )
 
 

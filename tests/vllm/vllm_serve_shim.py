@@ -2,7 +2,7 @@
 
     python vllm_serve_shim.py serve MODEL [arguments of vllm serve…]
 
-Becomes vLLM's API server with the same arguments, in the same process. JOULEGATE_SHIM_RECORD names a file that gets the
+Becomes vLLM's API server with the same arguments, in the same process. SHIM_RECORD names a file that gets the
 arguments and the process id, for a test to read.
 """
 
@@ -19,7 +19,7 @@ def main() -> None:
     command, model, *rest = sys.argv[1:]
     if command != "serve":
         sys.exit(f"expected `serve MODEL …`, got: {' '.join(sys.argv[1:])}")
-    if record := os.environ.get("JOULEGATE_SHIM_RECORD"):
+    if record := os.environ.get("SHIM_RECORD"):
         Path(record).write_text(json.dumps({"pid": os.getpid(), "arguments": sys.argv[1:]}))
     arguments = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *rest]
     os.execv(sys.executable, arguments)  # noqa: S606
