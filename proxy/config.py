@@ -210,7 +210,7 @@ class LogConfig(Table):
     """file, or - for standard output"""
     prompts: bool = False
     """write request bodies into it"""
-    buffer_bytes: Count = 1_048_576
+    buffer_bytes: Count = 4_194_304
     """waiting to be written; over it lines are dropped and counted"""
 
 

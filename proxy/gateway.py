@@ -121,8 +121,8 @@ class Gateway:
             identity.priority_hint,
             identity.final,
         )
-        call.overhead_seconds = perf_counter() - started
         self.tell(event)
+        call.overhead_seconds = perf_counter() - started  # up to the engine's socket, if the call was sent at once
 
     # --- the mind's shell ---
 

@@ -1,44 +1,347 @@
-"""Starts `vllm serve`, waits until it answers, starts it again when it dies, shows its last words, and ends it."""
+"""A vLLM of our own: started, waited for, restarted when it dies, ended with all its processes."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import socket
 import sys
 from collections import deque
-from time import monotonic
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
+from backends.vllm import keeper
+from backends.vllm.arguments import BadArguments, serve_arguments
 from backends.vllm.fetch import FetchFailed, fetch
 from backends.vllm.pool import EnginePool
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-FLAGS = (
-    ("--scheduling-policy", "priority"),
-    ("--enable-prefix-caching",),
-    ("--enable-prompt-tokens-details",),
-    ("--enable-request-id-headers",),
-    ("--enable-server-load-tracking",),
-)
-"""What the gateway makes use of. A flag that the user gives is not given again: the user's word holds."""
-LOG_LINES = 40
-LOG_LINE_BYTES = 4096
-POLL_SECONDS = 0.5
-STOP_SECONDS = 20.0
-RESTARTS_MAX = 3
-"""Within RESTART_WINDOW_SECONDS; then it is given up."""
-RESTART_WINDOW_SECONDS = 600.0
-RESTART_WAIT_SECONDS = 2.0
+LOG_BYTES = 65_536
+LOG_LINES_SHOWN = 40
+POLL_SECONDS = 0.1
+PROBE_SECONDS = 5.0
+LEFTOVER_SECONDS = 2.0
+"""What vLLM's other processes get to notice that its first one has ended; then they are killed."""
 
 
 class VllmFailed(Exception):
-    """vLLM could not be started or has died for good; the message ends with its last lines."""
+    """vLLM does not run. The message says why, with the last lines of its log. `exit_code` None = it has not ended."""
+
+    def __init__(self, reason: str, log_lines: Sequence[str] = (), exit_code: int | None = None) -> None:
+        log = "".join(f"\n  {line}" for line in log_lines)
+        super().__init__(f"{reason}\nthe last lines of its log:{log}" if log_lines else reason)
+        self.reason = reason
+        self.log_lines = tuple(log_lines)
+        self.exit_code = exit_code
+
+
+class RestartRule(NamedTuple):
+    """A vLLM that was ready and died is started again after a wait that doubles; not for ever."""
+
+    restarts: int = 5
+    """within the window; then it is given up"""
+    window_seconds: float = 3600.0
+    first_wait_seconds: float = 1.0
+    longest_wait_seconds: float = 60.0
+
+    def wait_seconds(self, restarts_before: int) -> float:
+        """Before the next restart, after so many within the window."""
+        return min(self.longest_wait_seconds, self.first_wait_seconds * 2.0**restarts_before)
+
+
+class VllmProcess:
+    """`vllm serve MODEL` on 127.0.0.1 with the flags that the scheduler needs.
+
+    Use: `start`, `ready`, then `keep` in the background; `stop` at the end, whatever happened before. `command` is what
+    stands before `serve`. `start_seconds` bounds a start (a large model loads for many minutes),
+    `stop_seconds` the time from SIGTERM to SIGKILL. `log_path`: vLLM's output is appended to this file as well.
+    `say` is told of warnings and restarts.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        port: int,
+        command: Sequence[str] = ("vllm",),
+        extra_args: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+        start_seconds: float = 1800.0,
+        stop_seconds: float = 30.0,
+        log_path: Path | None = None,
+        restart: RestartRule = RestartRule(),  # noqa: B008 (a tuple: nobody can change it)
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.start_seconds = start_seconds
+        self.stop_seconds = stop_seconds
+        self.restart = restart
+        self.restart_count = 0
+        self._command = tuple(command)
+        self._extra_args = tuple(extra_args)
+        self._environ = {**(os.environ if environ is None else environ), "PYTHONUNBUFFERED": "1"}
+        self._say = say or _say
+        self._log = _Log(log_path)
+        self._family: _Family | None = None
+        self._stopped = asyncio.Event()
+
+    def __str__(self) -> str:
+        return shlex.join([*self._command, "serve", self.model])
+
+    @property
+    def pid(self) -> int | None:
+        """The first process, which leads the group; None before `start`."""
+        return None if self._family is None else self._family.pid
+
+    def log_lines(self, count: int = LOG_LINES_SHOWN) -> list[str]:
+        """The last lines that vLLM has printed, over all its starts."""
+        return self._log.lines(count)
+
+    async def start(self) -> None:
+        """Start it; returns at once. Raises VllmFailed if that cannot be."""
+        assert self._family is None, "started twice"
+        try:
+            arguments, warnings = serve_arguments(self.model, self.port, self._extra_args)
+        except BadArguments as error:
+            raise VllmFailed(str(error)) from None
+        for warning in warnings:
+            self._say(warning)
+        await self._launch(arguments)
+
+    async def _launch(self, arguments: Sequence[str]) -> None:
+        program = shutil.which(self._command[0], path=self._environ.get("PATH"))
+        if program is None:
+            raise VllmFailed(
+                f"{self._command[0]} is not on PATH: install it (pip install 'joulegate[vllm]'), name another command "
+                "with --vllm-command, or start vLLM elsewhere and use `joulegate up --engine URL`"
+            )
+        if not _is_free(self.port):  # else another server's /health would pass for vLLM's
+            raise VllmFailed(f"port {self.port} is taken; choose another for vLLM with --vllm-port")
+        self._arguments = tuple(arguments)
+        family = _Family(self._log)
+        try:
+            await family.launch([program, *self._command[1:], *arguments], self._environ, self.stop_seconds)
+        except OSError as error:
+            raise VllmFailed(f"{program} cannot be started: {error}") from None
+        self._family = family
+        if self._stopped.is_set():  # meanwhile
+            await family.end(0.0)
+
+    async def ready(self) -> None:
+        """Wait until it answers /health. Raises VllmFailed if it ends before or takes longer than `start_seconds`."""
+        family = self._family
+        assert family is not None, "start() comes first"
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.start_seconds
+        pool = EnginePool(self.url, connect_seconds=PROBE_SECONDS, idle_seconds=POLL_SECONDS)
+        detail = "not asked yet"
+        try:
+            while loop.time() < until:
+                await asyncio.wait({family.exited}, timeout=POLL_SECONDS)
+                if family.exited.done():
+                    await family.end(0.0)
+                    raise self._failed(f"{self} {family.how_it_ended} before it was ready")
+                try:
+                    status, _ = await fetch(pool, "/health", b"", PROBE_SECONDS)
+                except FetchFailed as failed:
+                    detail = str(failed)
+                    continue
+                if status == 200 and not family.exited.done():
+                    return
+                detail = f"GET /health answers {status}"
+        finally:
+            pool.close()
+        await family.end(self.stop_seconds)
+        raise self._failed(f"{self} was not ready after {self.start_seconds:g} s ({detail}) and was ended")
+
+    async def keep(self) -> None:
+        """Restart it whenever it dies; returns after `stop` only. Raises VllmFailed when it dies too often."""
+        loop = asyncio.get_running_loop()
+        restarts_at: deque[float] = deque()
+        while True:
+            assert self._family is not None, "start() comes first"
+            await asyncio.wait({self._family.exited})
+            if self._stopped.is_set():
+                return
+            await self._family.end(0.0)  # its other processes: they hold the GPU's memory
+            how = self._family.how_it_ended
+            while restarts_at and restarts_at[0] < loop.time() - self.restart.window_seconds:
+                restarts_at.popleft()
+            if len(restarts_at) >= self.restart.restarts:
+                raise self._failed(
+                    f"{self} {how}; it was restarted {len(restarts_at)} times within {self.restart.window_seconds:g} s "
+                    "and is given up"
+                )
+            wait_seconds = self.restart.wait_seconds(len(restarts_at))
+            self._say(f"{self} {how}; restart {len(restarts_at) + 1} of {self.restart.restarts} in {wait_seconds:g} s")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_seconds):
+                    await self._stopped.wait()
+            if self._stopped.is_set():
+                return
+            restarts_at.append(loop.time())
+            self.restart_count += 1
+            await self._restart()
+
+    async def _restart(self) -> None:
+        try:
+            await self._launch(self._arguments)
+            await self.ready()
+        except VllmFailed as failed:  # `keep` sees its end and decides
+            self._say(failed.reason)
+        else:
+            self._say(f"{self} is ready again")
+
+    async def stop(self) -> None:
+        """End all its processes: SIGTERM, after `stop_seconds` SIGKILL. May be called at any time, and again."""
+        self._stopped.set()
+        if self._family is not None:
+            await self._family.end(self.stop_seconds)
+        self._log.close()
+
+    def _failed(self, reason: str) -> VllmFailed:
+        assert self._family is not None
+        return VllmFailed(reason, self.log_lines(), self._family.exit_code)
+
+
+class _Log:
+    """The end of what vLLM prints, and all of it in a file if one is named."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._end = bytearray()
+        self._file = None if path is None else path.open("ab", buffering=0)
+
+    def write(self, data: bytes) -> None:
+        self._end += data
+        if len(self._end) > 2 * LOG_BYTES:
+            del self._end[:-LOG_BYTES]
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # a full disk must not end the service
+                self._file.write(data)
+
+    def lines(self, count: int) -> list[str]:
+        return bytes(self._end[-LOG_BYTES:]).decode(errors="replace").splitlines()[-count:]
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class _Family(asyncio.SubprocessProtocol):
+    """vLLM's processes: one session and process group, whose leader is the process that we start."""
+
+    def __init__(self, log: _Log) -> None:
+        self._log = log
+        self._transport: asyncio.SubprocessTransport | None = None
+        self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """The leader has ended; others may live on."""
+        self._output_ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.pid: int | None = None
+        self.exit_code: int | None = None
+
+    async def launch(self, command: Sequence[str], environ: Mapping[str, str], grace_seconds: float) -> None:
+        """Start it behind a keeper. Raises OSError."""
+        script = [sys.executable, "-I", "-S", str(Path(keeper.__file__)), str(grace_seconds)]
+        await asyncio.get_running_loop().subprocess_exec(
+            lambda: self,
+            *script,
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=environ,
+            start_new_session=True,
+        )
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.SubprocessTransport)
+        self._transport = transport
+        self.pid = transport.get_pid()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self._log.write(data)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        if fd == 1 and not self._output_ended.done():
+            self._output_ended.set_result(None)
+
+    def process_exited(self) -> None:
+        assert self._transport is not None
+        self.exit_code = self._transport.get_returncode()
+        if not self.exited.done():
+            self.exited.set_result(None)
+
+    @property
+    def how_it_ended(self) -> str:
+        """In words."""
+        code = self.exit_code
+        if code is not None and code < 0:
+            return f"was ended by {signal.Signals(-code).name}"
+        return f"exited with code {code}"
+
+    async def end(self, grace_seconds: float) -> None:
+        """End every process of the group; returns when they are gone. The leader may have ended already."""
+        transport, pid = self._transport, self.pid
+        if transport is None or pid is None or transport.is_closing():
+            return
+        if not self.exited.done():
+            # Its leader first: that is vLLM's orderly way out, and it ends the others itself.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            await asyncio.wait({self.exited}, timeout=grace_seconds)
+        if self.exited.done():
+            await _until_gone(pid, LEFTOVER_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        await asyncio.wait({self.exited})
+        await _until_gone(pid, LEFTOVER_SECONDS)
+        await asyncio.wait({self._output_ended}, timeout=LEFTOVER_SECONDS)
+        if transport.is_closing():  # ended by another call meanwhile
+            return
+        if (pipe := transport.get_pipe_transport(0)) is not None:
+            assert isinstance(pipe, asyncio.WriteTransport)
+            pipe.write(b".")  # the keeper may go
+        transport.close()
+
+
+async def _until_gone(group: int, seconds: float) -> None:
+    until = asyncio.get_running_loop().time() + seconds
+    while _lives(group) and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110 (a group's end has no event)
+        await asyncio.sleep(POLL_SECONDS / 5)
+
+
+def _lives(group: int) -> bool:
+    """Whether a process of the group runs. Zombies do not: in a container there may be nobody to reap them."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, process_group = entry.read_text(errors="replace").rpartition(")")[2].split()[:3]
+            if int(process_group) == group and state not in "ZX":
+                return True
+    return False
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def free_port() -> int:
@@ -48,112 +351,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class VllmProcess:
-    """One `vllm serve`. `command` is how vLLM is called; `extra_args` are the user's own. Start it once, stop it once."""
-
-    def __init__(
-        self, model: str, *, port: int, command: Sequence[str] = ("vllm",), extra_args: Sequence[str] = ()
-    ) -> None:
-        self.port = port
-        given = {argument.partition("=")[0] for argument in extra_args}
-        flags = [word for flag in FLAGS if not given & {flag[0], flag[0].replace("--", "--no-", 1)} for word in flag]
-        self.command = [
-            *command, "serve", model, "--host", "127.0.0.1", "--port", str(port), *flags, *extra_args
-        ]  # fmt: skip
-        self._process: asyncio.subprocess.Process | None = None
-        self._lines: deque[str] = deque(maxlen=LOG_LINES)
-        self._reader: asyncio.Task[None] | None = None
-        self._restarts: deque[float] = deque(maxlen=RESTARTS_MAX)
-
-    def __str__(self) -> str:
-        return " ".join(self.command)
-
-    async def start(self) -> None:
-        """Start it. VllmFailed if there is no such command."""
-        if shutil.which(self.command[0]) is None:
-            raise VllmFailed(
-                f"no command {self.command[0]!r}; install it (pip install 'joulegate[vllm]'), or name it in --vllm-command"
-            )
-        launcher = [sys.executable, "-m", "backends.vllm.launch", str(os.getpid())]
-        self._process = await asyncio.create_subprocess_exec(
-            *launcher,
-            *self.command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,  # vLLM has child processes: a session of its own is ended as a whole
-            limit=1 << 20,
-        )
-        self._reader = asyncio.ensure_future(self._read(self._process))
-
-    async def ready(self) -> None:
-        """Wait until it answers /health. VllmFailed if it ends before. Loading a large model takes as long as it takes."""
-        pool = EnginePool(f"http://127.0.0.1:{self.port}", connect_seconds=2.0, idle_seconds=2.0)
-        try:
-            while True:
-                assert self._process is not None
-                if self._process.returncode is not None:
-                    raise await self._failed("ended before it answered")
-                with contextlib.suppress(FetchFailed):
-                    status, _ = await fetch(pool, "/health", b"", 2.0)
-                    if status == 200:
-                        return
-                await asyncio.sleep(POLL_SECONDS)
-        finally:
-            pool.close()
-
-    async def keep(self) -> None:
-        """Start it again whenever it dies; returns never, and raises VllmFailed when it has died too often."""
-        while True:
-            assert self._process is not None
-            await self._process.wait()
-            now = monotonic()
-            if len(self._restarts) == RESTARTS_MAX and now - self._restarts[0] < RESTART_WINDOW_SECONDS:
-                raise await self._failed(f"died again, after {RESTARTS_MAX} restarts")
-            failed = await self._failed("died and is started again")
-            sys.stderr.write(f"joulegate: {failed}\n")
-            self._restarts.append(now)
-            self._end_group(signal.SIGKILL)  # what may be left of its children holds the GPU's memory
-            await asyncio.sleep(RESTART_WAIT_SECONDS * 2 ** (len(self._restarts) - 1))
-            await self.start()
-
-    async def stop(self) -> None:
-        """End it and its children: SIGTERM, and SIGKILL for what is left after STOP_SECONDS."""
-        process = self._process
-        if process is None:
-            return
-        if process.returncode is None:
-            self._end_group(signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STOP_SECONDS):
-                    await process.wait()
-        self._end_group(signal.SIGKILL)
-        await process.wait()
-        if self._reader is not None:
-            self._reader.cancel()
-
-    def _end_group(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
-
-    async def _failed(self, what: str) -> VllmFailed:
-        assert self._process is not None
-        if self._reader is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(2.0):  # its last lines; a child that keeps the pipe open is not waited for
-                    await asyncio.shield(self._reader)
-        last = "\n".join(f"  | {line}" for line in self._lines)
-        return VllmFailed(f"vLLM {what} (exit status {self._process.returncode}): {self}\nits last lines:\n{last}")
-
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
-        """Keep the last lines of its log."""
-        assert process.stdout is not None
-        while True:
-            try:
-                line = await process.stdout.readline()
-            except ValueError:  # a line over the stream's limit: its end comes next
-                continue
-            if not line:
-                return
-            self._lines.append(line[:LOG_LINE_BYTES].decode("utf-8", "replace").rstrip())
+def _say(message: str) -> None:
+    sys.stderr.write(f"joulegate: {message}\n")
+    sys.stderr.flush()

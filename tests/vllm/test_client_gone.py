@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.vllm.children import MAX_NUM_SEQS, wait_until
-from tests.vllm.wire import OpenStream, ask, chat_body, running, send, wait_idle, waiting
+from tests.vllm.wire import OpenStream, ask, chat_body, running, send, wait_idle, wait_running, waiting
 
 CHAT = "/v1/chat/completions"
 FREE_SECONDS = 5.0
@@ -25,7 +25,7 @@ def streams(gateway: str, engine: str, count: int) -> Iterator[list[OpenStream]]
     try:
         for stream in opened:
             next(stream.events())
-        wait_until(lambda: running(engine) == count, 20, f"{count} calls run in vLLM")
+        wait_running(engine, count)
         yield opened
     finally:
         for stream in opened:
@@ -38,7 +38,7 @@ def test_streaming_client_leaves(gateway: str, idle_engine: str, capsys: pytest.
     events = stream.events()
     for _ in range(3):
         next(events)
-    wait_until(lambda: running(idle_engine) == 1, 20, "the call runs in vLLM")
+    wait_running(idle_engine, 1)
     stream.leave()
     took = wait_idle(idle_engine, FREE_SECONDS)
     with capsys.disabled():
@@ -48,7 +48,7 @@ def test_streaming_client_leaves(gateway: str, idle_engine: str, capsys: pytest.
 def test_waiting_client_leaves(gateway: str, idle_engine: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Not streamed: no byte of an answer has come, and none will for long."""
     connection = send(gateway, "POST", CHAT, LONG)
-    wait_until(lambda: running(idle_engine) == 1, 20, "the call runs in vLLM")
+    wait_running(idle_engine, 1)
     connection.close()
     took = wait_idle(idle_engine, FREE_SECONDS)
     with capsys.disabled():
@@ -66,7 +66,7 @@ def test_other_routes_too(gateway: str, idle_engine: str, path: str) -> None:
         body = {**long, "messages": LONG["messages"]}
     stream = OpenStream(gateway, path, body)
     next(stream.events())
-    wait_until(lambda: running(idle_engine) == 1, 20, "the call runs in vLLM")
+    wait_running(idle_engine, 1)
     stream.leave()
     wait_idle(idle_engine, FREE_SECONDS)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.vllm.children import VLLM, Gateway, answers_ok, free_port, wait_until
-from tests.vllm.wire import Answer, OpenStream, ask, chat_body, receive, running, send, waiting
+from tests.vllm.wire import Answer, OpenStream, ask, chat_body, receive, send, wait_running, waiting
 
 CHAT = "/v1/chat/completions"
 LONG = chat_body("a long one", max_tokens=1800, ignore_eos=True)
@@ -88,7 +88,7 @@ class TestStory:
         for _ in range(3):
             next(events)
         whole = send(story.gateway.url, "POST", CHAT, LONG)
-        wait_until(lambda: running(story.engine.url) == 2, 20, "two calls run")
+        wait_running(story.engine.url, 2)
         before_prefill = send(story.gateway.url, "POST", CHAT, LONG)
         before_prefill_streamed = send(story.gateway.url, "POST", CHAT, {**LONG, "stream": True})
         wait_until(lambda: waiting(story.engine.url) == 2, 20, "two calls wait")
@@ -127,7 +127,7 @@ class TestStory:
 
     def test_4_killed_idle(self, story: Story) -> None:
         """Kept-alive connections to it are left over; the next call must not hang on one of them."""
-        wait_until(lambda: running(story.engine.url) == 0, 20, "nothing runs")
+        wait_running(story.engine.url, 0)
         story.engine.kill()
         assert_refused(ask(story.gateway.url, "POST", CHAT, chat_body()))
         assert_refused(ask(story.gateway.url, "POST", CHAT, chat_body(stream=True)))

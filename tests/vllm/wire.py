@@ -149,6 +149,21 @@ def waiting(engine_url: str) -> float:
     return gauge(engine_url, "vllm:num_requests_waiting")
 
 
+def wait_running(engine_url: str, count: int, seconds: float = 20) -> float:
+    """Seconds until vLLM computes exactly that many requests."""
+    seen = set()
+
+    def reached() -> bool:
+        now = running(engine_url)
+        seen.add(now)
+        return now == count
+
+    try:
+        return wait_until(reached, seconds, f"{count} calls run in vLLM")
+    except AssertionError as error:
+        raise AssertionError(f"{error}; seen: {sorted(seen)}, waiting: {waiting(engine_url)}") from None
+
+
 def wait_idle(engine_url: str, seconds: float) -> float:
     """Seconds until vLLM neither computes nor holds anything."""
     return wait_until(
