@@ -133,7 +133,7 @@ class Admission:
 
     @staticmethod
     def _values(data: bytes) -> int:
-        """At least as many as there are values in a JSON text: reading 32 MiB of brackets would stop the loop for seconds."""
+        """At least the number of values in a JSON text: reading 32 MiB of brackets would stop the loop for seconds."""
         return data.count(b",") + data.count(b"[") + data.count(b"{")
 
     def _read_body(self, body: dict[str, Any], call: Call) -> None:

@@ -45,7 +45,7 @@ class Call:
     """First byte of the answer's body: for a stream the first event."""
     finished_at: float | None = None
     overhead_seconds: float = 0.0
-    """Time spent in the gateway's own code before the engine had the request; holding and connecting not counted."""
+    """The gateway's own work from the whole request to the engine's socket; holding and connecting not counted."""
     status: int | None = None
     outcome: Outcome | None = None
     reason: str | None = None
@@ -63,7 +63,7 @@ class Call:
 
     def __init__(
         self,
-        id: str,
+        call_id: str,
         request_id: str,
         method: str,
         path: str,
@@ -74,7 +74,7 @@ class Call:
         policy: str = "-",
         request_bytes: int = 0,
     ) -> None:
-        self.id = id
+        self.id = call_id
         """The gateway's own name of the call, unique in this process."""
         self.request_id = request_id
         """`x-request-id`: the client's, else made here."""

@@ -8,6 +8,7 @@ import select
 import sys
 import threading
 from datetime import UTC, datetime
+from functools import lru_cache
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
@@ -206,19 +207,18 @@ def _encode(line: dict[str, Any]) -> bytes:
         return orjson.dumps(shown, option=orjson.OPT_APPEND_NEWLINE)
 
 
-_this_second = (0, "")
 _MILLISECONDS = [f"{milliseconds:03d}Z" for milliseconds in range(1000)]
 
 
+@lru_cache(maxsize=8)
+def _to_the_second(unix_seconds: int) -> str:
+    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+
+
 def _timestamp(unix_seconds: float) -> str:
-    """RFC 3339 in UTC with milliseconds. The part down to the second is made once a second."""
-    global _this_second
+    """RFC 3339 in UTC with milliseconds."""
     whole = int(unix_seconds)
-    second, text = _this_second
-    if whole != second:
-        text = datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
-        _this_second = (whole, text)
-    return text + _MILLISECONDS[int((unix_seconds - whole) * 1000)]
+    return _to_the_second(whole) + _MILLISECONDS[int((unix_seconds - whole) * 1000)]
 
 
 def _ms(at: float | None, since: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Writes the scheduler's event log to a file: what happened and what was decided, to be replayed by `joulegate replay`."""
+"""Writes the scheduler's event log to a file: what happened and what was decided, for `joulegate replay`."""
 
 from __future__ import annotations
 

@@ -19,7 +19,6 @@ from proxy.http.server import SWEEP_SECONDS, Server
 from proxy.identity import Identity
 from proxy.routes import OTHER
 from scheduler.actions import Abort, Dispatch, Reject
-from scheduler.core import Scheduler
 from scheduler.events import CallArrived, Draining, Tick
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from proxy.metrics import Metrics
     from proxy.tracing import Tracing
     from scheduler.actions import Action
+    from scheduler.core import Scheduler
     from scheduler.events import Event
 
 _NOBODY = Identity(workflow_id="", source="none")

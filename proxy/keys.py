@@ -51,6 +51,6 @@ class KeyRing:
         if not presented or len(presented) > KEY_BYTES_MAX:
             return None
         digest = hash_key(presented)
-        # Found by hash, so the time of the look-up tells nothing of a key; the comparison is constant-time all the same.
+        # Found by hash: the time of the look-up tells nothing of a key; the comparison is constant-time all the same.
         stored, name = self._by_hash.get(digest, _NONE)
         return name if hmac.compare_digest(stored, digest) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scheduler.actions import Abort, Action, Dispatch, Reject, WakeAt
 from scheduler.breaker import Breaker, BreakerRule
@@ -68,7 +68,7 @@ class Scheduler:
         self._sequence = 0
         self._wake_at: float | None = None
         self._set_engines(config.engines)
-        self._handlers: dict[type, Callable[[Event, float, list[Action]], None]] = {
+        self._handlers: dict[type, Callable[[Any, float, list[Action]], None]] = {
             CallArrived: self._call_arrived,
             FirstToken: self._first_token,
             CallFinished: self._call_finished,
@@ -83,7 +83,7 @@ class Scheduler:
             PolicyChanged: self._policy_changed,
             Draining: self._drain,
             Tick: self._tick,
-        }  # type: ignore[dict-item]  # each handler takes its own event; the key says which
+        }
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event in; return what is to be done, in this order."""

@@ -1,4 +1,4 @@
-"""The event log: what the scheduler was told and what it answered, a JSON line each, so that any run can be replayed."""
+"""The event log: what the scheduler was told and what it answered, a JSON line each, for replaying any run."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, get_args
 
-from scheduler.actions import Action
 from scheduler.breaker import BreakerRule
 from scheduler.core import Scheduler, SchedulerConfig
 from scheduler.events import EngineSpec, Event, KeyQuota
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    from scheduler.actions import Action
 
 VERSION = 1
 _EVENTS: dict[str, Any] = {kind.__name__: kind for kind in get_args(Event)}

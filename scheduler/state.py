@@ -6,11 +6,10 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from scheduler.breaker import Breaker
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from scheduler.breaker import Breaker
     from scheduler.events import CallArrived, EngineLoad
 
 

@@ -117,17 +117,18 @@ class EngineConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         answer = self.answer
         if answer is None:  # an idle connection that speaks unasked (or late bytes after an abort)
-            if self.transport is not None:
-                self.transport.abort()
+            self.abort()
             return
         parser = self._parser
         assert parser is not None
         try:
             parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            return self._fail("engine_protocol", "the engine switched protocols without being asked")
+            self._fail("engine_protocol", "the engine switched protocols without being asked")
+            return
         except (httptools.HttpParserError, ProtocolFault) as error:
-            return self._fail("engine_protocol", f"not an HTTP answer: {error.__context__ or error}")
+            self._fail("engine_protocol", f"not an HTTP answer: {error.__context__ or error}")
+            return
         if not self._head_done:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES_MAX:

@@ -1,7 +1,7 @@
-"""Becomes the given command, which then ends when its parent does: `python -m backends.vllm.launch PARENT_PID COMMAND…`.
+"""Becomes the given command, which then ends when its parent does: `-m backends.vllm.launch PARENT_PID COMMAND…`.
 
-Linux' PR_SET_PDEATHSIG sends SIGTERM when the parent dies in whatever way, `kill -9` included, and stays set over exec. A
-step of its own, because between fork and exec of a process with threads nothing of this may be done.
+Linux' PR_SET_PDEATHSIG sends SIGTERM when the parent dies in whatever way, `kill -9` included, and stays set over exec.
+A step of its own, because between fork and exec of a process with threads nothing of this may be done.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import socket
 import sys
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from backends.vllm import keeper
 from backends.vllm.arguments import BadArguments, serve_arguments
@@ -262,9 +262,8 @@ class _Family(asyncio.SubprocessProtocol):
         )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.SubprocessTransport)
-        self._transport = transport
-        self.pid = transport.get_pid()
+        self._transport = cast(asyncio.SubprocessTransport, transport)  # (uvloop's is not derived from it)
+        self.pid = self._transport.get_pid()
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         self._log.write(data)
@@ -307,8 +306,7 @@ class _Family(asyncio.SubprocessProtocol):
         if transport.is_closing():  # ended by another call meanwhile
             return
         if (pipe := transport.get_pipe_transport(0)) is not None:
-            assert isinstance(pipe, asyncio.WriteTransport)
-            pipe.write(b".")  # the keeper may go
+            cast(asyncio.WriteTransport, pipe).write(b".")  # the keeper may go
         transport.close()
 
 

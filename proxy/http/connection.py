@@ -101,14 +101,10 @@ class ClientConnection(asyncio.Protocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._after_upgrade(data[upgrade.args[0] :])
             return
-        except RequestFault as fault:
-            self._refuse(fault)
-            return
         except httptools.HttpParserCallbackError as error:
-            fault = error.__context__
-            if not isinstance(fault, RequestFault):
+            if not isinstance(error.__context__, RequestFault):
                 raise
-            self._refuse(fault)
+            self._refuse(error.__context__)
             return
         except httptools.HttpParserInvalidMethodError:
             self._refuse(RequestFault(400, "malformed_http", "not an HTTP request: unknown method", close=True))

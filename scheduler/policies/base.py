@@ -27,7 +27,7 @@ class Policy(ABC):
     """
 
     name: ClassVar[str]
-    options: ClassVar[Mapping[str, str]] = {}
+    options: ClassVar[dict[str, str]] = {}
     """The option names it takes and what each means; all are positive whole numbers so far."""
 
     @abstractmethod
@@ -54,11 +54,7 @@ class Policy(ABC):
 
 def with_room(engines: Sequence[EngineState], now: float, limit: int) -> list[EngineState]:
     """The engines that may be sent a call now and have fewer than `limit` in flight."""
-    room = []
-    for engine in engines:  # (plain loops here and below: this runs for every call)
-        if engine.in_flight < limit and engine.has_room(now):
-            room.append(engine)
-    return room
+    return [engine for engine in engines if engine.in_flight < limit and engine.has_room(now)]
 
 
 def oldest_that_fits(ready: ReadyCalls, room: Sequence[EngineState]) -> CallState | None:

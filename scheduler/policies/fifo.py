@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from scheduler.policies.base import Choice, Policy, oldest_that_fits, with_room
 
@@ -16,7 +16,7 @@ class Fifo(Policy):
     """The oldest call goes to the engine with the fewest calls in flight."""
 
     name = "fifo"
-    options = {"max_in_flight": "calls at once on each engine (default 256)"}
+    options: ClassVar[dict[str, str]] = {"max_in_flight": "calls at once on each engine (default 256)"}
 
     def __init__(self, options: Mapping[str, object]) -> None:
         max_in_flight = options.get("max_in_flight", 256)

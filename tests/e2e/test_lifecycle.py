@@ -80,7 +80,10 @@ async def joulegate(*arguments: str) -> AsyncIterator[Process]:
     ports = ("--port", str(port), "--control-port", str(control_port)) if arguments[0] in ("up", "serve") else ()
     command = [sys.executable, "-m", "proxy.cli", *arguments, *ports]
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        *command,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     running = Process(process, port, control_port)
     try:

@@ -1,6 +1,6 @@
 """Make a tiny random-weight Hugging Face model directory that vLLM can serve offline.
 
-    python make_model.py OUT_DIR [--hidden 256] [--layers 4] [--max-len 4096]
+    python make_model.py OUT_DIR [--hidden 256] [--layers 4] [--max-len 16384]
 
 No network: a byte-level BPE tokenizer is trained on this Python's own standard-library sources (the same for one
 Python version), and the weights are random from a seed. Needs tokenizers, transformers and torch, as vLLM does.
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--max-len", type=int, default=4096)
+    parser.add_argument("--max-len", type=int, default=16384)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

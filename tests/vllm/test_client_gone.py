@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 
-from tests.vllm.children import MAX_NUM_SEQS, wait_until
+from tests.vllm.children import MAX_MODEL_LEN, MAX_NUM_SEQS, wait_until
 from tests.vllm.wire import OpenStream, ask, chat_body, running, send, wait_idle, wait_running, waiting
 
 CHAT = "/v1/chat/completions"
 FREE_SECONDS = 5.0
 """A bound that no healthy run comes near; the measured time is printed."""
-LONG = chat_body("a long one", max_tokens=1800, ignore_eos=True)
+LONG_TOKENS = MAX_MODEL_LEN - 200
+LONG = chat_body("a long one", max_tokens=LONG_TOKENS, ignore_eos=True)
 """Runs far longer than any of these tests."""
 
 
@@ -34,12 +35,11 @@ def streams(gateway: str, engine: str, count: int) -> Iterator[list[OpenStream]]
 
 
 def test_streaming_client_leaves(gateway: str, idle_engine: str, capsys: pytest.CaptureFixture[str]) -> None:
-    stream = OpenStream(gateway, CHAT, LONG)
-    events = stream.events()
-    for _ in range(3):
-        next(events)
-    wait_running(idle_engine, 1)
-    stream.leave()
+    with OpenStream(gateway, CHAT, LONG) as stream:
+        events = stream.events()
+        for _ in range(3):
+            next(events)
+        wait_running(idle_engine, 1)
     took = wait_idle(idle_engine, FREE_SECONDS)
     with capsys.disabled():
         print(f"\nslot free {took * 1000:.0f} ms after a streaming client left")
@@ -47,9 +47,8 @@ def test_streaming_client_leaves(gateway: str, idle_engine: str, capsys: pytest.
 
 def test_waiting_client_leaves(gateway: str, idle_engine: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Not streamed: no byte of an answer has come, and none will for long."""
-    connection = send(gateway, "POST", CHAT, LONG)
-    wait_running(idle_engine, 1)
-    connection.close()
+    with closing(send(gateway, "POST", CHAT, LONG)):
+        wait_running(idle_engine, 1)
     took = wait_idle(idle_engine, FREE_SECONDS)
     with capsys.disabled():
         print(f"\nslot free {took * 1000:.0f} ms after a client without a stream left")
@@ -57,17 +56,16 @@ def test_waiting_client_leaves(gateway: str, idle_engine: str, capsys: pytest.Ca
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses", "/v1/messages"])
 def test_other_routes_too(gateway: str, idle_engine: str, path: str) -> None:
-    long = {"model": LONG["model"], "max_tokens": 1800, "ignore_eos": True}
+    long = {"model": LONG["model"], "max_tokens": LONG_TOKENS, "ignore_eos": True}
     if path == "/v1/completions":
         body = {**long, "prompt": "import os"}
     elif path == "/v1/responses":
-        body = {**long, "input": "import os", "max_output_tokens": 1800}
+        body = {**long, "input": "import os", "max_output_tokens": LONG_TOKENS}
     else:
         body = {**long, "messages": LONG["messages"]}
-    stream = OpenStream(gateway, path, body)
-    next(stream.events())
-    wait_running(idle_engine, 1)
-    stream.leave()
+    with OpenStream(gateway, path, body) as stream:
+        next(stream.events())
+        wait_running(idle_engine, 1)
     wait_idle(idle_engine, FREE_SECONDS)
 
 
@@ -76,9 +74,8 @@ def test_queued_client_leaves_and_the_running_run_on(
     gateway: str, idle_engine: str, streamed: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with streams(gateway, idle_engine, MAX_NUM_SEQS) as others:
-        queued = send(gateway, "POST", CHAT, {**LONG, "stream": streamed})
-        wait_until(lambda: waiting(idle_engine) == 1, 20, "one call waits in vLLM")
-        queued.close()
+        with closing(send(gateway, "POST", CHAT, {**LONG, "stream": streamed})):
+            wait_until(lambda: waiting(idle_engine) == 1, 20, "one call waits in vLLM")
         took = wait_until(lambda: waiting(idle_engine) == 0, FREE_SECONDS, "no call waits in vLLM")
         assert running(idle_engine) == MAX_NUM_SEQS, "a running call was cancelled with the queued one"
         for stream in others:
@@ -91,24 +88,24 @@ def test_neighbour_gets_its_whole_answer(engine: str, gateway: str, idle_engine:
     """One leaves, the other, begun before and ended after, gets what it would have got alone."""
     body = chat_body("the neighbour", max_tokens=200, ignore_eos=True)
     alone = ask(engine, "POST", CHAT, body).json()["choices"][0]["message"]["content"]
-    neighbour, leaver = OpenStream(gateway, CHAT, body), OpenStream(gateway, CHAT, LONG)
-    events = neighbour.events()
-    pieces = [json.loads(next(events))]
-    next(leaver.events())
-    leaver.leave()
-    wait_until(lambda: running(idle_engine) <= 1, FREE_SECONDS, "the leaver's slot is free")
-    rest = list(events)
+    with OpenStream(gateway, CHAT, body) as neighbour:
+        events = neighbour.events()
+        pieces = [json.loads(next(events))]
+        with OpenStream(gateway, CHAT, LONG) as leaver:
+            next(leaver.events())
+        wait_until(lambda: running(idle_engine) <= 1, FREE_SECONDS, "the leaver's slot is free")
+        rest = list(events)
     assert rest.pop() == b"[DONE]"
     pieces += map(json.loads, rest)
     assert "".join(piece["choices"][0]["delta"].get("content") or "" for piece in pieces) == alone
-    neighbour.leave()
 
 
 def test_many_leave_at_once(gateway: str, idle_engine: str, capsys: pytest.CaptureFixture[str]) -> None:
-    calls = [send(gateway, "POST", CHAT, {**LONG, "stream": index % 2 == 0}) for index in range(3 * MAX_NUM_SEQS)]
-    wait_until(lambda: running(idle_engine) + waiting(idle_engine) == len(calls), 30, f"{len(calls)} calls are in vLLM")
-    for call in calls:
-        call.close()
+    count = 3 * MAX_NUM_SEQS
+    with ExitStack() as calls:
+        for index in range(count):
+            calls.enter_context(closing(send(gateway, "POST", CHAT, {**LONG, "stream": index % 2 == 0})))
+        wait_until(lambda: running(idle_engine) + waiting(idle_engine) == count, 30, f"{count} calls are in vLLM")
     took = wait_idle(idle_engine, FREE_SECONDS)
     with capsys.disabled():
-        print(f"\n{len(calls)} places free {took * 1000:.0f} ms after their clients left")
+        print(f"\n{count} places free {took * 1000:.0f} ms after their clients left")

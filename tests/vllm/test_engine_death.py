@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.vllm.children import VLLM, Gateway, answers_ok, free_port, wait_until
+from tests.vllm.children import MAX_MODEL_LEN, VLLM, Gateway, answers_ok, free_port, wait_until
 from tests.vllm.wire import Answer, OpenStream, ask, chat_body, receive, send, wait_running, waiting
 
 CHAT = "/v1/chat/completions"
-LONG = chat_body("a long one", max_tokens=1800, ignore_eos=True)
+LONG = chat_body("a long one", max_tokens=MAX_MODEL_LEN - 200, ignore_eos=True)
 DEAD_STATUS = (502, 503)
 NOTICE_SECONDS = 15.0
 """Several probe intervals: until a gateway must have seen that an engine went or came back."""

@@ -114,6 +114,12 @@ class OpenStream:
         self.connection = send(base_url, "POST", path, {**body, "stream": True}, headers)
         self.response: HTTPResponse | None = None
 
+    def __enter__(self) -> OpenStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
     def events(self) -> Iterator[bytes]:
         """The `data:` payloads until the answer ends, `[DONE]` included."""
         if self.response is None:
@@ -124,7 +130,7 @@ class OpenStream:
                 yield line.removeprefix(b"data: ").rstrip(b"\n")
 
     def leave(self) -> None:
-        """Close the socket, as a client does that goes away."""
+        """Close the socket, as a client does that goes away; a second time does nothing."""
         if self.response is not None:
             self.response.close()
         self.connection.close()

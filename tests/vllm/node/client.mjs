@@ -67,7 +67,7 @@ const scenarios = {
     };
   },
   async abort() {
-    const stream = await client.chat.completions.create({ ...ask, max_tokens: 1500, ignore_eos: true, stream: true });
+    const stream = await client.chat.completions.create({ ...ask, max_tokens: 16000, ignore_eos: true, stream: true });
     let events = 0;
     for await (const _ of stream) {
       events += 1;
