@@ -164,8 +164,10 @@ class Admission:
                     add["stream_options"] = _INCLUDE_USAGE
                     remove = (*remove, "stream_options") if "stream_options" in body else remove
                 elif isinstance(options, dict) and not options.get("include_usage"):
-                    # Continuous usage alone reports nothing at the end, and what each event then carries stays.
                     admitted.take_out_usage = True
                     admitted.body = set_nested(admitted.body, "stream_options", "include_usage", b"true")
+                    if options.get("continuous_usage_stats"):  # counts only beside include_usage: it did nothing
+                        body_now = admitted.body
+                        admitted.body = set_nested(body_now, "stream_options", "continuous_usage_stats", b"false")
         if add or remove:
             admitted.body = edit_members(admitted.body, remove, add)

@@ -45,7 +45,7 @@ class Call:
     """First byte of the answer's body: for a stream the first event."""
     finished_at: float | None = None
     overhead_seconds: float = 0.0
-    """The gateway's own work from the whole request to the engine's socket; holding and connecting not counted."""
+    """The gateway's own work from the whole request to the engine's socket, without holding and connecting."""
     status: int | None = None
     outcome: Outcome | None = None
     reason: str | None = None

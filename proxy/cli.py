@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,7 @@ def _up(options: argparse.Namespace) -> int:
 
         port = options.vllm_port or free_port()
         process = VllmProcess(
-            options.model, port=port, command=options.vllm_command.split(), extra_args=options.vllm_args
+            options.model, port=port, command=shlex.split(options.vllm_command), extra_args=options.vllm_args
         )
         overrides["engines"] = [{"url": f"http://127.0.0.1:{port}", "name": "vllm"}]
     else:

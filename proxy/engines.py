@@ -40,6 +40,8 @@ class Engine:
         self.healthy: bool | None = None
         self.detail = "not probed yet"
         self.load: Load | None = None
+        self.fingerprint: bytes | None = None
+        """`"system_fingerprint":"…"` as its streams say it; b"" = they do not, None = not seen yet."""
 
     @staticmethod
     def spec_of(config: EngineConfig) -> EngineSpec:
@@ -119,5 +121,6 @@ class EngineWatch:
         engine = self.engine
         if healthy is not engine.healthy:
             self._log_event("engine_up" if healthy else "engine_down", engine=engine.name, detail=detail)
+            engine.fingerprint = None  # it may be another process
         engine.healthy, engine.detail = healthy, detail
         self._tell(EngineStatus(engine.name, healthy, models))

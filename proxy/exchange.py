@@ -154,19 +154,21 @@ class Exchange:
         now = monotonic()
         head = self._head
         if head is None:
-            head = self._begin_answer(connection, now, ended)
+            head = self._begin_answer(connection)
             out = head.data
         else:
             out = b""
-            if call.stream and body:
-                self._gateway.metrics.itl.observe(now - self._last_chunk_at)
-        self._last_chunk_at = now
         if body:
+            if call.first_byte_at is None:
+                self._first_body(now, ended)
+            elif call.stream:
+                self._gateway.metrics.itl.observe(now - self._last_chunk_at)
             call.response_chunks += 1
             call.response_bytes += len(body)
-        reader = self._reader
+        self._last_chunk_at = now
         if self._names_response and body:
             self._remember_response(body)
+        reader = self._reader
         if reader is not None:
             body = reader.feed(body)
             if ended:
@@ -223,7 +225,7 @@ class Exchange:
         elif self._paused_at is not None:
             if now - self._paused_at > timeouts.idle_seconds:
                 self._time_up("client_stalled", "the client stopped reading its answer (timeouts.idle_seconds)")
-        elif self._head is None:
+        elif call.first_byte_at is None:
             if self._upstream is not None and now - call.sent_at > timeouts.first_byte_seconds:
                 message = f"no answer within {timeouts.first_byte_seconds:g} s (timeouts.first_byte_seconds)"
                 self._time_up("first_byte_timeout", message)
@@ -237,10 +239,9 @@ class Exchange:
 
     # --- inside ---
 
-    def _begin_answer(self, connection: EngineConnection, now: float, ended: bool) -> AnswerHead:
-        """The engine has begun to answer: there will be no retry."""
+    def _begin_answer(self, connection: EngineConnection) -> AnswerHead:
+        """The engine's head is there: there will be no retry. (vLLM sends it at once, long before the first token.)"""
         gateway, call = self._gateway, self.call
-        call.first_byte_at = now
         call.status = connection.status
         engine = self._engine
         assert engine is not None
@@ -256,14 +257,17 @@ class Exchange:
         if head.encoded:
             self._reader = None  # compressed: passed on, not looked into
         elif call.stream and head.chunked:
-            self._reader = EventReader(take_out=self._take_out_usage)
+            self._reader = EventReader(take_out=self._take_out_usage, fingerprint=engine.fingerprint)
         elif kind.startswith(b"application/json"):
             self._reader = PlainReader()
         self._admitted = None
         self._release()
-        if not ended:  # else the call's end says as much
-            gateway.tell(FirstToken(call.id))
         return head
+
+    def _first_body(self, now: float, ended: bool) -> None:
+        self.call.first_byte_at = now
+        if not ended:  # else the call's end says as much
+            self._gateway.tell(FirstToken(self.call.id))
 
     def _answer_complete(self, head: AnswerHead) -> None:
         call = self.call
@@ -284,6 +288,8 @@ class Exchange:
             return
         if not done:
             reader.end()
+        if isinstance(reader, EventReader) and reader.take_out and self._engine is not None:
+            self._engine.fingerprint = reader.fingerprint
         usage = reader.usage
         call.prompt_tokens, call.cached_tokens = usage.prompt_tokens, usage.cached_tokens
         call.output_tokens = usage.output_tokens

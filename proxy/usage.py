@@ -17,6 +17,8 @@ TAIL_BYTES = 4096
 # writes can never look like `"usage":`.
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+_FINGERPRINT = re.compile(rb'"system_fingerprint"\s*:\s*"[^"\\]*"')
+_ENDS_CHOICE = b'"finish_reason":"'
 _BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 
 
@@ -90,14 +92,20 @@ class EventReader:
 
     Only whole events, so that an error event can follow at any time, and no character is cut in two. `take_out`: the
     client did not ask for usage; the event that carries it and no choices is not passed on.
+
+    vLLM's `system_fingerprint` stands in the usage event if there is one, else in the events that end a choice: taking
+    the one out means putting the other in. `fingerprint` is what the engine said before (b"" = it has none); with None,
+    the first event that ends a choice waits for the usage event, which vLLM sends right behind the last of them.
     """
 
-    __slots__ = ("_first", "_last", "_partial", "take_out", "usage")
+    __slots__ = ("_first", "_last", "_partial", "_waiting", "fingerprint", "take_out", "usage")
 
-    def __init__(self, *, take_out: bool) -> None:
+    def __init__(self, *, take_out: bool, fingerprint: bytes | None = None) -> None:
         self.usage = Usage()
         self.take_out = take_out
+        self.fingerprint = fingerprint
         self._partial = b""
+        self._waiting: list[bytes] = []
         self._first = b""
         self._last = b""
 
@@ -113,32 +121,50 @@ class EventReader:
                 return data
             self._partial = data[cut:]
             data = data[:cut]
-        if b'"usage"' in data:
-            return self._look(data)
+        if self.take_out:
+            if b'"usage"' in data or _ENDS_CHOICE in data or self._waiting:
+                return self._take_out(data)
+        elif b'"usage"' in data:  # with continuous usage every event has one: the first and the last are read, at the end
+            if not self._first:
+                self._first = data
+            else:
+                self._last = data
         return data
 
     def end(self) -> bytes:
-        """The last event, if the engine left out the blank line behind it; and reads the usage."""
+        """What is left to pass on; and reads the usage."""
         for data in (self._first, self._last):  # Anthropic's stream says the input first and the output last
             self.usage.read(data)
-        rest, self._partial = self._partial, b""
+        rest = b"".join([*self._waiting, self._partial])
+        self._waiting, self._partial = [], b""
         return rest
 
-    def _look(self, data: bytes) -> bytes:
-        if self.take_out:
-            kept, start = [], 0
-            for end in [match.end() for match in _BLANK_LINE.finditer(data)]:
-                event = data[start:end]
-                start = end
-                if b'"usage"' in event and _USAGE.search(event):
-                    self._last = event
-                    if _NO_CHOICES.search(event):
-                        continue
-                kept.append(event)
-            return b"".join(kept)
-        # With continuous usage every event has one: only the first and the last are read, at the end.
-        if not self._first:
-            self._first = data
-        else:
-            self._last = data
-        return data
+    def _take_out(self, data: bytes) -> bytes:
+        kept, start = self._waiting, 0
+        self._waiting = []
+        for end in [match.end() for match in _BLANK_LINE.finditer(data)]:
+            event = data[start:end]
+            start = end
+            if b'"usage"' in event and _USAGE.search(event):
+                self._last = event
+                if _NO_CHOICES.search(event):
+                    found = _FINGERPRINT.search(event)
+                    self.fingerprint = found[0] if found else b""
+                    kept = [self._put_in(earlier) for earlier in kept]
+                    continue
+            kept.append(self._put_in(event) if self.fingerprint is not None else event)
+        if self.fingerprint is None:
+            waits_from = next((at for at, event in enumerate(kept) if _ENDS_CHOICE in event), len(kept))
+            self._waiting = kept[waits_from:]
+            del kept[waits_from:]
+            if sum(map(len, self._waiting)) > EVENT_BYTES_MAX:  # not vLLM, or very many choices: no more waiting
+                kept += self._waiting
+                self._waiting, self.fingerprint = [], b""
+        return b"".join(kept)
+
+    def _put_in(self, event: bytes) -> bytes:
+        """The fingerprint as the last member of an event that ends a choice."""
+        if not self.fingerprint or _ENDS_CHOICE not in event or self.fingerprint in event:
+            return event
+        brace = event.rfind(b"}")
+        return b"%b,%b%b" % (event[:brace], self.fingerprint, event[brace:])

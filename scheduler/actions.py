@@ -31,7 +31,7 @@ class Abort(NamedTuple):
 
 
 class WakeAt(NamedTuple):
-    """Send a `Tick` at this time, in the seconds of the events' clock. A later WakeAt does not cancel an earlier one."""
+    """Send a `Tick` at this time of the events' clock, in seconds. A later WakeAt does not cancel an earlier one."""
 
     at: float
 

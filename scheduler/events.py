@@ -45,7 +45,7 @@ class CallArrived(NamedTuple):
 
 
 class FirstToken(NamedTuple):
-    """The first byte of the engine's answer arrived: the engine lives, and the call can no longer be retried."""
+    """The first byte of an answer's body arrived: for a stream its first event. The engine lives."""
 
     call_id: str
 

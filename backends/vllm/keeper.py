@@ -20,6 +20,7 @@ import sys
 import time
 
 POLL_SECONDS = 0.05
+FAREWELL = b"."
 
 
 def main() -> None:
@@ -33,6 +34,7 @@ def main() -> None:
             keep(group, grace_seconds)
         os._exit(0)
     os.waitpid(child, 0)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the event loop that started us may have let some through
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
@@ -48,6 +50,7 @@ def keep(group: int, grace_seconds: float) -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 1)  # else the gateway never sees the end of PROGRAM's output
     os.dup2(nothing, 2)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     os.chdir("/")
     if not os.read(0, 1):
         signal_quietly(os.kill, group, signal.SIGTERM)

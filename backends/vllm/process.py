@@ -246,20 +246,30 @@ class _Family(asyncio.SubprocessProtocol):
         self._output_ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.pid: int | None = None
         self.exit_code: int | None = None
+        self._lifeline: int | None = None
+        """The end of the keeper's pipe that only this process holds."""
 
     async def launch(self, command: Sequence[str], environ: Mapping[str, str], grace_seconds: float) -> None:
         """Start it behind a keeper. Raises OSError."""
         script = [sys.executable, "-I", "-S", str(Path(keeper.__file__)), str(grace_seconds)]
-        await asyncio.get_running_loop().subprocess_exec(
-            lambda: self,
-            *script,
-            *command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=environ,
-            start_new_session=True,
-        )
+        keepers_end, lifeline = os.pipe()  # (not inherited, unless as somebody's standard input)
+        try:
+            await asyncio.get_running_loop().subprocess_exec(
+                lambda: self,
+                *script,
+                *command,
+                stdin=keepers_end,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env=environ,
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(lifeline)  # whatever has been started is ended
+            raise
+        finally:
+            os.close(keepers_end)
+        self._lifeline = lifeline
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.SubprocessTransport, transport)  # (uvloop's is not derived from it)
@@ -289,7 +299,7 @@ class _Family(asyncio.SubprocessProtocol):
     async def end(self, grace_seconds: float) -> None:
         """End every process of the group; returns when they are gone. The leader may have ended already."""
         transport, pid = self._transport, self.pid
-        if transport is None or pid is None or transport.is_closing():
+        if transport is None or pid is None or self._lifeline is None:
             return
         if not self.exited.done():
             # Its leader first: that is vLLM's orderly way out, and it ends the others itself.
@@ -297,17 +307,18 @@ class _Family(asyncio.SubprocessProtocol):
                 os.kill(pid, signal.SIGTERM)
             await asyncio.wait({self.exited}, timeout=grace_seconds)
         if self.exited.done():
-            await _until_gone(pid, LEFTOVER_SECONDS)
+            await _until_gone(pid, min(LEFTOVER_SECONDS, grace_seconds))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
         await asyncio.wait({self.exited})
         await _until_gone(pid, LEFTOVER_SECONDS)
         await asyncio.wait({self._output_ended}, timeout=LEFTOVER_SECONDS)
-        if transport.is_closing():  # ended by another call meanwhile
-            return
-        if (pipe := transport.get_pipe_transport(0)) is not None:
-            cast(asyncio.WriteTransport, pipe).write(b".")  # the keeper may go
-        transport.close()
+        if self._lifeline is not None:  # (not ended by another call meanwhile)
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._lifeline, keeper.FAREWELL)
+            os.close(self._lifeline)
+            self._lifeline = None
+            transport.close()
 
 
 async def _until_gone(group: int, seconds: float) -> None:

@@ -10,7 +10,7 @@ _ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect", 
 
 
 class Request:
-    """`headers`: (lowercase name, name, value) as sent, in order; `fields` by lowercase name, the last of equal names."""
+    """`headers`: (lowercase name, name, value) in order; `fields` by lowercase name, the last of equal names."""
 
     __slots__ = (
         "body",

@@ -26,7 +26,12 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:
             signal.pause()
-    record = {"pid": os.getpid(), "child": child, "arguments": sys.argv[1:], "stdin": str(Path("/proc/self/fd/0").readlink())}
+    record = {
+        "pid": os.getpid(),
+        "child": child,
+        "arguments": sys.argv[1:],
+        "stdin": str(Path("/proc/self/fd/0").readlink()),
+    }
     with (folder / "record.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
     if "fail" in mode:

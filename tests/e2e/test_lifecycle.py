@@ -11,7 +11,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from tests.e2e.harness import WAIT_SECONDS, Client, EngineRequest, engine, post, run
+from tests.e2e.harness import WAIT_SECONDS, Client, EngineRequest, engine, post, run, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -181,23 +181,21 @@ def test_sighup_takes_over_keys_engines_and_policy_without_dropping_a_call(tmp_p
             async with joulegate("serve", "--config", str(config)) as process:
                 await process.line("in front of")
                 running = asyncio.ensure_future(process.post())
-                while not first.requests:
-                    await asyncio.sleep(0.01)
+                await until(lambda: bool(first.requests), "the call is at the engine")
                 digest = "86d6e5e7ba6bdc6bdbf96a5f5e5fb2d4ad1b9a8aebf0b9d9a6d1f0b7f6d5c4a3"
                 config.write_text(
                     f'log.path = "{log}"\npolicy = {{ name = "fifo", max_in_flight = 7 }}\n'
                     f'[[engines]]\nurl = "{second.url}"\n[[keys]]\nname = "k"\nsha256 = "{digest}"\n'
                 )
                 process.process.send_signal(signal.SIGHUP)
-                while json.loads((await process.get("/admin/state"))[1])["policy"] != "fifo":
-                    await asyncio.sleep(0.01)
+                await until(lambda: '"reloaded"' in log.read_text(), "the new file is taken over")
+                assert json.loads((await process.get("/admin/state"))[1])["policy"] == "fifo"
                 assert await process.post() == 401
                 proceed.set()
                 assert await running == 200
                 config.write_text("no such thing = 1")
                 process.process.send_signal(signal.SIGHUP)
-                while "reload_failed" not in log.read_text():
-                    await asyncio.sleep(0.01)
+                await until(lambda: "reload_failed" in log.read_text(), "the bad file is refused")
                 assert await process.post() == 401, "a bad file changes nothing"
 
     run(main)

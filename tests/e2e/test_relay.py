@@ -155,7 +155,7 @@ def test_a_stream_is_counted_whether_or_not_it_asked(cut: int, asked: bool) -> N
         (b"", b'{"model":"m","stream":true,"stream_options":{"include_usage":true}}'),
         (b',"stream_options":null', b'{"model":"m","stream":true,"stream_options":{"include_usage":true}}'),
         (b',"stream_options":{"include_usage":false}', b'{"include_usage":true}'),
-        (b',"stream_options":{"continuous_usage_stats":true}', b'"continuous_usage_stats":true'),
+        (b',"stream_options":{"continuous_usage_stats":true}', b'"continuous_usage_stats":false'),
     ],
 )
 def test_usage_is_asked_for_in_the_clients_own_words(options: bytes, sent: bytes) -> None:
@@ -170,6 +170,58 @@ def test_usage_is_asked_for_in_the_clients_own_words(options: bytes, sent: bytes
         async with engine(respond) as vllm, gateway(vllm) as joulegate:
             said = await joulegate.post("/v1/completions", b'{"model":"m","stream":true' + options + b"}")
             assert said.body == DONE
+
+    run(main)
+
+
+FINGERPRINT = b'"system_fingerprint":"vllm-0.32.0-9a775d62"'
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("choices", [1, 2])
+def test_a_stream_that_did_not_ask_for_usage_is_what_vllm_would_have_sent(choices: int, together: bool) -> None:
+    """vLLM moves its fingerprint from the events that end a choice into the usage event when there is one."""
+    ends = [
+        b'data: {"choices":[{"index":%d,"delta":{"content":"x"},"finish_reason":"stop"}]}\n\n' % index
+        for index in range(choices)
+    ]
+    asked = [TOKENS[0], ends[0], TOKENS[1], *ends[1:], USAGE.replace(b"}\n\n", b"," + FINGERPRINT + b"}\n\n"), DONE]
+    put_in = [end.replace(b"}]}", b"}]," + FINGERPRINT + b"}") for end in ends]
+    expected = b"".join([TOKENS[0], put_in[0], TOKENS[1], *put_in[1:], DONE])
+
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            await request.begin_stream()
+            for piece in [b"".join(asked)] if together else asked:
+                await request.chunk(piece)
+            await request.end_stream()
+
+        async with engine(respond) as vllm, gateway(vllm) as joulegate:
+            for _ in range(3):  # the first learns the fingerprint, the others know it
+                assert (await joulegate.post("/v1/chat/completions", {**CHAT, "stream": True})).body == expected
+
+    run(main)
+
+
+def test_the_time_to_first_token_is_that_of_the_first_event_and_not_of_the_head() -> None:
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            await request.begin_stream()
+            await proceed.wait()
+            await request.chunk(TOKENS[0] + DONE)
+            await request.end_stream()
+
+        proceed = asyncio.Event()
+        async with engine(respond) as vllm, gateway(vllm) as joulegate:
+            client = await joulegate.connect()
+            await client.send(post("/v1/chat/completions", {**CHAT, "stream": True}))
+            await client.head()
+            (exchange,) = joulegate.app.gateway.exchanges.values()
+            assert exchange.call.first_byte_at is None
+            proceed.set()
+            assert await client.chunk() == TOKENS[0] + DONE
+            assert exchange.call.first_byte_at is not None
+            assert await client.chunk() == b""
 
     run(main)
 
@@ -224,7 +276,8 @@ def test_streams_of_other_apis_pass_unchanged_and_are_counted(path: str) -> None
 def test_every_shape_of_answer_is_framed_rightly() -> None:
     large = json.dumps({"data": "x" * 3_000_000, "usage": {"prompt_tokens": 2, "total_tokens": 2}}).encode()
     raw = {
-        "/chunked": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\nx-trailer: 1\r\n\r\n",
+        "/chunked": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n4;x=y\r\ndefg\r\n"
+        b"0\r\nx-trailer: 1\r\n\r\n",
         "/close": b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nabcdefg",
         "/old": b"HTTP/1.0 200 OK\r\n\r\nabcdefg",
         "/none": b"HTTP/1.1 204 No Content\r\n\r\n",

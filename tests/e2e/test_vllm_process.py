@@ -32,6 +32,7 @@ class Stage:
 
     def process(self, *extra_args: str, **options: Any) -> VllmProcess:
         """A vLLM process that starts the stand-in."""
+        options.setdefault("stop_seconds", 0.1)
         return VllmProcess(
             "some/model",
             port=options.pop("port", None) or free_port(),
@@ -138,7 +139,7 @@ def test_a_hanging_start_ends_with_an_error(tmp_path: Path) -> None:
     async def main() -> None:
         stage = Stage(tmp_path)
         (tmp_path / "loading").touch()
-        process = stage.process(start_seconds=0.5, stop_seconds=0.1)
+        process = stage.process(start_seconds=0.5)
         await process.start()
         with pytest.raises(VllmFailed, match=r"not ready after 0\.5 s .* and was ended"):
             await process.ready()
@@ -249,7 +250,7 @@ def test_stopping_ends_the_wait_for_a_restart(tmp_path: Path) -> None:
 def test_who_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     async def main() -> None:
         stage = Stage(tmp_path, "stubborn")
-        process = stage.process(stop_seconds=0.1)
+        process = stage.process()
         await process.start()
         await process.ready()
         assert len(stage.alive()) == 2
@@ -280,7 +281,7 @@ def test_it_does_not_outlive_a_gateway_that_is_killed(tmp_path: Path, mode: str)
     parent = (
         "import asyncio, sys\nfrom pathlib import Path\nimport uvloop\nfrom tests.e2e.test_vllm_process import Stage\n"
         "async def main():\n"
-        "    process = Stage(Path(sys.argv[1]), sys.argv[2]).process(stop_seconds=0.1)\n"
+        "    process = Stage(Path(sys.argv[1]), sys.argv[2]).process()\n"
         "    await process.start()\n    await process.ready()\n    print('ready', flush=True)\n"
         "    await process.keep()\n"
         "uvloop.run(main())\n"
