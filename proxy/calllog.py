@@ -28,21 +28,22 @@ CLOSE_SECONDS = 5.0
 
 
 class CallLog:
-    """Lines are gathered and handed to the writer by `flush` and at 64 KiB. At most `buffer_bytes` wait for it; further
+    """Lines are gathered and handed to the writer by `flush` and at 256 KiB. At most `buffer_bytes` wait for it; further
     lines are dropped and counted in `lines_dropped`. `path` "-" is standard output. OSError if it cannot be opened."""
 
     def __init__(self, path: str, *, buffer_bytes: int, prompts: bool) -> None:
         self._path = path
         self._prompts = prompts
         self._buffer_bytes = buffer_bytes
-        self._lines: list[bytes] = []
-        self._line_bytes = 0
+        self._alike: dict[tuple[Any, ...], bytes] = {}
+        self._gathered = bytearray()
+        """Lines in one piece: thousands of small objects that live until the next flush would cost more."""
         # Each of these has one writer: the event loop the first two, the thread the others.
         self._lines_refused = self._bytes_handed = 0
         self._lines_lost = self._bytes_written = 0
         self._events_at = 0
         self._events = 0
-        self._batches: queue.SimpleQueue[list[bytes] | None] = queue.SimpleQueue()
+        self._batches: queue.SimpleQueue[bytearray | None] = queue.SimpleQueue()
         self._reopen = threading.Event()
         self._line_cut = False
         self._file = self._open()
@@ -50,41 +51,63 @@ class CallLog:
         self._writer.start()
 
     def write(self, call: Call) -> None:
-        """One line for a call that has ended."""
-        identity = call.identity
-        arrived_at, outcome, model = call.arrived_at, call.outcome, call.model
-        line: dict[str, Any] = {
-            "ts": _timestamp(call.arrived_unix_seconds),
-            "event": "call",
-            "id": call.id,
-            "request_id": call.request_id[:TEXT_MAX],
-            "key": call.key_name,
-            "method": call.method[:TEXT_MAX],
-            "path": call.path[:TEXT_MAX],
-            "route": call.route,
-            "model": model[:TEXT_MAX] if model is not None else None,
-            "stream": call.stream,
-            "workflow": {"id": identity.workflow_id or call.id, "node": identity.node, "source": identity.source},
-            "policy": call.policy,
-            "engine": call.engine,
-            "attempts": call.attempts,
-            "status": call.status,
-            # A member of a StrEnum is written through its property `value`, which is Python.
-            "outcome": outcome._value_ if outcome is not None else None,
-            "reason": call.reason,
-            "prompt_tokens": call.prompt_tokens,
-            "cached_tokens": call.cached_tokens,
-            "output_tokens": call.output_tokens,
-            "held_ms": _ms(call.dispatched_at, arrived_at),
-            "ttft_ms": _ms(call.first_byte_at, arrived_at),
-            "duration_ms": _ms(call.finished_at, arrived_at),
-            "overhead_us": int(call.overhead_seconds * 1e6 + 0.5),
-            "request_bytes": call.request_bytes,
-            "response_bytes": call.response_bytes,
-        }
+        """One line for a call that has ended.
+
+        What many calls have in common is made into JSON once and kept; the rest is put around it. Making a dictionary
+        of it all and encoding that costs twice as much, and every call pays it.
+        """
+        identity, arrived_at, outcome = call.identity, call.arrived_at, call.outcome
+        kind = (
+            call.key_name,
+            call.method,
+            call.path,
+            call.route,
+            call.model,
+            call.stream,
+            call.policy,
+            call.engine,
+            call.attempts,
+            call.status,
+            outcome._value_ if outcome is not None else None,  # `value` of a StrEnum's member is a property in Python
+            call.reason,
+        )
+        alike = self._alike.get(kind)
+        if alike is None:
+            alike = self._make_alike(kind)
+        call_id, request_id, node = call.id.encode("ascii"), call.request_id, identity.node
+        workflow_id, finished_at = identity.workflow_id, call.finished_at
+        prompt, cached, output = call.prompt_tokens, call.cached_tokens, call.output_tokens
+        dispatched_at, first_byte_at = call.dispatched_at, call.first_byte_at
+        line = _LINE % (
+            _timestamp(call.arrived_unix_seconds).encode("ascii"),
+            call_id,
+            b'"%b"' % call_id if request_id == call.id else _text(request_id),
+            _text(workflow_id) if workflow_id else b'"%b"' % call_id,
+            b"null" if node is None else _text(node),
+            identity.source.encode("ascii"),
+            alike,
+            b"null" if prompt is None else b"%d" % prompt,
+            b"null" if cached is None else b"%d" % cached,
+            b"null" if output is None else b"%d" % output,
+            b"null" if dispatched_at is None else b"%.3f" % ((dispatched_at - arrived_at) * 1e3),
+            b"null" if first_byte_at is None else b"%.3f" % ((first_byte_at - arrived_at) * 1e3),
+            b"null" if finished_at is None else b"%.3f" % ((finished_at - arrived_at) * 1e3),
+            call.overhead_seconds * 1e6,
+            call.request_bytes,
+            call.response_bytes,
+        )
         if self._prompts and call.prompt_text is not None:
-            line["prompt"] = call.prompt_text.decode("utf-8", "replace")
-        self._add(_encode(line))
+            line = b'%b,"prompt":%b}\n' % (line[:-2], orjson.dumps(call.prompt_text.decode("utf-8", "replace")))
+        self._add(line)
+
+    def _make_alike(self, kind: tuple[Any, ...]) -> bytes:
+        """The members that many calls have in common; values that clients chose are cut."""
+        values = [value[:TEXT_MAX] if isinstance(value, str) else value for value in kind]
+        alike = _encode(dict(zip(_ALIKE, values, strict=True)))[1:-2]
+        if len(self._alike) >= ALIKE_MAX:  # paths and models come from clients
+            self._alike.clear()
+        self._alike[kind] = alike
+        return alike
 
     def event(self, kind: str, **fields: Any) -> None:
         """A line that is no call: an engine up or down, a reload, a failed attempt. At most EVENTS_PER_SECOND."""
@@ -115,20 +138,20 @@ class CallLog:
         self._writer.join(CLOSE_SECONDS)
 
     def _add(self, line: bytes) -> None:
-        waiting = self._line_bytes + self._bytes_handed - self._bytes_written
+        gathered = self._gathered
+        waiting = len(gathered) + self._bytes_handed - self._bytes_written
         if waiting + len(line) > self._buffer_bytes:
             self._lines_refused += 1
             return
-        self._lines.append(line)
-        self._line_bytes += len(line)
-        if self._line_bytes >= FLUSH_BYTES:
+        gathered += line
+        if len(gathered) >= FLUSH_BYTES:
             self._hand_over()
 
     def _hand_over(self) -> None:
-        if self._lines:
-            self._bytes_handed += self._line_bytes
-            self._batches.put(self._lines)
-            self._lines, self._line_bytes = [], 0
+        if self._gathered:
+            self._bytes_handed += len(self._gathered)
+            self._batches.put(self._gathered)
+            self._gathered = bytearray()
 
     def _add_event(self, kind: str, fields: dict[str, Any]) -> None:
         shown = {name: value[:TEXT_MAX] if isinstance(value, str) else value for name, value in fields.items()}
@@ -158,9 +181,8 @@ class CallLog:
         while (batch := self._batches.get()) is not None:
             if self._reopen.is_set():
                 self._open_anew()
-            data = b"".join(batch)
-            self._write_all(data)
-            self._bytes_written += len(data)
+            self._write_all(batch)
+            self._bytes_written += len(batch)
         os.close(self._file)
 
     def _open_anew(self) -> None:
@@ -174,7 +196,7 @@ class CallLog:
         os.close(self._file)
         self._file = fresh
 
-    def _write_all(self, data: bytes) -> None:
+    def _write_all(self, data: bytes | bytearray) -> None:
         """A full disk or a closed pipe loses lines and counts them; the service goes on."""
         start = b"\n" if self._line_cut else b""
         view = memoryview(start + data)
@@ -191,6 +213,21 @@ class CallLog:
             self._lines_lost += bytes(view[max(written, len(start)) :]).count(b"\n")
         if written:
             self._line_cut = view[written - 1] != ord("\n")
+
+
+_ALIKE = (
+    *("key", "method", "path", "route", "model", "stream"),
+    *("policy", "engine", "attempts", "status", "outcome", "reason"),
+)
+_LINE = (
+    b'{"ts":"%b","event":"call","id":"%b","request_id":%b,"workflow":{"id":%b,"node":%b,"source":"%b"},%b,'
+    b'"prompt_tokens":%b,"cached_tokens":%b,"output_tokens":%b,"held_ms":%b,"ttft_ms":%b,"duration_ms":%b,'
+    b'"overhead_us":%.0f,"request_bytes":%d,"response_bytes":%d}\n'
+)
+
+
+def _text(value: str) -> bytes:
+    return orjson.dumps(value[:TEXT_MAX])
 
 
 def _encode(line: dict[str, Any]) -> bytes:
@@ -219,8 +256,3 @@ def _timestamp(unix_seconds: float) -> str:
     """RFC 3339 in UTC with milliseconds."""
     whole = int(unix_seconds)
     return _to_the_second(whole) + _MILLISECONDS[int((unix_seconds - whole) * 1000)]
-
-
-def _ms(at: float | None, since: float) -> float | None:
-    """Milliseconds, cut to three places: `round` takes three times as long."""
-    return None if at is None else int((at - since) * 1e6) / 1e3

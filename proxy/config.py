@@ -4,23 +4,41 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from scheduler.policies import POLICIES
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 Count = Annotated[int, Field(gt=0, le=2**40, strict=True)]
-Seconds = Annotated[float, Field(gt=0, le=1e8, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=1e8, strict=True, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=65_535, strict=True)]
+Switch = Annotated[bool, Field(strict=True)]
+Name = Annotated[str, Field(max_length=128)]
+OptionalPath = Annotated[Path | None, BeforeValidator(lambda value: None if value == "" else value)]
+"""An empty text means none, so that an environment variable can take a path away."""
+
+Place = tuple[str | int, ...]
+
+
+class Problems(ValueError):
+    """What is wrong with values that are right each for itself: (the key's place within the table, what and the way out)."""
+
+    def __init__(self, found: list[tuple[Place, str]]) -> None:
+        super().__init__("\n".join(f"{'.'.join(map(str, place))}: {what}" for place, what in found))
+        self.found = found
 
 
 class Table(BaseModel):
     """A table of the file: unknown keys are refused, nothing is changed after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class ListenConfig(Table):
@@ -34,7 +52,7 @@ class ListenConfig(Table):
     """address of the control plane (metrics, admin): has no keys of its own"""
     control_port: Port = 8081
     """port of the control plane"""
-    control_public: bool = False
+    control_public: Switch = False
     """must be true for a control_host that is not loopback"""
 
 
@@ -43,8 +61,8 @@ class EngineConfig(Table):
 
     url: str
     """its base URL without /v1, http or https; a path is kept as a prefix"""
-    name: str = ""
-    """its name in logs and metrics; default: host:port"""
+    name: Name = ""
+    """its name in logs and metrics; empty = host:port"""
     api_key: SecretStr | None = None
     """sent to it as Authorization: Bearer, instead of the client's"""
     api_key_env: str | None = None
@@ -57,22 +75,23 @@ class EngineConfig(Table):
     @field_validator("url")
     @classmethod
     def _url(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname or not value.isascii():
-            raise ValueError("must be like http://host:8000")
-        _ = parts.port  # ValueError for a port that is none
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("must have no user, query or fragment; a key goes into api_key")
-        if parts.path.rstrip("/").endswith("/v1"):
-            raise ValueError("must be given without /v1")
-        return value.rstrip("/")
+        return base_url(value)
+
+    @field_validator("api_key")
+    @classmethod
+    def _sendable(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not is_sendable(value.get_secret_value()):
+            raise ValueError("must be visible ASCII characters, without blanks")
+        return value
 
     @model_validator(mode="after")
     def _named(self) -> EngineConfig:
         if not self.name:
-            object.__setattr__(self, "name", urlsplit(self.url).netloc)
+            parts = urlsplit(self.url)
+            port = "" if parts.port else ":443" if parts.scheme == "https" else ":80"
+            object.__setattr__(self, "name", parts.netloc + port)
         if self.api_key is not None and self.api_key_env is not None:
-            raise ValueError("has both api_key and api_key_env; one is enough")
+            raise Problems([(("api_key_env",), "stands beside api_key; remove one of them")])
         return self
 
     def key(self) -> str | None:
@@ -101,13 +120,15 @@ class PolicyConfig(Table):
     @classmethod
     def _known(cls, value: str) -> str:
         if value not in POLICIES:
-            raise ValueError(f"unknown policy {value!r}; there are {', '.join(POLICIES)}")
+            near = get_close_matches(value, POLICIES, n=1)
+            hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(POLICIES)}"
+            raise ValueError(f"unknown policy {value!r}; {hint}")
         return value
 
     @model_validator(mode="after")
     def _options(self) -> PolicyConfig:
         if problems := POLICIES[self.name].options_errors(self.options):
-            raise ValueError("; ".join(f"{option}: {message}" for option, message in problems))
+            raise Problems([((option,), message) for option, message in problems])
         return self
 
 
@@ -179,8 +200,8 @@ class HealthConfig(Table):
 class KeyConfig(Table):
     """One API key and what it may use; a limit that is not given does not hold."""
 
-    name: str = Field(min_length=1, max_length=128)
-    """its name in logs and metrics"""
+    name: Name = Field(min_length=1)
+    """its name in logs and metrics; not `-`, which stands for no key"""
     sha256: SecretStr
     """SHA-256 of the key in hex; `joulegate hash-key` makes both"""
     max_concurrency: Count | None = None
@@ -193,6 +214,13 @@ class KeyConfig(Table):
     """tokens in each period; over it 429 `key_token_budget`"""
     token_budget_seconds: Seconds = 86_400.0
     """length of the period"""
+
+    @field_validator("name")
+    @classmethod
+    def _not_reserved(cls, value: str) -> str:
+        if value == "-":
+            raise ValueError("must not be -, which stands for no key")
+        return value
 
     @field_validator("sha256")
     @classmethod
@@ -208,7 +236,7 @@ class LogConfig(Table):
 
     path: str = "-"
     """file, or - for standard output"""
-    prompts: bool = False
+    prompts: Switch = False
     """write request bodies into it"""
     buffer_bytes: Count = 4_194_304
     """waiting to be written; over it lines are dropped and counted"""
@@ -221,15 +249,22 @@ class TracingConfig(Table):
     """base URL of an OTLP/HTTP collector; empty = no traces"""
     service_name: str = "joulegate"
     """service.name of the spans"""
-    sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    sample_ratio: Annotated[float, Field(ge=0, le=1, strict=True)] = 1.0
     """of traces that begin here; a client's own decision is kept"""
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must be like http://host:4318, or empty")
+        return value
 
 
 class EventLogConfig(Table):
     """What the scheduler was told and what it decided, for `joulegate replay`."""
 
-    path: Path | None = None
-    """file; none = not written"""
+    path: OptionalPath = None
+    """file; empty = not written"""
     max_bytes: Count = 1_073_741_824
     """it stops there"""
 
@@ -239,8 +274,8 @@ class Config(Table):
 
     engines: tuple[EngineConfig, ...] = Field(min_length=1)
     """the engines, at least one"""
-    state_dir: Path | None = None
-    """where token budgets are kept over a restart; none = not kept"""
+    state_dir: OptionalPath = None
+    """folder in which token budgets are kept over a restart; empty = not kept"""
     listen: ListenConfig = ListenConfig()
     policy: PolicyConfig = PolicyConfig()
     limits: LimitsConfig = LimitsConfig()
@@ -253,27 +288,67 @@ class Config(Table):
 
     @model_validator(mode="after")
     def _together(self) -> Config:
-        listen = self.listen
-        problems = []
-        if not self.keys and not is_loopback(listen.host):
-            problems.append(
-                f"listen.host {listen.host} needs [[keys]]: without keys the gateway listens on loopback only, "
-                "since anyone who reaches the port could use your engines"
-            )
-        if not is_loopback(listen.control_host) and not listen.control_public:
-            problems.append("listen.control_host is not loopback: the control plane has no keys; set control_public = true")
-        if listen.port and (listen.host, listen.port) == (listen.control_host, listen.control_port):
-            problems.append("listen.port and listen.control_port must differ")
-        for what, values in (
-            ("engines: name", [engine.name for engine in self.engines]),
-            ("keys: name", [key.name for key in self.keys]),
-        ):
-            problems += [f"{what} {value!r} is there twice" for value in sorted({v for v in values if values.count(v) > 1})]
-        if len({key.sha256.get_secret_value() for key in self.keys}) < len(self.keys):
-            problems.append("keys: the same sha256 is there twice")
-        if problems:
-            raise ValueError("\n".join(problems))
+        if found := [*_listen_problems(self.listen, bool(self.keys)), *_doubles(self)]:
+            raise Problems(found)
         return self
+
+
+def _listen_problems(listen: ListenConfig, has_keys: bool) -> Iterator[tuple[Place, str]]:
+    if not has_keys and not is_loopback(listen.host):
+        yield (
+            ("listen", "host"),
+            f"{listen.host!r} is not loopback, and there are no [[keys]]: without keys the gateway listens on loopback "
+            "only, since anyone who reaches the port could use your GPU; make a key with `joulegate hash-key`, or "
+            'listen on "127.0.0.1"',
+        )
+    if not is_loopback(listen.control_host) and not listen.control_public:
+        yield (
+            ("listen", "control_host"),
+            f"{listen.control_host!r} is not loopback, and the control plane asks for no key: set "
+            "listen.control_public = true if only those may reach the port who may see and change everything",
+        )
+    if listen.port and listen.port == listen.control_port:
+        yield ("listen", "control_port"), f"must differ from listen.port, both are {listen.port}"
+
+
+def _doubles(config: Config) -> Iterator[tuple[Place, str]]:
+    columns: dict[tuple[str, str], list[str]] = {
+        ("engines", "name"): [engine.name for engine in config.engines],
+        ("keys", "name"): [key.name for key in config.keys],
+        ("keys", "sha256"): [key.sha256.get_secret_value() for key in config.keys],
+    }
+    for (table, key), values in columns.items():
+        first: dict[str, int] = {}
+        for index, value in enumerate(values):
+            if (before := first.setdefault(value, index)) != index:
+                shown = "the same" if key == "sha256" else repr(value)
+                yield (table, index, key), f"{shown} stands in {table}[{before}] already; each needs its own"
+
+
+def base_url(value: str) -> str:
+    """An engine's base URL, without a slash at its end. Raises ValueError."""
+    if not (value.isascii() and value.isprintable()) or " " in value:
+        raise ValueError("must be like http://host:8000, without blanks")
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be like http://host:8000")
+    if parts.username is not None or parts.password is not None or "?" in value or "#" in value:
+        raise ValueError("must have no user, query or fragment; a key goes into api_key")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise ValueError("must have a port from 1 to 65535")
+    base = value.rstrip("/")
+    if base.endswith("/v1"):
+        raise ValueError(f"must be without /v1, which clients send: {base.removesuffix('/v1')}")
+    return base
+
+
+def is_sendable(key: str) -> bool:
+    """Whether it may stand in a header as it is."""
+    return bool(key) and key.isascii() and key.isprintable() and " " not in key
 
 
 def is_loopback(host: str) -> bool:

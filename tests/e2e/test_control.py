@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -134,6 +135,24 @@ def test_every_outcome_of_a_failing_engine_is_counted() -> None:
             assert sample(text, "joulegate_retries_total") == 1
 
     run(main)
+
+
+def test_metrics_are_read_where_nothing_changes_them_meanwhile() -> None:
+    read_in = []
+
+    def gauges() -> GaugeSnapshot:
+        read_in.append(threading.current_thread())
+        return GaugeSnapshot()
+
+    async def main() -> None:
+        running = await start_control(
+            "127.0.0.1", 0, public=False, state=dict, ready=lambda: (True, []), metrics=Metrics(gauges)
+        )
+        assert (await get(running.port, "/metrics")).status == 200
+        await running.close()
+
+    run(main)
+    assert read_in == [threading.current_thread()]
 
 
 def test_ready_says_why_not() -> None:
@@ -297,7 +316,7 @@ def test_garbage_is_400_in_one_line_of_log(garbage: bytes, caplog: pytest.LogCap
             assert (await get(running.port, "/health")).status == 200
 
     run(main)
-    records = [record for record in caplog.records if record.name.startswith("joulegate")]
+    records = [record for record in caplog.records if record.name.startswith(("joulegate", "aiohttp"))]
     assert len(records) <= 1
     for record in records:
         assert record.exc_info is None and "\n" not in record.getMessage()

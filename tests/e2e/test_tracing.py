@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -19,7 +20,7 @@ from proxy.call import Call, Outcome
 from proxy.config import TracingConfig
 from proxy.identity import Identity
 from proxy.tracing import Tracing, TracingFault
-from tests.e2e.harness import WAIT_SECONDS, EngineRequest, engine, gateway, run, until
+from tests.e2e.harness import WAIT_SECONDS, EngineRequest, RunningGateway, engine, gateway, run, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -37,9 +38,14 @@ class Collector:
         self.endpoint = ""
         self.spans: list[Span] = []
         self.services: set[str] = set()
+        self.asked = 0
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def take(self, request: web.Request) -> web.Response:
         """POST /v1/traces."""
+        self.asked += 1
+        await self.answers.wait()
         export = ExportTraceServiceRequest.FromString(await request.read())
         for of_resource in export.resource_spans:
             self.services |= {a.value.string_value for a in of_resource.resource.attributes if a.key == "service.name"}
@@ -299,12 +305,36 @@ def test_a_collector_that_is_gone_costs_no_call_and_does_not_keep_the_gateway(
         async with engine(respond) as vllm, gateway(vllm, tracing={"otlp_endpoint": endpoint}) as joulegate:
             for _ in range(3):
                 assert (await joulegate.post("/v1/chat/completions", CHAT)).status == 200
-            worker = joulegate.app.gateway.tracing
-        assert worker is not None
-        thread = worker._provider._active_span_processor._span_processors[0]._batch_processor._worker_thread
-        await until(lambda: not thread.is_alive(), "the export has given up")
+        await until(lambda: not exporting(joulegate).is_alive(), "the export has given up")
 
     run(main)
+
+
+def test_a_collector_that_does_not_answer_does_not_keep_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CLOSE_SECONDS", 0.05)
+
+    async def main() -> None:
+        async with collector() as receiver:
+            receiver.answers.clear()
+            tracing = {"otlp_endpoint": receiver.endpoint}
+            async with engine(respond) as vllm, gateway(vllm, tracing=tracing) as joulegate:
+                assert (await joulegate.post("/v1/chat/completions", CHAT)).status == 200
+            assert exporting(joulegate).is_alive(), "it still waits; the gateway has ended"
+            await until(lambda: receiver.asked == 1, "the export has begun")
+            receiver.answers.set()
+            await until(lambda: not exporting(joulegate).is_alive(), "the export has ended")
+            assert len(receiver.spans) == 2
+
+    run(main)
+
+
+def exporting(joulegate: RunningGateway) -> threading.Thread:
+    """The SDK's own thread."""
+    tracing = joulegate.app.gateway.tracing
+    assert tracing is not None
+    thread = tracing._provider._active_span_processor._span_processors[0]._batch_processor._worker_thread
+    assert isinstance(thread, threading.Thread)
+    return thread
 
 
 def test_without_tracing_the_clients_traceparent_passes_unchanged() -> None:

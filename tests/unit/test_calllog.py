@@ -129,7 +129,7 @@ def test_prompts_are_written_only_where_they_were_asked_for(tmp_path: Path) -> N
 
 def test_what_json_has_no_word_for_is_shown_as_text(tmp_path: Path) -> None:
     line = logged(tmp_path, call(prompt_tokens=2**70, model="half \ud800"))
-    assert (line["prompt_tokens"], line["model"], line["key"]) == (str(2**70), "half \\ud800", "team")
+    assert (line["prompt_tokens"], line["model"], line["key"]) == (2**70, "half \\ud800", "team")
     path = tmp_path / "events"
     log = CallLog(str(path), buffer_bytes=BUFFER_BYTES, prompts=False)
     log.event("state_not_saved", detail="file \udcff", cause=OSError(5, "I/O error"), long="y" * 9999)
@@ -148,7 +148,8 @@ def test_events_are_rate_limited_and_the_rest_is_summed_up(tmp_path: Path, secon
         log.event("attempt_failed", number=number)
     log.flush()
     seconds[0] += 1
-    log.flush()  # nothing else happens: the sum is told all the same
+    written(log)  # nothing else happens: the sum is told all the same
+    assert lines(path)[-1]["count"] == 40
     log.event("engine_up")
     log.write(call())
     log.close()
@@ -271,10 +272,15 @@ def test_reopen_follows_a_rotation(tmp_path: Path) -> None:
     path.rename(moved)
     log.reopen()
     log.write(call(request_id="after"))
-    log.close()
+    written(log)
     assert [line["request_id"] for line in lines(moved)] == ["before"]
     assert [line["request_id"] for line in lines(path)] == ["after"]
     assert path.stat().st_mode & 0o777 & ~0o640 == 0, "not for everybody to read"
+    path.rename(moved)
+    log.write(call(request_id="not told to reopen"))
+    log.close()
+    assert [line["request_id"] for line in lines(moved)] == ["after", "not told to reopen"]
+    assert not path.exists()
 
 
 def test_a_file_that_cannot_be_reopened_is_written_on_and_tried_again(tmp_path: Path) -> None:
