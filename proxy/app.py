@@ -161,6 +161,7 @@ class App:
     async def _close(self, control: Any) -> None:
         self.gateway.close()
         await asyncio.sleep(0)  # the closed connections report their calls' ends
+        self.gateway.settle()
         await control.close()
         self._save_budgets()
         if self._process is not None:
@@ -287,6 +288,7 @@ class App:
 
     def _gauges(self) -> GaugeSnapshot:
         gateway = self.gateway
+        gateway.settle()
         return GaugeSnapshot.of(
             gateway.scheduler,
             healthy={name: engine.healthy for name, engine in gateway.engines.items()},

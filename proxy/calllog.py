@@ -28,8 +28,8 @@ CLOSE_SECONDS = 5.0
 
 
 class CallLog:
-    """Lines are gathered and handed to the writer by `flush` and at 256 KiB. At most `buffer_bytes` wait for it; further
-    lines are dropped and counted in `lines_dropped`. `path` "-" is standard output. OSError if it cannot be opened."""
+    """Lines are gathered and handed to the writer by `flush` and at 256 KiB. At most `buffer_bytes` wait for it; more
+    are dropped and counted in `lines_dropped`. `path` "-" is standard output. OSError if it cannot be opened."""
 
     def __init__(self, path: str, *, buffer_bytes: int, prompts: bool) -> None:
         self._path = path
@@ -104,9 +104,10 @@ class CallLog:
         """The members that many calls have in common; values that clients chose are cut."""
         values = [value[:TEXT_MAX] if isinstance(value, str) else value for value in kind]
         alike = _encode(dict(zip(_ALIKE, values, strict=True)))[1:-2]
-        if len(self._alike) >= ALIKE_MAX:  # paths and models come from clients
-            self._alike.clear()
-        self._alike[kind] = alike
+        if tuple(values) == kind:  # nothing was cut: what is kept must not be as long as clients like
+            if len(self._alike) >= ALIKE_MAX:  # nor as many, since paths and models come from clients
+                self._alike.clear()
+            self._alike[kind] = alike
         return alike
 
     def event(self, kind: str, **fields: Any) -> None:

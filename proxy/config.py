@@ -1,4 +1,4 @@
-"""What can be configured: names, defaults, limits. One TOML file, the environment over it, the command line over both."""
+"""What can be configured: names, defaults, limits, and what must fit together."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Place = tuple[str | int, ...]
 
 
 class Problems(ValueError):
-    """What is wrong with values that are right each for itself: (the key's place within the table, what and the way out)."""
+    """Values that are wrong together: (place within the table, what is wrong and the way out) of each."""
 
     def __init__(self, found: list[tuple[Place, str]]) -> None:
         super().__init__("\n".join(f"{'.'.join(map(str, place))}: {what}" for place, what in found))
@@ -297,15 +297,19 @@ def _listen_problems(listen: ListenConfig, has_keys: bool) -> Iterator[tuple[Pla
     if not has_keys and not is_loopback(listen.host):
         yield (
             ("listen", "host"),
-            f"{listen.host!r} is not loopback, and there are no [[keys]]: without keys the gateway listens on loopback "
-            "only, since anyone who reaches the port could use your GPU; make a key with `joulegate hash-key`, or "
-            'listen on "127.0.0.1"',
+            (
+                f"{listen.host!r} is not loopback, and there are no [[keys]]: without keys the gateway listens on "
+                "loopback only, since anyone who reaches the port could use your GPU; make a key with `joulegate hash-key`, or "
+                'listen on "127.0.0.1"'
+            ),
         )
     if not is_loopback(listen.control_host) and not listen.control_public:
         yield (
             ("listen", "control_host"),
-            f"{listen.control_host!r} is not loopback, and the control plane asks for no key: set "
-            "listen.control_public = true if only those may reach the port who may see and change everything",
+            (
+                f"{listen.control_host!r} is not loopback, and the control plane asks for no key: set "
+                "listen.control_public = true if only those may reach the port who may see and change everything"
+            ),
         )
     if listen.port and listen.port == listen.control_port:
         yield ("listen", "control_port"), f"must differ from listen.port, both are {listen.port}"

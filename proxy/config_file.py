@@ -6,7 +6,6 @@ import re
 import sys
 import tomllib
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
@@ -17,6 +16,7 @@ from scheduler.policies import POLICIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 ENVIRONMENT_PREFIX = "JOULEGATE_"
 NEEDS_RESTART = ("listen", "log", "tracing", "event_log", "state_dir")

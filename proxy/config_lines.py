@@ -1,4 +1,4 @@
-"""On which line of a TOML file does a key stand? tomllib does not say, and an error without its line is half an error."""
+"""On which line of a TOML file does a key stand? tomllib does not say; an error without its line is half an error."""
 
 from __future__ import annotations
 

@@ -205,6 +205,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Called by prometheus-client at a scrape."""
+        now = self._gauges()  # first: the gateway may count what has ended since the last time
         yield from self._collect_counters()
         for histogram, name, text in (
             (self.ttft, "time_to_first_token", "From a call's arrival to its answer's first byte, held time included"),
@@ -214,7 +215,7 @@ class Metrics(Collector):
             (self.overhead, "overhead", "The gateway's own work before an engine has the call"),
         ):
             yield histogram.family(f"joulegate_{name}_seconds", text)
-        yield from self._collect_gauges()
+        yield from self._collect_gauges(now)
 
     def _collect_counters(self) -> Iterator[Metric]:
         calls = CounterMetricFamily(
@@ -245,8 +246,7 @@ class Metrics(Collector):
         yield _counter("joulegate_attempts_failed", text, ("engine", "reason"), self._attempts_failed)
         yield CounterMetricFamily("joulegate_retries", "Further attempts at calls that have ended", self._retries)
 
-    def _collect_gauges(self) -> Iterator[Metric]:
-        now = self._gauges()
+    def _collect_gauges(self, now: GaugeSnapshot) -> Iterator[Metric]:
         yield GaugeMetricFamily("joulegate_client_connections", "Open client connections", now.client_connections)
         yield CounterMetricFamily(
             "joulegate_client_connections_refused", "Over limits.client_connections", now.refused_connections

@@ -79,8 +79,6 @@ class Tracing:
         except ImportError:
             raise TracingFault("tracing.otlp_endpoint needs the exporter: pip install 'joulegate[otlp]'") from None
         endpoint = config.otlp_endpoint.rstrip("/")
-        if not endpoint.startswith(("http://", "https://")):
-            raise TracingFault(f"tracing.otlp_endpoint must be like http://host:4318, not {endpoint!r}")
         if not endpoint.endswith("/v1/traces"):
             endpoint += "/v1/traces"
         self._engine_url = engine_url

@@ -1,8 +1,8 @@
 """Stands for `vllm serve`: a server with a child process, which starts, fails, hangs or clings to life as it is told.
 
-FAKE_VLLM names a folder. `record.jsonl` in it gets a line for each start. `mode` holds words: `fail` (prints 60 lines and
-ends with code 3), `chatty` (prints 1 MB), `stubborn` (it ignores SIGTERM; its child always does). /health answers 503 as
-long as a file `loading` exists.
+FAKE_VLLM names a folder. `record.jsonl` in it gets a line for each start. `mode` holds words: `fail` (prints 60
+lines and ends with code 3), `chatty` (prints 1 MB), `stubborn` (it ignores SIGTERM; its child always does). /health
+answers 503 as long as a file `loading` exists.
 """
 
 from __future__ import annotations

@@ -120,6 +120,42 @@ def test_clients_can_neither_forge_a_line_nor_fill_the_log(tmp_path: Path) -> No
     assert len(line["path"]) == len(line["model"]) == len(line["method"]) == TEXT_MAX
 
 
+def test_what_is_kept_ready_for_the_next_line_is_bounded(tmp_path: Path) -> None:
+    log = CallLog(str(tmp_path / "log"), buffer_bytes=BUFFER_BYTES, prompts=False)
+    for number in range(2 * module.ALIKE_MAX + 1):
+        log.write(call(path=f"/{number}"))
+        log.write(call(model=f"{number}" + "x" * TEXT_MAX))
+    assert len(log._alike) <= module.ALIKE_MAX
+    assert max(len(value) for kind in log._alike for value in kind if isinstance(value, str)) <= TEXT_MAX
+    log.close()
+
+
+def test_lines_of_one_kind_differ_where_their_calls_do(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = CallLog(str(path), buffer_bytes=BUFFER_BYTES, prompts=False)
+    changes = [
+        {},
+        {"stream": True},
+        {"outcome": Outcome.TIMEOUT},
+        {"key_name": "other"},
+        {"status": None},
+        {"attempts": 1},
+    ]
+    for change in changes * 2:
+        log.write(call(**change))
+    log.close()
+    found = [(c["stream"], c["outcome"], c["key"], c["status"], c["attempts"]) for c in lines(path)]
+    assert found[:6] == found[6:]
+    assert found[:6] == [
+        (False, "ok", "team", 200, 2),
+        (True, "ok", "team", 200, 2),
+        (False, "timeout", "team", 200, 2),
+        (False, "ok", "other", 200, 2),
+        (False, "ok", "team", None, 2),
+        (False, "ok", "team", 200, 1),
+    ]
+
+
 def test_prompts_are_written_only_where_they_were_asked_for(tmp_path: Path) -> None:
     secret = call(prompt_text=b'{"prompt": "secret \xff"}')
     assert "secret" not in json.dumps(logged(tmp_path, secret))

@@ -216,3 +216,15 @@ def test_both_formats_hold_the_same_and_say_what_runs() -> None:
     assert [dict(labels).keys() for name, labels in plain if name == "joulegate_build_info"] == [{"version": 0}.keys()]
     resident_bytes = value(metrics, "process_resident_memory_bytes")
     assert resident_bytes is not None and resident_bytes > 0
+
+
+def test_what_is_counted_while_the_gauges_are_read_is_in_the_scrape() -> None:
+    """The gateway counts the calls that have ended since the last time when it is asked for its gauges."""
+
+    def settle() -> GaugeSnapshot:
+        metrics.finished(call())
+        return GaugeSnapshot()
+
+    metrics = Metrics(settle)
+    assert total(metrics, "joulegate_calls_total") == 1
+    assert total(metrics, "joulegate_calls_total") == 2
