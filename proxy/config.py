@@ -105,9 +105,9 @@ class PolicyConfig(Table):
     """The scheduling policy: its name, and beside it the policy's own options."""
 
     name: str = "passthrough"
-    """passthrough or fifo"""
+    """which one"""
     options: dict[str, Any] = {}
-    """all other keys of the table; fifo: max_in_flight = calls at once on each engine (256)"""
+    """all other keys of the table"""
 
     @model_validator(mode="before")
     @classmethod
@@ -299,8 +299,8 @@ def _listen_problems(listen: ListenConfig, has_keys: bool) -> Iterator[tuple[Pla
             ("listen", "host"),
             (
                 f"{listen.host!r} is not loopback, and there are no [[keys]]: without keys the gateway listens on "
-                "loopback only, since anyone who reaches the port could use your GPU; make a key with `joulegate hash-key`, or "
-                'listen on "127.0.0.1"'
+                "loopback only, since anyone who reaches the port could use your GPU; make a key with "
+                '`joulegate hash-key`, or listen on "127.0.0.1"'
             ),
         )
     if not is_loopback(listen.control_host) and not listen.control_public:

@@ -42,7 +42,7 @@ class KeyRing:
         self.configured = bool(self._by_hash)
 
     def authenticate(self, fields: dict[bytes, bytes]) -> str | None:
-        """The name of the key that a request carries, from its headers by lowercase name; None if it has no valid one."""
+        """The name of the key in a request's headers (by lowercase name); None if there is no valid one."""
         presented = fields.get(b"authorization")
         if presented is not None and presented[:7].lower() == b"bearer ":
             presented = presented[7:].strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -101,6 +102,15 @@ def test_a_call_is_one_line(tmp_path: Path) -> None:
         "request_bytes": 77,
         "response_bytes": 99,
     }
+
+
+def test_the_documentation_lists_the_members_that_there_are(tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "observability.md").read_text()
+    table = text.partition("## The call log")[2].partition("Values that clients choose")[0]
+    listed = [
+        name for cell in re.findall(r"^\| (`[^|]*`) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
+    ]
+    assert sorted(listed) == sorted(logged(tmp_path, call()))
 
 
 def test_what_did_not_happen_is_null(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -216,6 +218,22 @@ def test_both_formats_hold_the_same_and_say_what_runs() -> None:
     assert [dict(labels).keys() for name, labels in plain if name == "joulegate_build_info"] == [{"version": 0}.keys()]
     resident_bytes = value(metrics, "process_resident_memory_bytes")
     assert resident_bytes is not None and resident_bytes > 0
+
+
+def test_the_documentation_lists_the_metrics_that_there_are() -> None:
+    gauges = GaugeSnapshot(engines={"gpu0": EngineGauges(True, "closed", 0, 0, 0, 0.0)})
+    metrics = fresh(gauges)
+    metrics.finished(call())
+    metrics.finished(call(prompt_tokens=None, output_tokens=None))
+    metrics.engine_failed("gpu0", "connect_refused")
+    suffix = re.compile(r"_(bucket|count|sum)$")
+    exposed: dict[str, set[str]] = {}
+    for name, labels in scraped(metrics):
+        if name.startswith("joulegate_"):
+            exposed.setdefault(suffix.sub("", name), set()).update(dict(labels).keys() - {"le"})
+    text = (Path(__file__).resolve().parents[2] / "docs" / "observability.md").read_text()
+    rows = re.findall(r"^\| `(joulegate_\w+)` \|([\w, ]*)\|", text, re.MULTILINE)
+    assert {name: set(filter(None, labels.strip().split(", "))) for name, labels in rows} == exposed
 
 
 def test_what_is_counted_while_the_gauges_are_read_is_in_the_scrape() -> None:
