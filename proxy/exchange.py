@@ -320,8 +320,7 @@ class Exchange:
         elif call.stream and self._head.chunked and fault.reason != "client_stalled":
             event = b"data: " + error_object(fault.status, fault.reason, fault.message) + b"\n\n"
             client.write(b"%x\r\n%b\r\n%b" % (len(event), event, CHUNKED_END))
-            client.exchange = None
-            client.close()
+            client.answered(keep_alive=self._head.keep_alive)
         else:
             client.exchange = None
             client.abort()  # a body cut short must not look complete

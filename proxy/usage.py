@@ -124,7 +124,9 @@ class EventReader:
         if self.take_out:
             if b'"usage"' in data or _ENDS_CHOICE in data or self._waiting:
                 return self._take_out(data)
-        elif b'"usage"' in data:  # with continuous usage every event has one: the first and the last are read, at the end
+        elif (
+            b'"usage"' in data
+        ):  # with continuous usage every event has one: the first and the last are read, at the end
             if not self._first:
                 self._first = data
             else:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
-from proxy import config
+from proxy.config_file import load
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -94,7 +94,7 @@ def answering(status: int) -> Iterator[tuple[int, list[str]]]:
 
 
 def test_the_gateway_takes_the_example_configuration() -> None:
-    config.load(DEPLOY / "joulegate.toml")
+    load(DEPLOY / "joulegate.toml", {}, {})
 
 
 def test_the_image_is_built_from_pinned_bases() -> None:
@@ -233,7 +233,7 @@ def test_mounted_files_and_volumes_exist() -> None:
 
 def test_running_streams_have_time_to_finish() -> None:
     grace_seconds = int(SERVICES["gateway"]["stop_grace_period"].removesuffix("s"))
-    assert grace_seconds > config.load(DEPLOY / "joulegate.toml").timeouts.drain_seconds
+    assert grace_seconds > load(DEPLOY / "joulegate.toml", {}, {}).timeouts.drain_seconds
 
 
 def test_what_a_deployment_fills_in_is_not_committed() -> None:
