@@ -28,7 +28,7 @@ class Outcome(StrEnum):
 class Call:
     """One request. Times are seconds of the monotonic clock; None = has not happened.
 
-    Token counts are None when the engine did not report them: never 0 for unknown. What is not set in `__init__` has its
+    Token counts are None when the engine did not report them: never 0 for unknown. What `__init__` does not set has its
     default in the class: one is made for each request, and most requests set few of these.
     """
 

@@ -95,7 +95,7 @@ class EngineRequest:
 
 
 class ScriptedEngine:
-    """An HTTP server that says of every request what the test wants. Health, models and metrics answer by themselves."""
+    """An HTTP server that answers as the test wants. Health, models and metrics answer by themselves."""
 
     def __init__(self, answer: Callable[[EngineRequest], Awaitable[None]], models: tuple[str, ...] = ("m",)) -> None:
         self.answer = answer
