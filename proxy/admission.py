@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hmac import compare_digest
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -10,12 +11,13 @@ from proxy.errors import RequestFault
 from proxy.http.relay import NOT_FORWARDED, request_fields
 from proxy.identity import IdentityError, ResponseRoots, identify
 from proxy.jsonedit import edit_members, set_nested
-from proxy.keys import KEY_HEADERS, KeyRing
+from proxy.keys import KEY_HEADERS, Authorized, KeyRing
 from proxy.routes import OTHER, ROUTES, Route, split_workflow
 
 if TYPE_CHECKING:
     from proxy.call import Call
     from proxy.config import Config
+    from proxy.http.connection import ClientConnection
     from proxy.http.request import Request
 
 _REQUEST_ID_LENGTH_MAX = 256
@@ -59,17 +61,25 @@ class Admission:
         if config.tracing.otlp_endpoint:
             self._dropped |= {b"traceparent"}  # the engine's parent is our span
 
-    def authenticate(self, request: Request) -> str:
-        """The name of the request's key; "-" where no keys are configured. RequestFault 401 for any other."""
+    def authenticate(self, request: Request, connection: ClientConnection) -> str:
+        """The name of the request's key; "-" where no keys are configured. RequestFault 401 for any other.
+
+        A client sends the same key with every request of a connection: it is hashed once.
+        """
         if not self.keys.configured:
             return "-"
+        presented, known = request.fields.get(b"authorization"), connection.authorized
+        if presented and known is not None and known.keys is self.keys and compare_digest(presented, known.presented):
+            return known.name
         name = self.keys.authenticate(request.fields)
         if name is None:
             message = "no valid API key in Authorization: Bearer, x-api-key or api-key"
             raise RequestFault(401, "invalid_api_key", message, close=b"content-length" in request.fields)
+        if presented:
+            connection.authorized = Authorized(self.keys, presented, name)
         return name
 
-    def admit(self, request: Request, call: Call) -> Admitted:
+    def admit(self, request: Request, connection: ClientConnection, call: Call) -> Admitted:
         """Fill in the call; returns what the engine will be sent."""
         target = path = request.target
         path_workflow = None
@@ -83,7 +93,7 @@ class Admission:
         given = fields.get(b"x-request-id")
         if given and len(given) <= _REQUEST_ID_LENGTH_MAX:
             call.request_id = given.decode("latin-1")
-        call.key_name = request.key_name or self.authenticate(request)
+        call.key_name = request.key_name or self.authenticate(request, connection)
         route = ROUTES.get(path, OTHER)
         call.route = route.label
         body = self._json_object(request, route)

@@ -10,7 +10,7 @@ from proxy.call import Call, Outcome
 from proxy.errors import RequestFault, error_answer, error_object
 from proxy.http.relay import CHUNKED_END, AnswerHead, answer_head
 from proxy.jsonedit import edit_members
-from proxy.usage import EventReader, PlainReader
+from proxy.usage import EventReader, PlainReader, Usage
 from scheduler.events import CallFailed, CallFinished, ClientGone, FirstToken
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Exchange:
         "_take_out_usage",
         "_trace_fields",
         "_upstream",
+        "_usage",
         "call",
         "client",
         "request",
@@ -76,6 +77,7 @@ class Exchange:
         self._opening: asyncio.Task[None] | None = None
         self._head: AnswerHead | None = None
         self._reader: EventReader | PlainReader | None = None
+        self._usage: Usage | None = None
         self._last_chunk_at = 0.0
         self._paused_at: float | None = None
 
@@ -154,7 +156,7 @@ class Exchange:
         now = monotonic()
         head = self._head
         if head is None:
-            head = self._begin_answer(connection)
+            head = self._begin_answer(connection, body if ended else b"")
             out = head.data
         else:
             out = b""
@@ -239,8 +241,11 @@ class Exchange:
 
     # --- inside ---
 
-    def _begin_answer(self, connection: EngineConnection) -> AnswerHead:
-        """The engine's head is there: there will be no retry. (vLLM sends it at once, long before the first token.)"""
+    def _begin_answer(self, connection: EngineConnection, whole_body: bytes) -> AnswerHead:
+        """The engine's head is there: there will be no retry. (vLLM sends it at once, long before the first token.)
+
+        `whole_body`: the body, if it has come whole with the head, as short answers do.
+        """
         gateway, call = self._gateway, self.call
         call.status = connection.status
         engine = self._engine
@@ -259,7 +264,11 @@ class Exchange:
         elif call.stream and head.chunked:
             self._reader = EventReader(take_out=self._take_out_usage, fingerprint=engine.fingerprint)
         elif kind.startswith(b"application/json"):
-            self._reader = PlainReader()
+            if whole_body:
+                self._usage = Usage()
+                self._usage.read_last(whole_body)
+            else:
+                self._reader = PlainReader()
         self._admitted = None
         self._release()
         return head
@@ -283,14 +292,15 @@ class Exchange:
         self.client.answered(keep_alive=head.keep_alive)
 
     def _read_usage(self, *, done: bool = False) -> None:
-        reader, call = self._reader, self.call
-        if reader is None:
+        reader, usage, call = self._reader, self._usage, self.call
+        if reader is not None:
+            if not done:
+                reader.end()
+            if isinstance(reader, EventReader) and reader.take_out and self._engine is not None:
+                self._engine.fingerprint = reader.fingerprint
+            usage = reader.usage
+        if usage is None:
             return
-        if not done:
-            reader.end()
-        if isinstance(reader, EventReader) and reader.take_out and self._engine is not None:
-            self._engine.fingerprint = reader.fingerprint
-        usage = reader.usage
         call.prompt_tokens, call.cached_tokens = usage.prompt_tokens, usage.cached_tokens
         call.output_tokens = usage.output_tokens
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from scheduler.core import Scheduler
     from scheduler.events import Event
 
-ENDED_MAX = 256
+ENDED_MAX = 64
 _NOBODY = Identity(workflow_id="", source="none")
 
 
@@ -70,9 +70,9 @@ class Gateway:
 
     # --- the server's handler ---
 
-    def check_before_body(self, request: Request) -> None:
+    def check_before_body(self, connection: ClientConnection, request: Request) -> None:
         """401 before a body is read (or asked for with 100-continue)."""
-        request.key_name = self.admission.authenticate(request)
+        request.key_name = self.admission.authenticate(request, connection)
 
     def start(self, connection: ClientConnection, request: Request) -> None:
         """A request is whole (or cannot be understood): make it a call."""
@@ -95,7 +95,7 @@ class Gateway:
         try:
             if request.fault is not None:
                 raise request.fault
-            admitted = self.admission.admit(request, call)
+            admitted = self.admission.admit(request, connection, call)
         except RequestFault as fault:
             self._refuse_unadmitted(connection, request, call, fault)
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,6 +31,14 @@ def generate() -> tuple[str, str]:
     """A new key and its hash."""
     key = f"jg-{secrets.token_urlsafe(32)}"
     return key, hash_key(key)
+
+
+class Authorized(NamedTuple):
+    """A header's value that was found valid, by which keys, and whose key it holds."""
+
+    keys: KeyRing
+    presented: bytes
+    name: str
 
 
 class KeyRing:

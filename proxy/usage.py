@@ -37,6 +37,12 @@ class Usage:
         for match in _USAGE.finditer(data):
             self.take(match[1])
 
+    def read_last(self, data: bytes) -> None:
+        """Take over the last usage object of a document: it is the answer's own, and found from the end at once."""
+        at = data.rfind(b'"usage"')
+        if at >= 0 and (match := _USAGE.match(data, at)) is not None:
+            self.take(match[1])
+
     def take(self, data: bytes) -> None:
         """Take over one usage object: OpenAI's chat and completions names, its Responses names, or Anthropic's (whose
         input excludes the cache)."""
@@ -75,10 +81,7 @@ class PlainReader:
     def feed(self, data: bytes) -> bytes:
         """Look at some bytes; returns what the client gets of them."""
         window = self._tail + data if self._tail else data
-        # The last one is the answer's own; searching from the end is cheap, and matching only there cheaper still.
-        at = window.rfind(b'"usage"')
-        if at >= 0 and (match := _USAGE.match(window, at)) is not None:
-            self.usage.take(match[1])
+        self.usage.read_last(window)
         self._tail = window[-TAIL_BYTES:]
         return data
 

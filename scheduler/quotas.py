@@ -89,15 +89,22 @@ class KeyUse:
         self.budget_used_tokens = max(0, self.budget_used_tokens + used_tokens - reserved_tokens)
 
 
+def is_limited(quota: KeyQuota) -> bool:
+    """Whether a quota limits anything."""
+    limits = (quota.max_concurrency, quota.requests_per_minute, quota.tokens_per_minute, quota.token_budget)
+    return any(limit is not None for limit in limits)
+
+
 class Quotas:
-    """All keys with a quota. A key without one (or no keys at all) is not limited."""
+    """All keys that are limited in something; any other call costs nothing here."""
 
     def __init__(self, quotas: Iterable[KeyQuota], now: float) -> None:
-        self.by_key = {quota.name: KeyUse(quota, now) for quota in quotas}
+        self.by_key = {quota.name: KeyUse(quota, now) for quota in quotas if is_limited(quota)}
 
     def change(self, quotas: Iterable[KeyQuota], now: float) -> None:
         """New quotas after a reload; what was used stays used. The caller counts the calls under way anew."""
-        old, self.by_key = self.by_key, {quota.name: KeyUse(quota, now) for quota in quotas}
+        old = self.by_key
+        self.by_key = {quota.name: KeyUse(quota, now) for quota in quotas if is_limited(quota)}
         for name, use in self.by_key.items():
             if (before := old.get(name)) is None:
                 continue

@@ -13,6 +13,7 @@ from proxy.http.request import Request, body_too_large, check_head
 
 if TYPE_CHECKING:
     from proxy.http.server import Server
+    from proxy.keys import Authorized
 
 BYTES_PER_SECOND_MIN = 65_536
 """A body may take `timeouts.request_seconds` and a second more for each so many bytes of it."""
@@ -51,6 +52,7 @@ class ClientConnection(asyncio.Protocol):
         "_request",
         "_started_at",
         "_waiting",
+        "authorized",
         "exchange",
         "idle_since",
         "server",
@@ -63,6 +65,8 @@ class ClientConnection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.exchange: Exchange | None = None
         self.idle_since = 0.0
+        self.authorized: Authorized | None = None
+        """The valid key that this client sent last."""
         self.write_paused = False
         """The client reads slower than it is written to."""
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
@@ -177,7 +181,7 @@ class ClientConnection(asyncio.Protocol):
         check_head(request, version, limits.body_bytes)
         fields = request.fields
         if b"content-length" in fields or b"transfer-encoding" in fields:
-            server.check_before_body(request)
+            server.check_before_body(self, request)
             if b"expect" in fields and self.transport is not None and not request.http_1_0 and self.exchange is None:
                 self.transport.write(_CONTINUE)
 

@@ -22,7 +22,7 @@ class Handler(Protocol):
     def start(self, connection: ClientConnection, request: Request) -> None:
         """Answer this request; set `connection.exchange` if that takes longer than this call."""
 
-    def check_before_body(self, request: Request) -> None:
+    def check_before_body(self, connection: ClientConnection, request: Request) -> None:
         """Raise RequestFault to refuse a request before its body is read (its head is complete)."""
 
 
