@@ -293,6 +293,10 @@ class ClientConnection(asyncio.Protocol):
 
     def _refuse(self, fault: RequestFault) -> None:
         """The request being read is refused, and the rest of the connection with it."""
+        if not self._reading:
+            if self._closing:  # bytes behind a request that said it is the last: they are nobody's
+                return
+            self._begin()
         request = self._request
         request.fault = fault
         request.keep_alive = False
@@ -333,7 +337,7 @@ class ClientConnection(asyncio.Protocol):
         lines += [
             b"%b: %b\r\n" % (name, value)
             for lower, name, value in request.headers
-            if lower not in (b"upgrade", b"connection", b"http2-settings")
+            if lower not in (b"upgrade", b"connection", b"http2-settings", b"expect")
         ]
         self._parser = httptools.HttpRequestParser(self)
         self._begin()
