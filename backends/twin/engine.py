@@ -1,0 +1,409 @@
+"""The simulated engine: vLLM V1's scheduler over time, with runs of equal steps jumped in closed form."""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Literal
+
+from backends.twin.content import Piece, runs_of_pieces
+from backends.twin.cost import Batch, CostModel, StepCost
+from backends.twin.decoding import DecodingSet
+from backends.twin.limits import PowerLimit
+from backends.twin.meter import Meter
+from backends.twin.prefix_cache import PrefixCache
+from backends.twin.request import Event, Finished, FirstToken, Request, State
+from backends.twin.steps import StepRun
+from backends.twin.totals import Totals
+
+if TYPE_CHECKING:
+    from backends.twin.calibration import Calibration
+
+SchedulingPolicy = Literal["fcfs", "priority"]
+RUN_CHANGE_MAX = 0.05
+"""A run of steps ends before their duration or power has changed by more than this share: within, both are linear."""
+SETTLING_RUN_SECONDS = 0.02
+"""While a power limit settles, runs are no longer than this."""
+
+
+class TwinEngine:
+    """`submit`, `abort`, `set_limit`, then `advance` to a time: events come out, in the order of their times.
+
+    Pure and deterministic: time is what `advance` is told. Sequences that decode advance together by one token a step,
+    so that a step costs the same however many they are: nothing is touched per sequence and token.
+    """
+
+    def __init__(self, calibration: Calibration, now: float = 0.0, policy: SchedulingPolicy = "priority") -> None:
+        self.calibration = calibration
+        self.costs = CostModel(calibration)
+        self.limit = PowerLimit(calibration.card)
+        self.meter = Meter(now)
+        self.policy: SchedulingPolicy = policy
+        limits = calibration.engine
+        self._block_tokens = limits.block_tokens
+        self.cache = PrefixCache(limits.kv_cache_tokens // limits.block_tokens)
+        self.now = now
+        self.totals = Totals()
+        self.requests: dict[str, Request] = {}
+        self.running: dict[str, Request] = {}
+        """In prefill or decode, in the order of their admission."""
+        self._incoming: deque[Request] = deque()
+        self._waiting: list[tuple[int, int, Request]] = []
+        self.waiting_count = 0
+        self._blocked = False
+        """No one can be admitted before a running one ends."""
+        self._leaving: list[Request] = []
+        """Running requests whose client left: given up when the run ends."""
+        self._run: StepRun | None = None
+        self.decoding = DecodingSet(limits.block_tokens)
+        self._orders = 0
+        self._frontend_free_at = now
+
+    # --- what is asked of it ---
+
+    def submit(self, request: Request, now: float) -> None:
+        """A request reaches the API server. ValueError if it could never be run."""
+        limits = self.calibration.engine
+        tokens = request.prompt_tokens + request.output_tokens
+        if tokens > min(self.calibration.model.max_model_len, limits.kv_cache_tokens):
+            raise ValueError(f"request {request.id!r} of {tokens} tokens is longer than the model or its KV cache")
+        if request.id in self.requests:
+            raise ValueError(f"request {request.id!r} is there already")
+        frontend = self.calibration.frontend
+        self._orders += 1
+        request.order = self._orders
+        request.arrived_at = now
+        self._frontend_free_at = max(self._frontend_free_at, now) + frontend.serial_seconds
+        request.visible_at = self._frontend_free_at + frontend.input_seconds
+        if not request.runs:
+            request.runs = runs_of_pieces([Piece(("request", request.id), tokens)], self._block_tokens)
+        self.requests[request.id] = request
+        self._incoming.append(request)
+        if not self._blocked:
+            self._cut_run(request.visible_at)
+
+    def abort(self, request_id: str, now: float) -> None:
+        """The client left: its slot is free at the next step that can be scheduled."""
+        request = self.requests.pop(request_id, None)
+        if request is None:
+            return
+        request.aborted = True
+        if request.state is State.WAITING:
+            self.waiting_count -= 1
+            request.state = State.GONE
+            self._blocked = False
+        elif request.state is not State.INCOMING:
+            self._leaving.append(request)
+            self._cut_run(now)
+
+    def set_limit_watts(self, watts: float, now: float) -> None:
+        """Ask for a power limit, for all cards together. ValueError outside the card's range."""
+        self.limit.set(watts, now)
+        self._cut_run(now, ahead=False)
+
+    # --- time ---
+
+    def advance(self, to: float) -> list[Event]:
+        """Simulate up to this time; returns the events whose cause lies in it."""
+        events: list[Event] = []
+        while True:
+            run = self._run
+            if run is None:
+                wake = max(self._incoming[0].visible_at, self.now) if self._incoming else None
+                until = to if wake is None or wake > to else wake
+                self.meter.add(until, (until - self.meter.now) * self.costs.idle_watts)
+                self.now = max(self.now, until)
+                if until != wake:
+                    return events
+                self._schedule(self.now)
+                continue
+            end = run.end
+            until = min(end, to)
+            if until > self.meter.now:
+                self.meter.add(until, run.joules(self.meter.now, until))
+                self.now = until
+            if end > to:
+                return events
+            self._complete(run, events)
+
+    def next_change(self) -> float | None:
+        """When something happens if nothing is asked before: the end of the run, or a request that becomes visible."""
+        if self._run is not None:
+            return self._run.end
+        return max(self._incoming[0].visible_at, self.now) if self._incoming else None
+
+    def next_step_end(self) -> float | None:
+        """When the step under way ends; None while idle."""
+        run = self._run
+        return None if run is None else run.at(min(run.done(self.now) + 1, run.steps))
+
+    def generated(self, request: Request) -> int:
+        """Output tokens of a request up to now."""
+        if request.state is not State.DECODE:
+            return request.target_tokens - request.prompt_tokens
+        done = self._run.done(self.now) if self._run is not None else 0
+        return self.decoding.generated(request) + done
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the KV cache's blocks that running sequences use."""
+        run, used = self._run, self.cache.private + self.cache.held
+        if run is not None:
+            used += self.decoding.blocks_needed(run.done(self.now))
+        return used / self.cache.blocks
+
+    @property
+    def sm_clock_mhz(self) -> float:
+        """The clock of the cards now."""
+        return self._run.cost.sm_clock_mhz if self._run is not None else self.calibration.card.sm_clock_max_mhz
+
+    # --- scheduling ---
+
+    def _schedule(self, scheduled_at: float) -> None:
+        """vLLM V1's schedule(): running first, then waiting, under one budget of tokens. Starts the next run."""
+        incoming = self._incoming
+        while incoming and incoming[0].visible_at <= scheduled_at:
+            request = incoming.popleft()
+            if request.aborted:
+                request.state = State.GONE
+                continue
+            self._wait(request)
+        preempted = self._make_room_for_decode()
+        budget = self.calibration.engine.max_num_batched_tokens - self.decoding.count
+        chunks: list[tuple[Request, int]] = []
+        pairs = read = 0.0
+        for request in list(self.running.values()) if len(self.running) > self.decoding.count else ():
+            if request.state is State.PREFILL and budget:
+                budget -= self._chunk(request, budget, chunks)
+        if not preempted:
+            self._admit(budget, chunks)
+        tokens = 0
+        for request, count in chunks:
+            tokens += count
+            read += request.computed_tokens
+            pairs += count * (request.computed_tokens + count / 2)
+        if self.running:
+            read += self.decoding.context_tokens
+            repeated = min(read, self.cache.shared * self._block_tokens)
+            batch = Batch(self.decoding.count, read - repeated, repeated, tokens, pairs)
+            self._start(batch, chunks)
+        elif incoming and scheduled_at < self.now:
+            self._schedule(self.now)  # nothing ran ahead: the core looks again at once
+
+    def _wait(self, request: Request) -> None:
+        request.state = State.WAITING
+        priority = request.priority if self.policy == "priority" else 0
+        heappush(self._waiting, (priority, request.order, request))
+        self.waiting_count += 1
+
+    def _chunk(self, request: Request, budget: int, chunks: list[tuple[Request, int]]) -> int:
+        """Schedule as much of its prefill as budget and KV cache allow; returns how many tokens."""
+        done, block = request.computed_tokens, self._block_tokens
+        count = min(request.target_tokens - done, budget)
+        have = -(-done // block)
+        count = min(count, (have + self.cache.available - self.decoding.blocks_needed(1)) * block - done)
+        if count <= 0:
+            return 0
+        self.cache.private += -(-(done + count) // block) - have
+        self.cache.make_room()
+        if self.calibration.engine.prefix_caching:
+            assert request.node is not None
+            request.node = self.cache.extend(request.node, request.runs, (done + count) // block)
+        chunks.append((request, count))
+        return count
+
+    def _admit(self, budget: int, chunks: list[tuple[Request, int]]) -> None:
+        """Move waiting requests into the running, first come first or by priority, until one does not fit."""
+        waiting, running, cache = self._waiting, self.running, self.cache
+        self._blocked = False
+        while waiting:
+            request = waiting[0][2]
+            if request.aborted:
+                heappop(waiting)
+                continue
+            if len(running) >= self.calibration.engine.max_num_seqs:
+                self._blocked = True
+                return
+            if not budget:
+                return
+            node = cache.root
+            if self.calibration.engine.prefix_caching:
+                # The last token is always computed, for its logits.
+                node = cache.match(request.runs, (request.target_tokens - 1) // self._block_tokens)
+            cache.hold(node)
+            request.node, request.computed_tokens = node, node.depth * self._block_tokens
+            count = self._chunk(request, budget, chunks)
+            if not count:
+                cache.let_go(node)
+                request.node, request.computed_tokens = None, 0
+                self._blocked = bool(running) and self.policy == "fcfs"
+                return
+            heappop(waiting)
+            self.waiting_count -= 1
+            budget -= count
+            self.totals.prefix_queries += request.target_tokens
+            self.totals.prefix_hits += node.depth * self._block_tokens
+            if request.scheduled_at is None:
+                request.scheduled_at = self.now
+                request.cached_tokens = request.computed_tokens
+            request.state = State.PREFILL
+            running[request.id] = request
+
+    def _make_room_for_decode(self) -> bool:
+        """Preempt, last admitted or least urgent first, until every decoding sequence can go one step further."""
+        preempted = False
+        while self.cache.available < self.decoding.blocks_needed(1):
+            if self.policy == "priority":
+                victim = max(self.running.values(), key=lambda request: (request.priority, request.order))
+            else:
+                victim = self.running[next(reversed(self.running))]
+            self._preempt(victim)
+            preempted = True
+        return preempted
+
+    def _preempt(self, request: Request) -> None:
+        """By recomputation: its blocks are given up (they stay cached while there is room), its tokens remembered."""
+        if request.state is State.DECODE:
+            request.target_tokens = request.prompt_tokens + self.decoding.generated(request)
+        self._leave(request)
+        request.computed_tokens = 0
+        request.preemptions += 1
+        self.totals.preemptions += 1
+        self._wait(request)
+
+    # --- running ---
+
+    def _start(self, batch: Batch, chunks: list[tuple[Request, int]]) -> None:
+        start = self.now
+        limit_watts = self.limit.in_force_watts(start)
+        cost = self.costs.step(batch, limit_watts)
+        run = StepRun(start, batch, chunks, cost)
+        self._run = run
+        if chunks:
+            return
+        steps = self.decoding.steps_to_next_end()
+        if self.limit.settling(start):
+            steps = min(steps, 1 + int(SETTLING_RUN_SECONDS / cost.seconds))
+        steps = self.decoding.steps_that_fit(steps, self.cache.available)
+        if steps > 1:
+            last = self._cost_after(batch, steps - 1, limit_watts)
+            change = max(abs(last.seconds / cost.seconds - 1), abs(last.watts / cost.watts - 1))
+            if change > RUN_CHANGE_MAX:
+                steps = max(2, int(steps * RUN_CHANGE_MAX / change))
+                last = self._cost_after(batch, steps - 1, limit_watts)
+            run.steps = steps
+            run.seconds_each_more = (last.seconds - cost.seconds) / (steps - 1)
+            run.watts_each_second = (last.watts - cost.watts) / (run.at(steps) - start)
+        if self._incoming and not self._blocked:
+            self._cut_run(self._incoming[0].visible_at)
+
+    def _cost_after(self, batch: Batch, steps: int, limit_watts: float) -> StepCost:
+        return self.costs.step(batch._replace(context=batch.context + steps * batch.decode), limit_watts)
+
+    def _cut_run(self, at: float, *, ahead: bool = True) -> None:
+        """Something to schedule comes at this time: end the run with the last step that is scheduled before.
+
+        With async scheduling (`ahead`) a step is scheduled when the one before it starts.
+        """
+        run = self._run
+        if run is None or at >= run.end:
+            return
+        ahead = ahead and self.calibration.engine.async_scheduling
+        steps = run.done(at) + 1 if at > run.start else 0  # done by the end of the step that `at` lies in
+        run.steps = min(run.steps, max(1, steps + ahead))
+
+    def _complete(self, run: StepRun, events: list[Event]) -> None:
+        """All steps of a run are done: count them, hand out tokens, schedule what follows."""
+        steps, batch = run.steps, run.batch
+        self._count(run)
+        self.cache.private += self.decoding.blocks_needed(steps)
+        self.cache.make_room()
+        self.decoding.advance(steps)
+        seen_at = self.now + self.calibration.frontend.output_seconds
+        self.totals.generation_tokens += steps * batch.decode
+        while (request := self.decoding.pop_finished()) is not None:
+            if not request.aborted:
+                self._finish(request, seen_at, events)
+        for request, count in run.chunks:
+            request.computed_tokens += count
+            if request.computed_tokens == request.target_tokens and not request.aborted:
+                self._first_or_next_token(request, seen_at, events)
+        for request in self._leaving:
+            if request.state is not State.GONE:
+                self._leave(request)
+                request.state = State.GONE
+        self._leaving.clear()
+        self._run = None
+        ahead = self.calibration.engine.async_scheduling
+        self._schedule(run.at(steps - 1) if ahead else self.now)
+
+    def _count(self, run: StepRun) -> None:
+        totals, steps, batch = self.totals, run.steps, run.batch
+        totals.steps += steps
+        totals.decode_tokens += steps * batch.decode
+        totals.context_tokens += steps * (batch.context + batch.repeated) + batch.decode * steps * (steps - 1) / 2
+        totals.prefill_tokens += batch.prefill
+        totals.attention_pairs += batch.pairs
+        totals.busy_seconds += self.now - run.start
+        tokens = batch.decode + batch.prefill
+        totals.steps_by_tokens[tokens] = totals.steps_by_tokens.get(tokens, 0) + steps
+
+    def _first_or_next_token(self, request: Request, seen_at: float, events: list[Event]) -> None:
+        """Prefill is done, which makes a token: the first, or after a preemption the next."""
+        totals = self.totals
+        totals.generation_tokens += 1
+        if request.first_token_at is None:
+            totals.prompt_tokens += request.prompt_tokens
+            request.first_token_at = self.now
+            events.append(FirstToken(seen_at, request))
+        generated = request.target_tokens - request.prompt_tokens + 1
+        if generated == request.output_tokens:
+            self._finish(request, seen_at, events)
+        else:
+            self.decoding.join(request, generated)
+
+    def _finish(self, request: Request, seen_at: float, events: list[Event]) -> None:
+        self._leave(request)
+        del self.requests[request.id]
+        request.state = State.GONE
+        events.append(Finished(seen_at, request))
+
+    def _computed_tokens(self, request: Request) -> int:
+        """Tokens in its KV cache at the end of the last completed run."""
+        return self.decoding.computed(request) if request.state is State.DECODE else request.computed_tokens
+
+    def _leave(self, request: Request) -> None:
+        """Give up a running request's place: its whole blocks stay cached, the rest is free."""
+        del self.running[request.id]
+        computed, block = self._computed_tokens(request), self._block_tokens
+        if request.state is State.DECODE:
+            self.decoding.leave(request)
+        node, cache = request.node, self.cache
+        assert node is not None
+        if self.calibration.engine.prefix_caching:
+            node = cache.extend(node, request.runs, computed // block)
+        cache.private -= -(-computed // block) - node.depth
+        cache.let_go(node)
+        request.node = None
+
+    # --- checks ---
+
+    def validate(self) -> None:
+        """Every invariant between runs and within. AssertionError otherwise."""
+        self.cache.validate()
+        running = list(self.running.values())
+        assert len(running) <= self.calibration.engine.max_num_seqs
+        self.decoding.validate([request for request in running if request.state is State.DECODE])
+        assert all(request.state in (State.DECODE, State.PREFILL) for request in running)
+        blocks = 0
+        in_chunk = {request.id: count for request, count in self._run.chunks} if self._run is not None else {}
+        for request in running:
+            computed = self._computed_tokens(request) + in_chunk.get(request.id, 0)
+            assert request.node is not None
+            blocks += -(-computed // self._block_tokens) - request.node.depth
+            assert self.generated(request) <= request.output_tokens
+        assert blocks == self.cache.private, (blocks, self.cache.private)
+        waiting = sum(1 for _, _, request in self._waiting if request.state is State.WAITING)
+        assert waiting == self.waiting_count, (waiting, self.waiting_count)
+        assert self._run is None or self._run.steps >= 1
+        assert self._run is not None or not running, "requests run, and no step is under way"

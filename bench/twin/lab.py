@@ -1,0 +1,111 @@
+"""Clients of one simulated engine in virtual time: what a load generator does, without sockets."""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING
+
+from backends.twin.content import Piece, runs_of_pieces
+from backends.twin.engine import TwinEngine
+from backends.twin.request import Finished, FirstToken, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from backends.twin.calibration import Calibration
+
+
+class Sent:
+    """One request of a client, with the times that the client sees."""
+
+    def __init__(self, request: Request, sent_at: float, done: Callable[[Sent], None] | None) -> None:
+        self.request = request
+        self.sent_at = sent_at
+        self.first_token_at: float | None = None
+        self.finished_at: float | None = None
+        self.done = done
+
+    @property
+    def latency_seconds(self) -> float:
+        """From sending to the last token. AssertionError before it is there."""
+        assert self.finished_at is not None
+        return self.finished_at - self.sent_at
+
+
+class Lab:
+    """An engine, a virtual clock, and things to do at given times, in their order."""
+
+    def __init__(self, calibration: Calibration) -> None:
+        self.engine = TwinEngine(calibration)
+        self.now = 0.0
+        self.sent: list[Sent] = []
+        self._todo: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+        self._by_id: dict[str, Sent] = {}
+
+    @property
+    def joules(self) -> float:
+        """Energy since the start, up to now."""
+        return self.engine.meter.joules
+
+    def at(self, time: float, action: Callable[[], None]) -> None:
+        """Do this then."""
+        self._count += 1
+        heappush(self._todo, (time, self._count, action))
+
+    def send(
+        self,
+        prompt_tokens: int,
+        output_tokens: int,
+        *,
+        prefix: Sequence[Piece] = (),
+        done: Callable[[Sent], None] | None = None,
+        priority: int = 0,
+    ) -> Sent:
+        """Send a request now: the shared pieces of `prefix` and for the rest tokens of its own."""
+        self._count += 1
+        name = f"r{self._count}"
+        own = prompt_tokens + output_tokens - sum(piece.tokens for piece in prefix)
+        block = self.engine.calibration.engine.block_tokens
+        runs = runs_of_pieces([*prefix, Piece(name, own)], block)
+        request = Request(name, prompt_tokens, output_tokens, runs, priority)
+        sent = self._by_id[name] = Sent(request, self.now, done)
+        self.sent.append(sent)
+        self.engine.submit(request, self.now)
+        return sent
+
+    def run(self, until: float | None = None) -> None:
+        """Go on until this time, or until nothing is left to do."""
+        engine, todo = self.engine, self._todo
+        while True:
+            times = [time for time in (todo[0][0] if todo else None, engine.next_change(), until) if time is not None]
+            if not times:
+                return
+            now = min(times)
+            for event in engine.advance(now):
+                sent = self._by_id[event.request.id]
+                if isinstance(event, FirstToken):
+                    sent.first_token_at = event.at
+                elif isinstance(event, Finished):
+                    sent.finished_at = event.at
+                    del self._by_id[event.request.id]
+                    if sent.done is not None:
+                        self.at(event.at, lambda sent=sent: sent.done(sent))  # type: ignore[misc]
+            self.now = max(self.now, now)
+            while todo and todo[0][0] <= now:
+                heappop(todo)[2]()
+            if until is not None and now >= until:
+                return
+
+    def closed_loop(self, clients: int, requests: int, send: Callable[[Callable[[Sent], None]], Sent]) -> list[Sent]:
+        """So many clients send so many requests together, each its next when its last is answered; all answered."""
+        sent: list[Sent] = []
+
+        def next_one(_: Sent | None = None) -> None:
+            if len(sent) < requests:
+                sent.append(send(next_one))
+
+        for _ in range(min(clients, requests)):
+            next_one()
+        self.run()
+        return sent

@@ -1,0 +1,161 @@
+"""Measured rows, played again on the twin: what would it have measured?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from backends.twin.content import Piece
+from bench.twin.lab import Lab, Sent
+from bench.twin.sweep import OUTPUT_TOKENS, PROMPT_TOKENS, coalesce_arrivals, open_arrivals, shape_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from backends.twin.calibration import Calibration
+
+Row = dict[str, Any]
+POLL_SECONDS = 0.02
+"""So often the sweep looked whether all prefills were done."""
+PAUSE_SECONDS = 1.0
+"""Idle time between two rows."""
+
+
+def predict(rows: Sequence[Row], calibration: Calibration) -> Iterator[tuple[Row, Row]]:
+    """Each row with what the twin measures for it. The rows of a file share one engine, as they did when measured."""
+    arrivals = open_arrivals(rows)
+    lab = Lab(calibration)
+    for place, row in enumerate(rows):
+        play = PLAYERS.get(row["kind"])
+        if play is None:
+            raise ValueError(f"kind: {row['kind']!r} is none of {', '.join(PLAYERS)}")
+        lab.run(until=lab.now + PAUSE_SECONDS)
+        lab.sent.clear()
+        yield row, play(lab, row, arrivals.get(place, []))
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """As the sweep took it: the value at that place of the sorted list."""
+    ordered = sorted(values)
+    return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
+
+
+def _decode(lab: Lab, row: Row, _: list[float]) -> Row:
+    """All in decode: the window begins when the last prefill is done, and lasts as long as the measured one."""
+    batch = row["batch"]
+    # The sweep asked for so many that the window ends before the first of them.
+    output = row.get("output", 700 if batch <= 32 else 400)
+    sent = [lab.send(row["context"], output) for _ in range(batch)]
+    while any(each.first_token_at is None for each in sent):
+        lab.run(until=lab.now + POLL_SECONDS)
+    engine = lab.engine
+    start, tokens, joules = lab.now, engine.totals.generation_tokens, lab.joules
+    lab.run(until=start + row.get("window_s", 4.0))
+    seconds = lab.now - start
+    # Tokens of the steps under way count in part, as a long window evens them out.
+    tokens = engine.totals.generation_tokens + sum(_under_way(lab, each) for each in sent) - tokens
+    used = lab.joules - joules
+    for each in sent:
+        engine.abort(each.request.id, lab.now)
+    lab.run()
+    return {"iter_ms": 1e3 * batch * seconds / tokens, "j_per_tok": used / tokens, "power_w": used / seconds}
+
+
+def _under_way(lab: Lab, sent: Sent) -> int:
+    """Tokens since the last run of steps was completed."""
+    if sent.finished_at is not None:
+        return 0
+    return lab.engine.generated(sent.request) - lab.engine.decoding.generated(sent.request)
+
+
+def _prefill(lab: Lab, row: Row, _: list[float]) -> Row:
+    tokens, n = row["tokens"], row["n"]
+    start, joules = lab.now, lab.joules
+    lab.closed_loop(row["conc"], n, lambda done: lab.send(tokens, 1, done=done))
+    seconds, used = lab.now - start, lab.joules - joules
+    return {
+        "ms_per_req": 1e3 * seconds / n,
+        "tok_s": n * tokens / seconds,
+        "j_per_tok": used / (n * tokens),
+        "power_w": used / seconds,
+    }
+
+
+def _closed(lab: Lab, row: Row, _: list[float]) -> Row:
+    shape, n = shape_of(row["name"]), row["n"]
+    prefix = [Piece(("shared", shape.shared_tokens), shape.shared_tokens)] if shape.shared_tokens else []
+    start, joules = lab.now, lab.joules
+    totals = lab.engine.totals
+    hits, queries = totals.prefix_hits, totals.prefix_queries
+    sent = lab.closed_loop(
+        row["conc"], n, lambda done: lab.send(shape.prompt_tokens, shape.output_tokens, prefix=prefix, done=done)
+    )
+    seconds, used = lab.now - start, lab.joules - joules
+    latencies = [each.latency_seconds for each in sent]
+    return {
+        "makespan_s": seconds,
+        "p50": quantile(latencies, 0.5),
+        "p99": quantile(latencies, 0.99),
+        "j_per_req": used / n,
+        "power_w": used / seconds,
+        "prefix_hit": (totals.prefix_hits - hits) / max(1, totals.prefix_queries - queries),
+    }
+
+
+def _send_at(lab: Lab, times: Sequence[float]) -> None:
+    start = lab.now
+    for at in times:
+        lab.at(start + at, lambda: _send_one(lab))
+
+
+def _send_one(lab: Lab) -> None:
+    lab.send(PROMPT_TOKENS, OUTPUT_TOKENS)
+
+
+def _open(lab: Lab, row: Row, arrivals: list[float]) -> Row:
+    """Energy is counted from the first to the last arrival; latencies are those of all."""
+    start, joules = lab.now, lab.joules
+    _send_at(lab, arrivals)
+    lab.run(until=start + arrivals[-1])
+    seconds, used = lab.now - start, lab.joules - joules
+    lab.run()
+    sent = lab.sent
+    waits = [each.first_token_at - each.sent_at for each in sent if each.first_token_at is not None]
+    gaps = [each.finished_at - each.first_token_at for each in sent if each.finished_at and each.first_token_at]
+    latencies = [each.latency_seconds for each in sent]
+    return {
+        "p50": quantile(latencies, 0.5),
+        "p99": quantile(latencies, 0.99),
+        "ttft_ms": 1e3 * sum(waits) / len(waits),
+        "itl_ms": 1e3 * sum(gaps) / (len(gaps) * (OUTPUT_TOKENS - 1)),
+        "j_per_out_tok": used / (len(sent) * OUTPUT_TOKENS),
+        "power_w": used / seconds,
+    }
+
+
+def _coalesce(lab: Lab, row: Row, _: list[float]) -> Row:
+    arrivals, sent_at = coalesce_arrivals(row["rate"], row["hold_s"])
+    start, joules = lab.now, lab.joules
+    _send_at(lab, sent_at)
+    lab.run()
+    seconds, used = lab.now - start, lab.joules - joules
+    latencies = [
+        each.finished_at - start - at
+        for at, each in zip(arrivals, lab.sent, strict=True)
+        if each.finished_at is not None
+    ]
+    return {
+        "dur_s": seconds,
+        "p50": quantile(latencies, 0.5),
+        "p99": quantile(latencies, 0.99),
+        "j_per_req": used / len(arrivals),
+        "power_w": used / seconds,
+    }
+
+
+PLAYERS: dict[str, Callable[[Lab, Row, list[float]], Row]] = {
+    "decode": _decode,
+    "prefill": _prefill,
+    "closed": _closed,
+    "open": _open,
+    "coalesce": _coalesce,
+}
