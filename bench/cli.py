@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # name: (module with add_options and run, one line of help)
 COMMANDS = {
     "overhead": ("bench.overhead", "CPU, latency and memory of the gateway beside nginx and vllm-router"),
+    "twin-check": ("bench.twin.check", "measured rows played again on the twin: times, joules, errors"),
     "soak": ("bench.soak", "many streams through one gateway process: does memory grow, is anything left?"),
 }
 

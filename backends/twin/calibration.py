@@ -78,8 +78,8 @@ class EngineLimits(_Part):
 class Terms(_Part):
     """Coefficients of one engine step, in seconds or in joules above idle, before any power limit (design: T and E).
 
-    value = step + prefill_step·[the step has prefill] + decode_token·D + context_token·C + repeated_token·R
-          + prefill_token·P + attention_pair·A + expert_step·(1 − (1 − k/E)^(D+P))
+    value = step + decode_token·D + context_token·C + repeated_token·R + prefill_token·P + attention_pair·A
+          + expert_step·(1 − (1 − k/E)^(D+P))
 
     D: sequences that decode; C: distinct tokens of KV cache that are read; R: tokens read again by further sequences
     that share a prefix (from the L2 cache, not from memory); P: prompt tokens computed anew; A: Σ over chunks of new
@@ -88,8 +88,6 @@ class Terms(_Part):
 
     step: Positive
     """Fixed: weights read once, launches, the engine's own loop."""
-    prefill_step: NotNegative = 0.0
-    """On top in steps with prefill, which run without CUDA graphs."""
     decode_token: NotNegative
     context_token: NotNegative
     repeated_token: NotNegative

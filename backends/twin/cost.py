@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from backends.twin.calibration import Calibration, Terms
+    from backends.twin.calibration import Calibration, CapLayer, Terms
 
 
 class Batch(NamedTuple):
@@ -47,9 +47,7 @@ class CostModel:
     def _value(self, terms: Terms, batch: Batch) -> tuple[float, float]:
         """All of it, and the part that is prefill's."""
         decode, context, repeated, prefill, pairs = batch
-        own = 0.0
-        if prefill:
-            own = terms.prefill_step + terms.prefill_token * prefill + terms.attention_pair * pairs
+        own = terms.prefill_token * prefill + terms.attention_pair * pairs
         value = terms.step + terms.decode_token * decode + own
         value += terms.context_token * context + terms.repeated_token * repeated
         if terms.expert_step:
@@ -63,13 +61,15 @@ class CostModel:
         joules, _ = self._value(calibration.energy, batch)
         demand = self.idle_watts + joules / seconds
         cap = calibration.cap
-        clock = calibration.card.sm_clock_max_mhz
-        ceiling = cap.draw * limit_watts
-        if demand <= ceiling:
-            return StepCost(seconds, demand, clock, demand)
-        pressure = cap.onset * demand / limit_watts
-        if pressure > 1:
-            share = prefill_seconds / seconds
-            exponent = cap.decode_exponent * (1 - share) + cap.prefill_exponent * share
-            seconds *= pressure**exponent
-        return StepCost(seconds, ceiling, clock * ceiling / demand, demand)
+        share = prefill_seconds / seconds
+        exponent = cap.decode_exponent * (1 - share) + cap.prefill_exponent * share
+        slowdown, watts = throttled(cap, exponent, demand, limit_watts)
+        # Power falls with the clock; how voltage falls along is not modelled, so the clock is an indication only.
+        clock = calibration.card.sm_clock_max_mhz * watts / demand
+        return StepCost(seconds * slowdown, watts, clock, demand)
+
+
+def throttled(cap: CapLayer, exponent: float, demand_watts: float, limit_watts: float) -> tuple[float, float]:
+    """How many times longer work of this demand takes under a power limit, and the power that it draws then."""
+    slowdown = max(1.0, cap.onset * demand_watts / limit_watts) ** exponent
+    return slowdown, min(demand_watts, cap.draw * limit_watts)

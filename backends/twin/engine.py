@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from backends.twin.content import Piece, runs_of_pieces
 from backends.twin.cost import Batch, CostModel, StepCost
@@ -15,11 +13,14 @@ from backends.twin.prefix_cache import PrefixCache
 from backends.twin.request import Event, Finished, FirstToken, Request, State
 from backends.twin.steps import StepRun
 from backends.twin.totals import Totals
+from backends.twin.waiting import WaitingQueue
 
 if TYPE_CHECKING:
-    from backends.twin.calibration import Calibration
+    from collections.abc import Callable
 
-SchedulingPolicy = Literal["fcfs", "priority"]
+    from backends.twin.calibration import Calibration
+    from backends.twin.waiting import SchedulingPolicy
+
 RUN_CHANGE_MAX = 0.05
 """A run of steps ends before their duration or power has changed by more than this share: within, both are linear."""
 SETTLING_RUN_SECONDS = 0.02
@@ -38,18 +39,17 @@ class TwinEngine:
         self.costs = CostModel(calibration)
         self.limit = PowerLimit(calibration.card)
         self.meter = Meter(now)
-        self.policy: SchedulingPolicy = policy
+        self.waiting = WaitingQueue(policy)
         limits = calibration.engine
         self._block_tokens = limits.block_tokens
         self.cache = PrefixCache(limits.kv_cache_tokens // limits.block_tokens)
         self.now = now
         self.totals = Totals()
+        self.watch: Callable[[StepRun], None] | None = None
+        """Called with each run of steps when it is done."""
         self.requests: dict[str, Request] = {}
         self.running: dict[str, Request] = {}
         """In prefill or decode, in the order of their admission."""
-        self._incoming: deque[Request] = deque()
-        self._waiting: list[tuple[int, int, Request]] = []
-        self.waiting_count = 0
         self._blocked = False
         """No one can be admitted before a running one ends."""
         self._leaving: list[Request] = []
@@ -78,7 +78,7 @@ class TwinEngine:
         if not request.runs:
             request.runs = runs_of_pieces([Piece(("request", request.id), tokens)], self._block_tokens)
         self.requests[request.id] = request
-        self._incoming.append(request)
+        self.waiting.arrive(request)
         if not self._blocked:
             self._cut_run(request.visible_at)
 
@@ -89,8 +89,7 @@ class TwinEngine:
             return
         request.aborted = True
         if request.state is State.WAITING:
-            self.waiting_count -= 1
-            request.state = State.GONE
+            self.waiting.abort(request)
             self._blocked = False
         elif request.state is not State.INCOMING:
             self._leaving.append(request)
@@ -109,7 +108,7 @@ class TwinEngine:
         while True:
             run = self._run
             if run is None:
-                wake = max(self._incoming[0].visible_at, self.now) if self._incoming else None
+                wake = self.next_change()
                 until = to if wake is None or wake > to else wake
                 self.meter.add(until, (until - self.meter.now) * self.costs.idle_watts)
                 self.now = max(self.now, until)
@@ -130,7 +129,8 @@ class TwinEngine:
         """When something happens if nothing is asked before: the end of the run, or a request that becomes visible."""
         if self._run is not None:
             return self._run.end
-        return max(self._incoming[0].visible_at, self.now) if self._incoming else None
+        visible_at = self.waiting.next_visible_at
+        return None if visible_at is None else max(visible_at, self.now)
 
     def next_step_end(self) -> float | None:
         """When the step under way ends; None while idle."""
@@ -143,6 +143,11 @@ class TwinEngine:
             return request.target_tokens - request.prompt_tokens
         done = self._run.done(self.now) if self._run is not None else 0
         return self.decoding.generated(request) + done
+
+    @property
+    def waiting_count(self) -> int:
+        """Requests in the engine's queue."""
+        return self.waiting.count
 
     @property
     def kv_usage(self) -> float:
@@ -161,13 +166,7 @@ class TwinEngine:
 
     def _schedule(self, scheduled_at: float) -> None:
         """vLLM V1's schedule(): running first, then waiting, under one budget of tokens. Starts the next run."""
-        incoming = self._incoming
-        while incoming and incoming[0].visible_at <= scheduled_at:
-            request = incoming.popleft()
-            if request.aborted:
-                request.state = State.GONE
-                continue
-            self._wait(request)
+        self.waiting.let_in(scheduled_at)
         preempted = self._make_room_for_decode()
         budget = self.calibration.engine.max_num_batched_tokens - self.decoding.count
         chunks: list[tuple[Request, int]] = []
@@ -187,14 +186,8 @@ class TwinEngine:
             repeated = min(read, self.cache.shared * self._block_tokens)
             batch = Batch(self.decoding.count, read - repeated, repeated, tokens, pairs)
             self._start(batch, chunks)
-        elif incoming and scheduled_at < self.now:
+        elif scheduled_at < self.now:
             self._schedule(self.now)  # nothing ran ahead: the core looks again at once
-
-    def _wait(self, request: Request) -> None:
-        request.state = State.WAITING
-        priority = request.priority if self.policy == "priority" else 0
-        heappush(self._waiting, (priority, request.order, request))
-        self.waiting_count += 1
 
     def _chunk(self, request: Request, budget: int, chunks: list[tuple[Request, int]]) -> int:
         """Schedule as much of its prefill as budget and KV cache allow; returns how many tokens."""
@@ -214,13 +207,9 @@ class TwinEngine:
 
     def _admit(self, budget: int, chunks: list[tuple[Request, int]]) -> None:
         """Move waiting requests into the running, first come first or by priority, until one does not fit."""
-        waiting, running, cache = self._waiting, self.running, self.cache
+        running, cache = self.running, self.cache
         self._blocked = False
-        while waiting:
-            request = waiting[0][2]
-            if request.aborted:
-                heappop(waiting)
-                continue
+        while (request := self.waiting.first()) is not None:
             if len(running) >= self.calibration.engine.max_num_seqs:
                 self._blocked = True
                 return
@@ -236,10 +225,9 @@ class TwinEngine:
             if not count:
                 cache.let_go(node)
                 request.node, request.computed_tokens = None, 0
-                self._blocked = bool(running) and self.policy == "fcfs"
+                self._blocked = bool(running) and self.waiting.policy == "fcfs"
                 return
-            heappop(waiting)
-            self.waiting_count -= 1
+            self.waiting.pop()
             budget -= count
             self.totals.prefix_queries += request.target_tokens
             self.totals.prefix_hits += node.depth * self._block_tokens
@@ -253,7 +241,7 @@ class TwinEngine:
         """Preempt, last admitted or least urgent first, until every decoding sequence can go one step further."""
         preempted = False
         while self.cache.available < self.decoding.blocks_needed(1):
-            if self.policy == "priority":
+            if self.waiting.policy == "priority":
                 victim = max(self.running.values(), key=lambda request: (request.priority, request.order))
             else:
                 victim = self.running[next(reversed(self.running))]
@@ -269,7 +257,7 @@ class TwinEngine:
         request.computed_tokens = 0
         request.preemptions += 1
         self.totals.preemptions += 1
-        self._wait(request)
+        self.waiting.add(request)
 
     # --- running ---
 
@@ -294,8 +282,8 @@ class TwinEngine:
             run.steps = steps
             run.seconds_each_more = (last.seconds - cost.seconds) / (steps - 1)
             run.watts_each_second = (last.watts - cost.watts) / (run.at(steps) - start)
-        if self._incoming and not self._blocked:
-            self._cut_run(self._incoming[0].visible_at)
+        if not self._blocked and self.waiting.next_visible_at is not None:
+            self._cut_run(self.waiting.next_visible_at)
 
     def _cost_after(self, batch: Batch, steps: int, limit_watts: float) -> StepCost:
         return self.costs.step(batch._replace(context=batch.context + steps * batch.decode), limit_watts)
@@ -338,6 +326,8 @@ class TwinEngine:
         self._schedule(run.at(steps - 1) if ahead else self.now)
 
     def _count(self, run: StepRun) -> None:
+        if self.watch is not None:
+            self.watch(run)
         totals, steps, batch = self.totals, run.steps, run.batch
         totals.steps += steps
         totals.decode_tokens += steps * batch.decode
@@ -403,7 +393,6 @@ class TwinEngine:
             blocks += -(-computed // self._block_tokens) - request.node.depth
             assert self.generated(request) <= request.output_tokens
         assert blocks == self.cache.private, (blocks, self.cache.private)
-        waiting = sum(1 for _, _, request in self._waiting if request.state is State.WAITING)
-        assert waiting == self.waiting_count, (waiting, self.waiting_count)
+        self.waiting.validate()
         assert self._run is None or self._run.steps >= 1
         assert self._run is not None or not running, "requests run, and no step is under way"

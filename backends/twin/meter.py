@@ -1,4 +1,4 @@
-"""What did the simulated cards draw, and what would NVML say of it? Energy over time, and readings as a driver gives them."""
+"""What did the simulated cards draw, and what would a driver say of it? Energy over time, read as NVML reads it."""
 
 from __future__ import annotations
 

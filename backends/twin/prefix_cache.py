@@ -159,7 +159,7 @@ class PrefixCache:
             nodes.extend(node.children.values())
 
     def _split(self, node: Node, blocks: int) -> Node:
-        """Cut a node in two behind its first `blocks` blocks; holders keep pointing at the rear part. The front part."""
+        """Cut a node in two behind its first `blocks` blocks; the front part. Its holders keep pointing at the rear."""
         parent = node.parent
         assert parent is not None
         front = Node(parent, Run(node.name, node.offset, blocks))

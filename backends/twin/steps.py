@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class StepRun:
-    """One step, or several that are equal but for the context, which grows; so their duration and power change linearly."""
+    """One step, or several that are equal but for the context, which grows: duration and power change linearly."""
 
     __slots__ = ("batch", "chunks", "cost", "seconds_each_more", "start", "steps", "watts_each_second")
 

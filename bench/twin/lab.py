@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 from backends.twin.content import Piece, runs_of_pieces
 from backends.twin.engine import TwinEngine
 from backends.twin.request import Finished, FirstToken, Request
+from backends.twin.virtual import VirtualTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from backends.twin.calibration import Calibration
+    from backends.twin.request import Event
 
 
 class Sent:
@@ -33,25 +34,29 @@ class Sent:
 
 
 class Lab:
-    """An engine, a virtual clock, and things to do at given times, in their order."""
+    """An engine in virtual time and its clients."""
 
     def __init__(self, calibration: Calibration) -> None:
         self.engine = TwinEngine(calibration)
-        self.now = 0.0
+        self.time = VirtualTime()
+        self.time.add(self.engine, self._see)
         self.sent: list[Sent] = []
-        self._todo: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._by_id: dict[str, Sent] = {}
+
+    @property
+    def now(self) -> float:
+        """Virtual time in seconds."""
+        return self.time.now
 
     @property
     def joules(self) -> float:
         """Energy since the start, up to now."""
         return self.engine.meter.joules
 
-    def at(self, time: float, action: Callable[[], None]) -> None:
-        """Do this then."""
-        self._count += 1
-        heappush(self._todo, (time, self._count, action))
+    def run(self, until: float | None = None) -> None:
+        """Go on until this time, or until nothing is left to do."""
+        self.time.run(until)
 
     def send(
         self,
@@ -60,42 +65,34 @@ class Lab:
         *,
         prefix: Sequence[Piece] = (),
         done: Callable[[Sent], None] | None = None,
-        priority: int = 0,
     ) -> Sent:
         """Send a request now: the shared pieces of `prefix` and for the rest tokens of its own."""
         self._count += 1
         name = f"r{self._count}"
         own = prompt_tokens + output_tokens - sum(piece.tokens for piece in prefix)
         block = self.engine.calibration.engine.block_tokens
-        runs = runs_of_pieces([*prefix, Piece(name, own)], block)
-        request = Request(name, prompt_tokens, output_tokens, runs, priority)
+        request = Request(name, prompt_tokens, output_tokens, runs_of_pieces([*prefix, Piece(name, own)], block))
         sent = self._by_id[name] = Sent(request, self.now, done)
         self.sent.append(sent)
         self.engine.submit(request, self.now)
         return sent
 
-    def run(self, until: float | None = None) -> None:
-        """Go on until this time, or until nothing is left to do."""
-        engine, todo = self.engine, self._todo
-        while True:
-            times = [time for time in (todo[0][0] if todo else None, engine.next_change(), until) if time is not None]
-            if not times:
-                return
-            now = min(times)
-            for event in engine.advance(now):
-                sent = self._by_id[event.request.id]
-                if isinstance(event, FirstToken):
-                    sent.first_token_at = event.at
-                elif isinstance(event, Finished):
-                    sent.finished_at = event.at
-                    del self._by_id[event.request.id]
-                    if sent.done is not None:
-                        self.at(event.at, lambda sent=sent: sent.done(sent))  # type: ignore[misc]
-            self.now = max(self.now, now)
-            while todo and todo[0][0] <= now:
-                heappop(todo)[2]()
-            if until is not None and now >= until:
-                return
+    def _see(self, event: Event) -> None:
+        sent = self._by_id.get(event.request.id)
+        if sent is None:
+            return  # aborted
+        if isinstance(event, FirstToken):
+            sent.first_token_at = event.at
+        elif isinstance(event, Finished):
+            del self._by_id[event.request.id]
+            sent.finished_at = event.at
+            if sent.done is not None:
+                sent.done(sent)
+
+    def abort(self, sent: Sent) -> None:
+        """The client leaves."""
+        self._by_id.pop(sent.request.id, None)
+        self.engine.abort(sent.request.id, self.now)
 
     def closed_loop(self, clients: int, requests: int, send: Callable[[Callable[[Sent], None]], Sent]) -> list[Sent]:
         """So many clients send so many requests together, each its next when its last is answered; all answered."""

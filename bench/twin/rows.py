@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from backends.twin.content import Piece
+from backends.twin.request import State
 from bench.twin.lab import Lab, Sent
 from bench.twin.sweep import OUTPUT_TOKENS, PROMPT_TOKENS, coalesce_arrivals, open_arrivals, shape_of
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 POLL_SECONDS = 0.02
 """So often the sweep looked whether all prefills were done."""
+WINDOW_SECONDS = 5.0
 PAUSE_SECONDS = 1.0
 """Idle time between two rows."""
 
@@ -40,31 +42,28 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def _decode(lab: Lab, row: Row, _: list[float]) -> Row:
-    """All in decode: the window begins when the last prefill is done, and lasts as long as the measured one."""
+    """All in decode: from the end of the last prefill to the first answer's end, at most WINDOW_SECONDS."""
     batch = row["batch"]
-    # The sweep asked for so many that the window ends before the first of them.
     output = row.get("output", 700 if batch <= 32 else 400)
     sent = [lab.send(row["context"], output) for _ in range(batch)]
     while any(each.first_token_at is None for each in sent):
         lab.run(until=lab.now + POLL_SECONDS)
-    engine = lab.engine
-    start, tokens, joules = lab.now, engine.totals.generation_tokens, lab.joules
-    lab.run(until=start + row.get("window_s", 4.0))
-    seconds = lab.now - start
-    # Tokens of the steps under way count in part, as a long window evens them out.
-    tokens = engine.totals.generation_tokens + sum(_under_way(lab, each) for each in sent) - tokens
-    used = lab.joules - joules
+    start, before, joules = lab.now, _tokens(lab, sent), lab.joules
+    while lab.now < start + WINDOW_SECONDS and all(each.finished_at is None for each in sent):
+        lab.run(until=lab.now + POLL_SECONDS)
+    seconds, tokens, used = lab.now - start, _tokens(lab, sent) - before, lab.joules - joules
     for each in sent:
-        engine.abort(each.request.id, lab.now)
+        lab.abort(each)
     lab.run()
     return {"iter_ms": 1e3 * batch * seconds / tokens, "j_per_tok": used / tokens, "power_w": used / seconds}
 
 
-def _under_way(lab: Lab, sent: Sent) -> int:
-    """Tokens since the last run of steps was completed."""
-    if sent.finished_at is not None:
-        return 0
-    return lab.engine.generated(sent.request) - lab.engine.decoding.generated(sent.request)
+def _tokens(lab: Lab, sent: Sequence[Sent]) -> int:
+    """Output tokens of the engine up to now, those of the run of steps under way included."""
+    engine = lab.engine
+    decoding = [each.request for each in sent if each.request.state is State.DECODE]
+    under_way = sum(engine.generated(request) - engine.decoding.generated(request) for request in decoding)
+    return engine.totals.generation_tokens + under_way
 
 
 def _prefill(lab: Lab, row: Row, _: list[float]) -> Row:
@@ -104,7 +103,7 @@ def _closed(lab: Lab, row: Row, _: list[float]) -> Row:
 def _send_at(lab: Lab, times: Sequence[float]) -> None:
     start = lab.now
     for at in times:
-        lab.at(start + at, lambda: _send_one(lab))
+        lab.time.at(start + at, lambda: _send_one(lab))
 
 
 def _send_one(lab: Lab) -> None:
@@ -119,7 +118,8 @@ def _open(lab: Lab, row: Row, arrivals: list[float]) -> Row:
     seconds, used = lab.now - start, lab.joules - joules
     lab.run()
     sent = lab.sent
-    waits = [each.first_token_at - each.sent_at for each in sent if each.first_token_at is not None]
+    # TTFT is vLLM's own: it ends in the engine's process, not at the client.
+    waits = [each.request.first_token_at - each.sent_at for each in sent if each.request.first_token_at is not None]
     gaps = [each.finished_at - each.first_token_at for each in sent if each.finished_at and each.first_token_at]
     latencies = [each.latency_seconds for each in sent]
     return {

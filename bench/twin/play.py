@@ -1,0 +1,113 @@
+"""Workflows through a scheduler onto simulated engines, in virtual time: clients that follow each graph."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from backends.twin.content import Piece, runs_of_pieces
+from backends.twin.request import Request
+from scheduler.events import CallArrived
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterator
+
+    from backends.twin.virtual import Answer, World
+    from workloads.shapes import CallShape, WorkflowShape
+
+BLOCK_TOKENS = 16
+
+
+class Played(NamedTuple):
+    """A workflow that is done."""
+
+    workflow: WorkflowShape
+    arrived_at: float
+    finished_at: float
+    refused: int
+    """Calls that the scheduler refused; those behind them were not made."""
+
+    @property
+    def seconds(self) -> float:
+        """From its arrival to its last answer."""
+        return self.finished_at - self.arrived_at
+
+
+class Player:
+    """Sends each call as soon as those it waits for are answered, as a client of the gateway would."""
+
+    def __init__(self, world: World, model: str | None = None) -> None:
+        self.world = world
+        self.model = model
+        self.calls = 0
+        self.played: list[Played] = []
+
+    def start(self, workflow: WorkflowShape) -> None:
+        """Begin a workflow now."""
+        _Progress(self, workflow).begin()
+
+    def poisson(self, workflows: Iterator[WorkflowShape], rate: float, seconds: float, rng: random.Random) -> None:
+        """Begin workflows at random times, `rate` a second, for so long from now."""
+        time = self.world.time
+        end = time.now + seconds
+
+        def next_one() -> None:
+            if time.now >= end:
+                return
+            self.start(next(workflows))
+            time.at(time.now + rng.expovariate(rate), next_one)
+
+        time.at(time.now + rng.expovariate(rate), next_one)
+
+
+class _Progress:
+    def __init__(self, player: Player, workflow: WorkflowShape) -> None:
+        self.player = player
+        self.workflow = workflow
+        self.arrived_at = player.world.time.now
+        self.left = len(workflow.calls)
+        self.running = self.refused = 0
+        self.waits = {call.node: len(call.after) for call in workflow.calls}
+        self.children: dict[str, list[CallShape]] = {}
+        for call in workflow.calls:
+            for node in call.after:
+                self.children.setdefault(node, []).append(call)
+
+    def begin(self) -> None:
+        for call in self.workflow.calls:
+            if not call.after:
+                self.send(call)
+
+    def send(self, call: CallShape) -> None:
+        player, workflow = self.player, self.workflow
+        player.calls += 1
+        self.running += 1
+        call_id = f"{workflow.id}/{call.node}"
+        pieces = [Piece(part.text, part.tokens) for part in call.prompt]
+        pieces.append(Piece(f"{workflow.id} {call.node}", call.output_tokens))
+        prompt = call.prompt_tokens
+        request = Request(call_id, prompt, call.output_tokens, runs_of_pieces(pieces, BLOCK_TOKENS))
+        arrived = CallArrived(
+            call_id, "-", player.model, workflow.id, prompt, call.output_tokens, call.node, call.after
+        )
+        player.world.call(arrived, request, lambda answer: self.answered(call, answer))
+
+    def answered(self, call: CallShape, answer: Answer) -> None:
+        self.running -= 1
+        self.left -= 1
+        if answer.reason is not None:
+            self.refused += 1
+        else:
+            for child in self.children.get(call.node, ()):
+                self.waits[child.node] -= 1
+                if not self.waits[child.node]:
+                    self.send(child)
+        if not self.running:
+            now = self.player.world.time.now
+            self.player.played.append(Played(self.workflow, self.arrived_at, now, self.refused))
+
+
+def calls_per_workflow(workflows: Iterator[WorkflowShape], sample: int = 500) -> float:
+    """Mean number of calls of a stream's workflows."""
+    return sum(len(workflow.calls) for workflow in islice(workflows, sample)) / sample
