@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "overhead": ("bench.overhead", "CPU, latency and memory of the gateway beside nginx and vllm-router"),
     "twin-check": ("bench.twin.check", "measured rows played again on the twin: times, joules, errors"),
+    "twin-live": ("bench.twin.live", "workflows on a real engine beside its card's energy counter, for twin-check"),
     "soak": ("bench.soak", "many streams through one gateway process: does memory grow, is anything left?"),
 }
 

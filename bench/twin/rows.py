@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from backends.twin.content import Piece
 from backends.twin.request import State
+from bench.twin.crowd import Crowd, Run
 from bench.twin.lab import Lab, Sent
 from bench.twin.sweep import OUTPUT_TOKENS, PROMPT_TOKENS, coalesce_arrivals, open_arrivals, shape_of
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from backends.twin.calibration import Calibration
+    from workloads.shapes import Part
 
 Row = dict[str, Any]
 POLL_SECONDS = 0.02
@@ -49,7 +51,8 @@ def _decode(lab: Lab, row: Row, _: list[float]) -> Row:
     while any(each.first_token_at is None for each in sent):
         lab.run(until=lab.now + POLL_SECONDS)
     start, before, joules = lab.now, _tokens(lab, sent), lab.joules
-    while lab.now < start + WINDOW_SECONDS and all(each.finished_at is None for each in sent):
+    end = start + min(row.get("window_s", WINDOW_SECONDS), WINDOW_SECONDS)
+    while lab.now < end and all(each.finished_at is None for each in sent):
         lab.run(until=lab.now + POLL_SECONDS)
     seconds, tokens, used = lab.now - start, _tokens(lab, sent) - before, lab.joules - joules
     for each in sent:
@@ -152,10 +155,39 @@ def _coalesce(lab: Lab, row: Row, _: list[float]) -> Row:
     }
 
 
+class _Stage:
+    """The twin as a stage for a crowd of users."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+
+    @property
+    def now(self) -> float:
+        return self._lab.now
+
+    def at(self, time: float, action: Callable[[], None]) -> None:
+        self._lab.time.at(time, action)
+
+    def send(self, prompt: tuple[Part, ...], output_tokens: int, done: Callable[[], None]) -> None:
+        pieces = [Piece(part.text, part.tokens) for part in prompt]
+        tokens = sum(piece.tokens for piece in pieces)
+        self._lab.send(tokens, output_tokens, prefix=pieces, done=lambda _: done())
+
+
+def _workflows(lab: Lab, row: Row, _: list[float]) -> Row:
+    joules = lab.joules
+    crowd = Crowd(_Stage(lab), Run.of(row), lab.engine.calibration)
+    lab.run()
+    assert crowd.done
+    ends = max(live.finished_at for live in crowd.live if live.finished_at is not None)
+    return crowd.summary(lab.joules - joules, ends)
+
+
 PLAYERS: dict[str, Callable[[Lab, Row, list[float]], Row]] = {
     "decode": _decode,
     "prefill": _prefill,
     "closed": _closed,
     "open": _open,
     "coalesce": _coalesce,
+    "workflows": _workflows,
 }
