@@ -64,6 +64,8 @@ class EngineLimits(_Part):
     max_num_seqs: Count = 256
     max_num_batched_tokens: Count = 8192
     async_scheduling: bool = True
+    schedule_seconds: NotNegative = 0.002
+    """With async scheduling the next step is scheduled so long after the start of the one before it."""
     prefix_caching: bool = True
 
     @model_validator(mode="after")

@@ -68,7 +68,7 @@ class DecodingSet:
 
     def steps_to_next_end(self) -> int:
         """Steps until some sequence may be finished, at least 1."""
-        return max(1, self._ends[0][0] - self.steps)
+        return max(1, self._ends[0][0] - self.steps) if self._ends else 1
 
     def blocks_needed(self, steps: int) -> int:
         """New blocks for so many more steps."""

@@ -145,11 +145,6 @@ class TwinEngine:
         return self.decoding.generated(request) + done
 
     @property
-    def waiting_count(self) -> int:
-        """Requests in the engine's queue."""
-        return self.waiting.count
-
-    @property
     def kv_usage(self) -> float:
         """Share of the KV cache's blocks that running sequences use."""
         run, used = self._run, self.cache.private + self.cache.held
@@ -185,7 +180,8 @@ class TwinEngine:
             read += self.decoding.context_tokens
             repeated = min(read, self.cache.shared * self._block_tokens)
             batch = Batch(self.decoding.count, read - repeated, repeated, tokens, pairs)
-            self._start(batch, chunks)
+            # After a preemption nobody is admitted in this step: in the next, somebody may be.
+            self._start(batch, chunks, steps_max=1 if preempted else self.decoding.steps_to_next_end())
         elif scheduled_at < self.now:
             self._schedule(self.now)  # nothing ran ahead: the core looks again at once
 
@@ -261,7 +257,7 @@ class TwinEngine:
 
     # --- running ---
 
-    def _start(self, batch: Batch, chunks: list[tuple[Request, int]]) -> None:
+    def _start(self, batch: Batch, chunks: list[tuple[Request, int]], steps_max: int) -> None:
         start = self.now
         limit_watts = self.limit.in_force_watts(start)
         cost = self.costs.step(batch, limit_watts)
@@ -269,7 +265,7 @@ class TwinEngine:
         self._run = run
         if chunks:
             return
-        steps = self.decoding.steps_to_next_end()
+        steps = steps_max
         if self.limit.settling(start):
             steps = min(steps, 1 + int(SETTLING_RUN_SECONDS / cost.seconds))
         steps = self.decoding.steps_that_fit(steps, self.cache.available)
@@ -291,12 +287,14 @@ class TwinEngine:
     def _cut_run(self, at: float, *, ahead: bool = True) -> None:
         """Something to schedule comes at this time: end the run with the last step that is scheduled before.
 
-        With async scheduling (`ahead`) a step is scheduled when the one before it starts.
+        With async scheduling (`ahead`) a step is scheduled soon after the one before it has started.
         """
         run = self._run
         if run is None or at >= run.end:
             return
         ahead = ahead and self.calibration.engine.async_scheduling
+        if ahead:
+            at -= self.calibration.engine.schedule_seconds
         steps = run.done(at) + 1 if at > run.start else 0  # done by the end of the step that `at` lies in
         run.steps = min(run.steps, max(1, steps + ahead))
 
@@ -322,8 +320,9 @@ class TwinEngine:
                 request.state = State.GONE
         self._leaving.clear()
         self._run = None
-        ahead = self.calibration.engine.async_scheduling
-        self._schedule(run.at(steps - 1) if ahead else self.now)
+        limits = self.calibration.engine
+        ahead_at = run.at(steps - 1) + limits.schedule_seconds
+        self._schedule(min(ahead_at, self.now) if limits.async_scheduling else self.now)
 
     def _count(self, run: StepRun) -> None:
         if self.watch is not None:
@@ -335,7 +334,9 @@ class TwinEngine:
         totals.prefill_tokens += batch.prefill
         totals.attention_pairs += batch.pairs
         totals.busy_seconds += self.now - run.start
-        tokens = batch.decode + batch.prefill
+        # As vLLM counts an iteration's tokens: a prefill that is done makes an output token too.
+        done = sum(request.computed_tokens + count == request.target_tokens for request, count in run.chunks)
+        tokens = batch.decode + batch.prefill + done
         totals.steps_by_tokens[tokens] = totals.steps_by_tokens.get(tokens, 0) + steps
 
     def _first_or_next_token(self, request: Request, seen_at: float, events: list[Event]) -> None:

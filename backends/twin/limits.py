@@ -22,11 +22,12 @@ class PowerLimit:
         self._changed_at = float("-inf")
 
     def set(self, watts: float, now: float) -> None:
-        """Ask for a limit on all cards together. ValueError outside the card's range."""
+        """Ask for a limit on all cards together. ValueError (in watts of one card) outside the card's range."""
         card = self._card
         low, high = card.limit_watts_min * card.gpus, card.limit_watts_max * card.gpus
         if not low <= watts <= high:
-            raise ValueError(f"limit_watts must be from {low:g} to {high:g} W, not {watts:g}")
+            cards = card.gpus
+            raise ValueError(f"limit_watts must be from {low / cards:g} to {high / cards:g} W, not {watts / cards:g}")
         self._from_watts = self.in_force_watts(now)
         self._changed_at = now
         self.requested_watts = watts

@@ -102,6 +102,7 @@ def _compare(args: argparse.Namespace) -> tuple[list[Comparison], Calibration]:
         else:
             sets.append((kind, _sweep_rows(path)))
     if args.fit is not None:
+        calibration = _with_idle(calibration, args.rows)
         calibration, sets = _fitted(args.fit, calibration, sets)
     for kind, measured in sets:
         found += predict_set(kind, measured, calibration)
@@ -115,6 +116,20 @@ def _kind_of(path: Path) -> str:
         return "sweep"
     with path.open(encoding="utf-8") as file:
         return "caps" if "cap_w" in file.readline() else "mlenergy"
+
+
+def _with_idle(start: Calibration, paths: Sequence[Path]) -> Calibration:
+    """The idle power that the sweeps measured on their card: no fit is needed for that."""
+    found = []
+    for path in paths:
+        if path.suffix != ".csv":
+            data = json.loads(path.read_text(encoding="utf-8"))
+            watts = data.get("static", {}).get("idle_loaded_w") if isinstance(data, dict) else None
+            found += [float(watts)] if watts else []
+    if not found:
+        return start
+    card = start.card.model_copy(update={"idle_watts": sum(found) / len(found)})
+    return start.model_copy(update={"card": card})
 
 
 def _sweep_rows(path: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,8 @@ from scheduler.actions import Abort, Action, Dispatch, Reject, WakeAt
 from scheduler.core import Scheduler, SchedulerConfig
 from scheduler.eventlog import event_line, head_line, replay
 from scheduler.events import (
+    AnsweredHere,
+    BreakersChanged,
     CallArrived,
     CallFailed,
     CallFinished,
@@ -48,7 +50,7 @@ class World:
         self.held: set[str] = set()
         self.running: dict[str, str] = {}
         self.over: set[str] = set()
-        self.arrived = 0
+        self.arrived = self.answered_here = 0
         self.wake_at: list[float] = []
 
     def tell(self, event: Event) -> list[Action]:
@@ -102,27 +104,30 @@ class World:
         self.now += rng.expovariate(2.0)
         known = sorted(self.held | set(self.running)) or ["nobody"]
         running = sorted(self.running) or ["nobody"]
-        match rng.randrange(12):
+        match rng.randrange(13):
             case 0 | 1 | 2 | 3:
                 self.arrive()
             case 4 | 5:
                 call_id = rng.choice(running)
                 self.end(call_id)
-                self.tell(CallFinished(call_id, rng.choice([None, 10]), None, rng.randrange(90)))
+                self.tell(CallFinished(call_id, rng.choice([None, 10]), None, rng.randrange(90), rng.randrange(50)))
             case 6:
                 self.tell(FirstToken(rng.choice(running)))
             case 7:
-                self.fail(rng.choice(running))
+                self.fail(rng.choice(known))
             case 8:
                 call_id = rng.choice(known)
                 self.end(call_id)
-                self.tell(ClientGone(call_id))
+                self.tell(ClientGone(call_id, rng.randrange(50)))
             case 9:
                 engine = rng.choice("ab")
                 models = rng.choice([None, ("m",), ("m", "other")])
                 self.tell(EngineStatus(engine, rng.random() < 0.7, models))
             case 10:
                 self.tell(Tick())
+            case 11:
+                self.answered_here += 1
+                self.tell(AnsweredHere(f"l{self.answered_here}", rng.choice(["-", "small", "metered"])))
             case _:
                 self.reconfigure()
 
@@ -131,18 +136,20 @@ class World:
         retryable = self.random.random() < 0.6
         if call is not None and (not retryable or call.answering):
             self.end(call_id)
-        elif call is not None:
+        elif call is not None and call.engine is not None:
             self.running.pop(call_id)
             self.held.add(call_id)  # until the scheduler sends or refuses it
         self.tell(CallFailed(call_id, "engine_reset", retryable, self.random.random() < 0.5))
 
     def reconfigure(self) -> None:
-        choice = self.random.randrange(4)
+        choice = self.random.randrange(5)
         if choice == 0:
             self.tell(EnginesChanged(self.random.choice([(A, B), (A,), (EngineSpec("b", 1),)])))
         elif choice == 1:
             self.tell(QuotasChanged(self.random.choice([QUOTAS, QUOTAS[:1], ()])))
         elif choice == 2:
+            self.tell(BreakersChanged(self.random.randrange(1, 5), self.random.choice([0.5, 4.0])))
+        elif choice == 3:
             self.tell(PolicyChanged("fifo", (("max_in_flight", self.random.randrange(1, 4)),)))
         else:
             self.tell(PolicyChanged("passthrough"))

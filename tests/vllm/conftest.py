@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.vllm.children import MAX_NUM_SEQS, VLLM, Door, Gateway, free_port
+from tests.e2e.twin_process import Twin
+from tests.vllm.children import MAX_MODEL_LEN, MAX_NUM_SEQS, VLLM, Door, Gateway, free_port
 from tests.vllm.wire import wait_idle
 
 
@@ -23,6 +24,16 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.url
     finally:
         server.end()
+
+
+@pytest.fixture(scope="session")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base URL of a twin at real time, so that each token is an event of its own."""
+    child = Twin(tmp_path_factory.mktemp("twin") / "log", "--max-model-len", str(MAX_MODEL_LEN))
+    try:
+        yield child.wait_ready_to_serve().url
+    finally:
+        child.end()
 
 
 @pytest.fixture(scope="session")

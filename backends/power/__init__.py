@@ -1,0 +1,1 @@
+"""Power and energy of cards: one interface, whoever answers."""

@@ -1,0 +1,100 @@
+"""Which route answers what, and what is on every answer?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from backends.twin.server import about, power
+from backends.twin.server.chat import chat_completions
+from backends.twin.server.completions import completions
+from backends.twin.server.embeddings import embeddings
+from backends.twin.server.errors import ApiError, DetailError
+from backends.twin.server.responses import responses, stored_response
+from backends.twin.server.service import json_answer, request_id_header
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from backends.twin.server.metrics import Metrics
+    from backends.twin.server.service import Service
+
+    Route = Callable[[Service, web.Request], Awaitable[web.StreamResponse]]
+    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+BODY_BYTES_MAX = 64 * 1024 * 1024
+ENGINE_HEADER = "x-joulegate-engine"
+ENGINE = "twin (simulated)"
+
+
+def application(service: Service, metrics: Metrics) -> web.Application:
+    """The whole API. HEAD is refused where vLLM refuses it."""
+    app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[_answers(service)])
+
+    async def on_prepare(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers[ENGINE_HEADER] = ENGINE
+        response.headers["x-request-id"] = request_id_header(request)
+        response.headers["server"] = "joulegate-twin"
+
+    app.on_response_prepare.append(on_prepare)
+    routes: list[tuple[str, str, Route, bool]] = [
+        ("POST", "/v1/chat/completions", chat_completions, True),
+        ("POST", "/v1/completions", completions, True),
+        ("POST", "/v1/responses", responses, True),
+        ("GET", "/v1/responses/{response_id}", stored_response, False),
+        ("POST", "/v1/responses/{response_id}/cancel", stored_response, False),
+        ("POST", "/v1/embeddings", embeddings, True),
+        ("GET", "/v1/models", about.models, False),
+        ("POST", "/tokenize", about.tokenize, False),
+        ("POST", "/detokenize", about.detokenize, False),
+        ("GET", "/health", about.health, False),
+        ("GET", "/ping", about.health, False),
+        ("POST", "/ping", about.health, False),
+        ("GET", "/version", about.version, False),
+        ("GET", "/load", about.load, False),
+        ("GET", "/metrics", about.metrics_route(metrics), False),
+        ("GET", "/power", power.power, False),
+        ("POST", "/power/limit", power.set_limit, False),
+    ]
+    for method, path, route, counted in routes:
+        app.router.add_route(method, path, _bound(service, route, counted=counted))
+    return app
+
+
+def _bound(service: Service, route: Route, *, counted: bool) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        service.load += counted
+        try:
+            return await route(service, request)
+        finally:
+            service.load -= counted
+
+    return handler
+
+
+def _answers(service: Service) -> Any:
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            response = await handler(request)
+        except ConnectionResetError:
+            return web.Response()  # its client is gone, so nobody is told
+        except ApiError as error:
+            response = json_answer(error.body(), error.status)
+        except DetailError as error:
+            response = json_answer({"detail": str(error)}, error.status)
+        except web.HTTPMethodNotAllowed as refused:
+            allow = {"allow": ", ".join(sorted(refused.allowed_methods))}
+            response = json_answer({"detail": "Method Not Allowed"}, 405, allow)
+        except web.HTTPRequestEntityTooLarge:
+            too_long = ApiError(f"The body is longer than {BODY_BYTES_MAX} bytes, the twin's limit", status=413)
+            response = json_answer(too_long.body(), 413)
+        except web.HTTPNotFound:
+            response = json_answer({"detail": "Not Found"}, 404)
+        resource = request.match_info.route.resource
+        if resource is not None:
+            service.observed.answered(resource.canonical, request.method, response.status)
+        return response
+
+    return middleware

@@ -1,0 +1,157 @@
+"""The twin against the rows that are shipped, and the command that compares."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends.twin.calibration import load
+from bench.cli import main
+from bench.twin.check import predict_set
+from bench.twin.figures import Comparison, Summary, summarise
+from bench.twin.sweep import coalesce_arrivals, open_arrivals, shape_of
+
+DATA = Path(__file__).resolve().parents[2] / "bench/twin/data"
+MODELS = DATA.parent / "models"
+H200 = load("h200-llama-3.1-8b")
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((DATA / name).read_text())["rows"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def summaries() -> dict[tuple[str, str], Summary]:
+    found: list[Comparison] = []
+    for name in ("h200-decode-prefill.json", "h200-loops.json", "h200-second-card-workflows.json"):
+        found += predict_set("sweep", rows(name), H200)
+    return {(each.kind, each.group): each for each in summarise(found)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "group", "mean", "worst"),
+    [
+        ("decode", "time", 0.025, 0.06),
+        ("decode", "energy", 0.025, 0.06),
+        ("prefill", "time", 0.05, 0.12),
+        ("prefill", "energy", 0.05, 0.12),
+        ("closed", "time", 0.04, 0.10),
+        ("closed", "energy", 0.04, 0.10),
+        ("open", "time", 0.04, 0.10),
+        ("open", "energy", 0.04, 0.10),
+        ("coalesce", "time", 0.04, 0.10),
+        ("coalesce", "energy", 0.04, 0.10),
+        ("workflows", "energy", 0.025, 0.04),
+        ("workflows", "time", 0.025, 0.065),
+    ],
+)
+def test_the_shipped_calibration_is_as_near_as_the_documentation_says(
+    summaries: dict[tuple[str, str], Summary], kind: str, group: str, mean: float, worst: float
+) -> None:
+    found = summaries[kind, group]
+    assert found.mean <= mean
+    assert found.worst <= worst
+
+
+def test_a_card_and_model_never_seen_are_near_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """The roofline prior of an H100, which has seen no row of this file."""
+    model = str(MODELS / "llama-3.1-8b-instruct.json")
+    assert main(["twin-check", str(DATA / "h100-workflows.json"), "--card", "h100", "--model", model, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    for summary in document["summary"]:
+        assert summary["mean"] < 0.15, summary
+    assert "nothing measured" in document["source"]
+
+
+def test_a_fit_is_better_on_what_it_has_not_seen(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model = str(MODELS / "llama-3.1-8b-instruct.json")
+    few = tmp_path / "few.json"
+    few.write_text(json.dumps({"rows": [row for row in rows("h200-decode-prefill.json") if row["kind"] == "decode"]}))
+    start = ["twin-check", str(few), "--card", "h200", "--model", model, "--json"]
+    means = []
+    for more in ([], ["--fit", "half", "--save", str(tmp_path / "fitted.toml")]):
+        assert main([*start, *more]) == 0
+        summary = json.loads(capsys.readouterr().out)["summary"]
+        means.append(max(each["mean"] for each in summary if each["group"] != "power"))
+    assert means[1] <= 0.04
+    assert means[1] < means[0] / 2
+    assert load(str(tmp_path / "fitted.toml")).time.step == pytest.approx(H200.time.step, rel=0.05)
+
+
+def test_power_caps_are_described_to_two_percent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["twin-check", str(DATA / "rtx-pro-6000-power-caps.csv"), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)["summary"]
+    assert {each["group"]: each["worst"] <= 0.02 for each in summary} == {"time": True, "energy": True, "power": True}
+
+
+def test_rows_of_mlenergy(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "llm.csv"
+    row = {
+        "task": "lm-arena-chat", "model_id": "m", "gpu_model": "H100", "num_gpus": 1, "max_num_seqs": 8,
+        "avg_batch_size": 8.0, "avg_output_len": 100.0, "avg_power_watts": 480.0, "energy_per_token_joules": 0.45,
+        "output_throughput_tokens_per_sec": 1070.0, "median_itl_ms": 7.3,
+    }  # fmt: skip
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        writer.writeheader()
+        writer.writerow(row)
+    command = ["twin-check", str(path), "--gpu", "H100", "--model-id", "m", "--calibration", "h100-llama-3.1-8b"]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "median_itl_ms" in text
+    assert "lm-arena-chat" in text
+    assert main([*command[:-4], "--model-id", "other"]) == 2
+    assert "no rows of other on H100" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["none.json"], "none.json"),
+        ([str(DATA / "h200-loops.json"), "--calibration", "h300"], "h300"),
+        ([str(DATA / "h200-loops.json"), "--card", "h300", "--model", str(MODELS / "qwen3-8b.json")], "h300"),
+        ([str(DATA / "h200-loops.json"), "--card", "h200"], "--model"),
+        ([str(DATA / "h200-loops.json"), "--model", str(MODELS / "qwen3-8b.json")], "--card"),
+        ([str(DATA / "h200-loops.json"), "--fit", "third"], "third"),
+        ([str(MODELS / "qwen3-8b.json")], "rows"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["twin-check", *arguments]) == 2
+    assert word in capsys.readouterr().err
+
+
+def test_a_row_without_a_figure_it_needs_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"rows": [{"kind": "decode", "batch": 1}]}))
+    assert main(["twin-check", str(path)]) == 2
+    assert "context" in capsys.readouterr().err
+    path.write_text(json.dumps({"rows": [{"kind": "guess"}]}))
+    assert main(["twin-check", str(path)]) == 2
+    assert "kind: 'guess'" in capsys.readouterr().err
+
+
+def test_the_sweeps_arrivals_are_drawn_again() -> None:
+    loops = rows("h200-loops.json")
+    for place, times in open_arrivals(loops).items():
+        assert len(times) == loops[place]["n"]
+
+
+def test_held_requests_go_together() -> None:
+    arrivals, sent = coalesce_arrivals(8.0, 2.0)
+    assert len(arrivals) == len(sent) == 122
+    assert all(at <= when for at, when in zip(arrivals, sent, strict=True))
+    assert set(sent[:-20]) <= {2.0 * number for number in range(1, 9)}
+
+
+def test_names_of_closed_rows() -> None:
+    assert shape_of("256in/128out") == (256, 128, 0)
+    assert shape_of("shared6000+200in/128out") == (6200, 128, 6000)
+    assert shape_of("unique6200in/128out") == (6200, 128, 0)
+    with pytest.raises(ValueError, match="name"):
+        shape_of("256/128")
