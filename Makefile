@@ -13,10 +13,13 @@ CLIENTS_BIN := .venv-clients/bin
 # Where tests/vllm/children.py looks for them.
 VLLM_BIN := .venv-vllm/bin
 MODEL := .cache/vllm-tiny
+# Where there is no .venv yet, an environment without the developers' tools: it is there in half the time.
+DEMO_VENV := $(if $(wildcard .venv/deps.stamp),.venv,.venv-demo)
 
 PACKAGES := proxy scheduler backends workloads bench
 SUITES := tests/unit tests/sim tests/e2e tests/fuzz
 PYTEST_ARGS ?=
+DEMO_ARGS ?=
 
 BUILD_LOCK := deploy/requirements-build.lock
 DEV_LOCK := tests/requirements-dev.lock
@@ -27,13 +30,16 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP_INSTALL := -m pip install --quiet --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-vllm lint format lock clean
+.PHONY: help install demo test test-vllm lint format lock clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{ printf "make %-10s  %s\n", $$1, $$2 }'
 
 install: .venv/project.stamp ## make .venv with the locked tools and this project in it
+
+demo: $(DEMO_VENV)/project.stamp ## a minute of workflows through a gateway to a simulated GPU (DEMO_ARGS='--once' ends by itself)
+	@$(DEMO_VENV)/bin/joulegate-bench demo $(DEMO_ARGS)
 
 test: .venv/project.stamp ## the tests that need no engine (PYTEST_ARGS='-k name' picks some)
 	$(BIN)/python -m pytest -n 2 $(SUITES) $(PYTEST_ARGS)
@@ -66,7 +72,7 @@ lock: ## write the lock files anew from pyproject.toml
 	$(COMPILE) --extra clients --constraint $(DEV_LOCK) --output-file $(CLIENTS_LOCK)
 
 clean: ## remove the environments, caches and build outputs
-	rm -rf .venv .venv-clients .venv-vllm .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-demo .venv-clients .venv-vllm .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	rm -rf tests/vllm/node/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -80,6 +86,12 @@ endef
 .venv/deps.stamp: $(DEV_LOCK) $(BUILD_LOCK)
 	$(call make_venv,.venv)
 	$(BIN)/python $(PIP_INSTALL) --require-hashes -r $(BUILD_LOCK) -r $(DEV_LOCK)
+	@touch $@
+
+.venv-demo/deps.stamp: requirements.lock $(BUILD_LOCK)
+	@echo 'Installing what the demo needs into .venv-demo, once: this takes less than a minute.'
+	$(call make_venv,.venv-demo)
+	.venv-demo/bin/python $(PIP_INSTALL) --require-hashes -r $(BUILD_LOCK) -r requirements.lock
 	@touch $@
 
 .venv-clients/deps.stamp: $(CLIENTS_LOCK) $(BUILD_LOCK)

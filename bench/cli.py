@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 # name: (module with add_options and run, one line of help)
 COMMANDS = {
+    "demo": ("bench.demo", "workflows through a gateway to a simulated engine: joules, times, and a gateway to try"),
     "overhead": ("bench.overhead", "CPU, latency and memory of the gateway beside nginx and vllm-router"),
     "twin-check": ("bench.twin.check", "measured rows played again on the twin: times, joules, errors"),
+    "twin-speed": ("bench.twin.speed", "how fast virtual time passes on the twin, a call early and late"),
     "twin-live": ("bench.twin.live", "workflows on a real engine beside its card's energy counter, for twin-check"),
     "soak": ("bench.soak", "many streams through one gateway process: does memory grow, is anything left?"),
 }

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from hmac import compare_digest
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, unquote_to_bytes
 
 import orjson
+from pydantic import TypeAdapter, ValidationError
 
 from proxy.errors import RequestFault
 from proxy.http.relay import NOT_FORWARDED, request_fields
 from proxy.identity import IdentityError, ResponseRoots, identify
 from proxy.jsonedit import edit_members, set_nested
+from proxy.jsonsize import over
 from proxy.keys import KEY_HEADERS, Authorized, KeyRing
-from proxy.routes import OTHER, ROUTES, Route, split_workflow
+from proxy.routes import MODELS, OTHER, PREFLIGHT, ROUTES, Route, split_workflow
 
 if TYPE_CHECKING:
     from proxy.call import Call
@@ -24,6 +27,18 @@ _REQUEST_ID_LENGTH_MAX = 256
 _OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _COMPLEX_BYTES = 65_536
 _INCLUDE_USAGE = b'{"include_usage":true}'
+_BOOLEAN: TypeAdapter[bool] = TypeAdapter(bool)
+_ONE_MODEL = b"/v1/models/"
+
+
+def as_boolean(value: object) -> bool | None:
+    """What vLLM takes a member for: its pydantic reads `"true"`, `1` and `"on"` as well. None: it will answer 400."""
+    if value is None or isinstance(value, bool):
+        return value is True
+    try:
+        return _BOOLEAN.validate_python(value)
+    except ValidationError:
+        return None
 
 
 class Admitted:
@@ -47,12 +62,13 @@ class Admission:
     """Keys, routes, identity and the rewriting of bodies. Raises RequestFault for what is refused."""
 
     def __init__(self, config: Config) -> None:
-        self.roots = ResponseRoots()
+        self.roots = ResponseRoots(config.limits.response_roots)
         self.configure(config)
 
     def configure(self, config: Config) -> None:
-        """Take over a new configuration."""
+        """Take over a new configuration; its [log] and [tracing] are those in force."""
         self.keys = KeyRing(config.keys)
+        self.roots.resize(config.limits.response_roots)
         self._keep_prompts = config.log.prompts
         self._json_values = config.limits.json_values
         replaced = any(engine.key() for engine in config.engines)
@@ -79,6 +95,12 @@ class Admission:
             connection.authorized = Authorized(self.keys, presented, name)
         return name
 
+    def check_before_body(self, request: Request, connection: ClientConnection) -> None:
+        """RequestFault 401 before a body is read (or asked for with 100-continue)."""
+        if request.method == b"OPTIONS" and request.fields.get(b"content-length") == b"0":
+            return
+        request.key_name = self.authenticate(request, connection)
+
     def admit(self, request: Request, connection: ClientConnection, call: Call) -> Admitted:
         """Fill in the call; returns what the engine will be sent."""
         target = path = request.target
@@ -93,8 +115,16 @@ class Admission:
         given = fields.get(b"x-request-id")
         if given and len(given) <= _REQUEST_ID_LENGTH_MAX:
             call.request_id = given.decode("latin-1")
+        if request.method == b"OPTIONS":
+            return self._preflight(request, target, call)
         call.key_name = request.key_name or self.authenticate(request, connection)
-        route = ROUTES.get(path, OTHER)
+        route = ROUTES.get(path)
+        if route is None:
+            # Engines decode the path before they look: so it is done here, or a call could be had without its rules.
+            route = ROUTES.get(unquote_to_bytes(path), OTHER) if b"%" in path else OTHER
+            if path[: len(_ONE_MODEL)] == _ONE_MODEL and request.method in (b"GET", b"HEAD"):
+                route = MODELS
+                call.model = unquote(path[len(_ONE_MODEL) :].decode("latin-1")) or None
         call.route = route.label
         body = self._json_object(request, route)
         try:
@@ -103,13 +133,23 @@ class Admission:
             raise RequestFault(400, "invalid_workflow", str(error), param=error.field) from None
         lines = request_fields(request, self._dropped) + b"x-request-id: %b\r\n" % call.request_id.encode("latin-1")
         admitted = Admitted(target, lines, request.body)
-        admitted.models_asked = route.label == "/v1/models" and request.method in (b"GET", b"HEAD")
+        admitted.models_asked = path == b"/v1/models" and request.method in (b"GET", b"HEAD")
         if body is not None:
             self._read_body(body, call)
-            self._rewrite(admitted, route, body)
+            self._rewrite(admitted, route, body, call.stream)
             if self._keep_prompts:
                 call.prompt_text = request.body
         return admitted
+
+    def _preflight(self, request: Request, target: bytes, call: Call) -> Admitted:
+        """A browser asks whether it may ask: it sends no key, and vLLM's own check of keys lets OPTIONS pass too.
+
+        Counted as a route and a key (none) of its own; what body there is stays here, and so does a key.
+        """
+        call.route = PREFLIGHT.label
+        dropped = self._dropped | KEY_HEADERS if self.keys.configured else self._dropped
+        lines = request_fields(request, dropped) + b"x-request-id: %b\r\n" % call.request_id.encode("latin-1")
+        return Admitted(target, lines, b"")
 
     def _json_object(self, request: Request, route: Route) -> dict[str, Any] | None:
         """The body as a JSON object; None where there is none to look into."""
@@ -125,7 +165,7 @@ class Admission:
             raise RequestFault(415, "content_encoding", "a compressed body cannot be read here; send it uncompressed")
         if not data:
             raise RequestFault(400, "empty_body", "the body is empty; it must be a JSON object")
-        if len(data) > _COMPLEX_BYTES and self._values(data) > self._json_values:
+        if len(data) > _COMPLEX_BYTES and over(data, self._json_values):
             message = f"the body has over {self._json_values} values (limits.json_values)"
             raise RequestFault(413, "body_too_complex", message)
         try:
@@ -141,11 +181,6 @@ class Admission:
             raise RequestFault(400, "invalid_body", message)
         return body
 
-    @staticmethod
-    def _values(data: bytes) -> int:
-        """At least the number of values in a JSON text: reading 32 MiB of brackets would stop the loop for seconds."""
-        return data.count(b",") + data.count(b"[") + data.count(b"{")
-
     def _read_body(self, body: dict[str, Any], call: Call) -> None:
         model = body.get("model")
         if model is not None:
@@ -153,7 +188,8 @@ class Admission:
                 message = f"model must be a string, not {type(model).__name__}"
                 raise RequestFault(400, "invalid_model", message, param="model")
             call.model = model
-        call.stream = body.get("stream") is True
+        stream = body.get("stream")
+        call.stream = stream is True or (stream is not None and as_boolean(stream) is True)
         for name in _OUTPUT_LIMITS:
             limit = body.get(name)
             if type(limit) is int and limit > 0:
@@ -161,19 +197,19 @@ class Admission:
                 call.max_output_tokens = limit * n if type(n) is int and n > 1 else limit
                 break
 
-    def _rewrite(self, admitted: Admitted, route: Route, body: dict[str, Any]) -> None:
+    def _rewrite(self, admitted: Admitted, route: Route, body: dict[str, Any], stream: bool) -> None:
         """Take our own member out; ask for the usage of streams that would not report it."""
         add: dict[str, bytes] = {}
         remove: tuple[str, ...] = ("workflow",) if "workflow" in body else ()
         if route.usage_option:
             admitted.takes_priority = "priority" not in body
-            if body.get("stream") is True:
+            if stream:
                 options = body.get("stream_options")
                 if options is None:
                     admitted.take_out_usage = True
                     add["stream_options"] = _INCLUDE_USAGE
                     remove = (*remove, "stream_options") if "stream_options" in body else remove
-                elif isinstance(options, dict) and not options.get("include_usage"):
+                elif isinstance(options, dict) and as_boolean(options.get("include_usage")) is False:
                     admitted.take_out_usage = True
                     admitted.body = set_nested(admitted.body, "stream_options", "include_usage", b"true")
                     if options.get("continuous_usage_stats"):  # counts only beside include_usage: it did nothing

@@ -12,19 +12,19 @@ from urllib.parse import urlsplit
 
 from proxy import budgets
 from proxy.calllog import CallLog
-from proxy.config_file import ConfigError, diff
+from proxy.config import listen_problems
+from proxy.config_file import NEEDS_RESTART, ConfigError, diff
 from proxy.control import start_control
 from proxy.engines import Engine, EngineWatch
 from proxy.gateway import Gateway
 from proxy.metrics import GaugeSnapshot, Metrics
 from scheduler.breaker import BreakerRule
 from scheduler.core import Scheduler, SchedulerConfig
-from scheduler.events import EnginesChanged, KeyQuota, LimitsChanged, PolicyChanged, QuotasChanged
+from scheduler.events import BreakersChanged, EnginesChanged, KeyQuota, LimitsChanged, PolicyChanged, QuotasChanged
 from scheduler.snapshot import snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
     from urllib.parse import SplitResult
 
     from backends.vllm.process import VllmProcess
@@ -78,7 +78,7 @@ class App:
         self._exit_code = 0
         self._watches: dict[str, EngineWatch] = {}
         self._retired: list[Engine] = []
-        self._state_dir: Path | None = config.state_dir
+        self._budgets = budgets.BudgetsFile(config.state_dir) if config.state_dir is not None else None
         self._build()
 
     def _build(self) -> None:
@@ -97,11 +97,17 @@ class App:
         if config.event_log.path is not None:
             from proxy.eventlog import EventLogWriter
 
-            event_log = EventLogWriter(config.event_log.path, start, now, config.event_log.max_bytes)
+            event_log = EventLogWriter(
+                config.event_log.path,
+                start,
+                now,
+                config.event_log.max_bytes,
+                lambda why: self.log.event("event_log_stopped", detail=why),
+            )
         self.gateway = Gateway(config, scheduler, self.metrics, self.log, tracing, event_log)
         for engine in config.engines:
             self._add_engine(engine)
-        if self._state_dir is not None and (restored := budgets.load(self._state_dir)) is not None:
+        if config.state_dir is not None and (restored := budgets.load(config.state_dir)) is not None:
             self.gateway.tell(restored)
 
     # --- serving ---
@@ -168,7 +174,7 @@ class App:
         await asyncio.sleep(0)  # the closed connections report their calls' ends
         self.gateway.settle()
         await control.close()
-        self._save_budgets()
+        await self._save_budgets()
         if self._process is not None:
             await self._process.stop()
         if self.gateway.tracing is not None:
@@ -187,32 +193,47 @@ class App:
             sys.stderr.write(f"joulegate: {failed}\n")
             self._exit_code = 1
             self.stop()
+        except Exception as error:  # noqa: BLE001  (reported; a server that nobody keeps must not be served from)
+            self.gateway.faults.report("keeping vLLM", error)
+            self._exit_code = 1
+            self.stop()
 
     async def _housekeeping(self) -> None:
         while True:
             await asyncio.sleep(BUDGETS_SAVED_EVERY_SECONDS)
-            self._save_budgets()
-            for engine in [engine for engine in self._retired if engine.pool.busy_count == 0]:
-                engine.pool.close()
-                self._retired.remove(engine)
+            try:
+                await self._save_budgets()
+                for engine in [engine for engine in self._retired if engine.pool.busy_count == 0]:
+                    engine.pool.close()
+                    self._retired.remove(engine)
+            except Exception as error:  # noqa: BLE001  (reported; tried again the next time)
+                self.gateway.faults.report("housekeeping", error)
 
-    def _save_budgets(self) -> None:
-        if self._state_dir is None:
+    async def _save_budgets(self) -> None:
+        if self._budgets is None:
             return
-        used = self.gateway.scheduler.quotas.budgets(monotonic())
-        if not used:
-            return
+        now = monotonic()
+        used = self.gateway.scheduler.quotas.budgets(now)
         try:
-            budgets.save(self._state_dir, used)
+            await asyncio.to_thread(self._budgets.save, used, now)  # it waits for the disk
         except OSError as error:
             self.log.event("state_not_saved", detail=str(error))
 
     # --- engines and reload ---
 
     def _add_engine(self, config: EngineConfig) -> None:
+        gateway = self.gateway
         engine = Engine(config, self.config.timeouts)
-        self.gateway.engines[engine.name] = engine
-        self._watches[engine.name] = EngineWatch(engine, self.config.health, self.gateway.tell, self.log.event)
+        if (before := gateway.engines.get(engine.name)) is not None:
+            engine.take_over(before)
+        gateway.engines[engine.name] = engine
+        self._watch(engine)
+
+    def _watch(self, engine: Engine) -> None:
+        gateway = self.gateway
+        self._watches[engine.name] = EngineWatch(
+            engine, self.config.health, gateway.tell, gateway.probed, self.log.event, gateway.faults
+        )
 
     def reload(self) -> None:
         """Read the configuration again and take over what can be changed while calls run."""
@@ -225,8 +246,13 @@ class App:
         except ConfigError as error:
             self.log.event("reload_failed", detail=str(error))
             return
-        kept = diff(self.config, config)
         gateway, old = self.gateway, self.config
+        kept = diff(old, config)
+        # What only a restart changes stays as it is; all else, keys above all, must fit to that and not to the file.
+        config = config.model_copy(update={name: getattr(old, name) for name in NEEDS_RESTART})
+        if problems := list(listen_problems(config.listen, bool(config.keys))):
+            self.log.event("reload_failed", detail="\n".join(f"{'.'.join(place)}: {what}" for place, what in problems))
+            return
         self.config = config
         gateway.timeouts = config.timeouts
         gateway.server.limits, gateway.server.timeouts = config.limits, config.timeouts
@@ -234,6 +260,8 @@ class App:
         gateway.tell(QuotasChanged(quotas(config)))
         limits = config.limits
         gateway.tell(LimitsChanged(limits.queue_calls, config.timeouts.queue_seconds, limits.workflows))
+        if config.health != old.health:
+            gateway.tell(BreakersChanged(config.health.failures_to_open, config.health.open_seconds))
         self._change_engines(old, config)
         if config.policy != old.policy:
             gateway.tell(PolicyChanged(config.policy.name, tuple(sorted(config.policy.options.items()))))
@@ -242,13 +270,17 @@ class App:
     def _change_engines(self, old: Config, config: Config) -> None:
         gateway = self.gateway
         wanted = {engine.name: engine for engine in config.engines}
-        timing = old.timeouts != config.timeouts or old.health != config.health
-        leaving = {
-            name: engine for name, engine in gateway.engines.items() if wanted.get(name) != engine.config or timing
-        }
+        leaving = {name: engine for name, engine in gateway.engines.items() if wanted.get(name) != engine.config}
         for name in leaving:
             self._watches.pop(name).stop()
             self._retired.append(gateway.engines[name])
+        for name in gateway.engines.keys() - leaving.keys():
+            stays = gateway.engines[name]
+            stays.pool.connect_seconds = config.timeouts.connect_seconds
+            stays.pool.idle_seconds = config.timeouts.engine_keep_alive_seconds
+            if config.health != old.health:
+                self._watches[name].stop()
+                self._watch(stays)
         for name in leaving.keys() - wanted.keys():
             del gateway.engines[name]
         for name, engine in wanted.items():

@@ -55,7 +55,7 @@ class Call:
     output_tokens: int | None = None
     response_bytes: int = 0
     response_chunks: int = 0
-    """Reads of the engine's answer: for a stream about one a token."""
+    """Reads of the engine's answer; of a stream its events, about one a token."""
     prompt_text: bytes | None = None
     """The request body, kept only where the operator asked for prompts in the log."""
     trace: object | None = None

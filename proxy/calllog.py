@@ -74,7 +74,8 @@ class CallLog:
         alike = self._alike.get(kind)
         if alike is None:
             alike = self._make_alike(kind)
-        call_id, request_id, node = call.id.encode("ascii"), call.request_id, identity.node
+        call_id, request_id = call.id.encode("ascii"), call.request_id
+        node, parent = identity.node, identity.parent_id
         workflow_id, finished_at = identity.workflow_id, call.finished_at
         prompt, cached, output = call.prompt_tokens, call.cached_tokens, call.output_tokens
         dispatched_at, first_byte_at = call.dispatched_at, call.first_byte_at
@@ -84,6 +85,7 @@ class CallLog:
             b'"%b"' % call_id if request_id == call.id else _text(request_id),
             _text(workflow_id) if workflow_id else b'"%b"' % call_id,
             b"null" if node is None else _text(node),
+            b"null" if parent is None else _text(parent),
             identity.source.encode("ascii"),
             alike,
             b"null" if prompt is None else b"%d" % prompt,
@@ -221,7 +223,7 @@ _ALIKE = (
     *("policy", "engine", "attempts", "status", "outcome", "reason"),
 )
 _LINE = (
-    b'{"ts":"%b","event":"call","id":"%b","request_id":%b,"workflow":{"id":%b,"node":%b,"source":"%b"},%b,'
+    b'{"ts":"%b","event":"call","id":"%b","request_id":%b,"workflow":{"id":%b,"node":%b,"parent":%b,"source":"%b"},%b,'
     b'"prompt_tokens":%b,"cached_tokens":%b,"output_tokens":%b,"held_ms":%b,"ttft_ms":%b,"duration_ms":%b,'
     b'"overhead_us":%.0f,"request_bytes":%d,"response_bytes":%d}\n'
 )

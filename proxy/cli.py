@@ -67,7 +67,41 @@ def _parser() -> argparse.ArgumentParser:
     replay = commands.add_parser("replay", help="replay an event log and check that it decides the same")
     replay.add_argument("file", type=Path)
     replay.set_defaults(run=_replay)
+
+    twin = commands.add_parser("twin", help="serve vLLM's API from a simulated engine with a simulated power meter")
+    twin.add_argument("--calibration", required=True, metavar="NAME", help="a shipped calibration, or a .toml file")
+    twin.add_argument("--host", default="127.0.0.1", help="where clients connect (default: 127.0.0.1)")
+    twin.add_argument("--port", type=_port, default=8000, help="0 takes a free one (default: 8000)")
+    twin.add_argument("--speed", type=_speed, default=1.0, metavar="X", help="X times as fast as real time")
+    twin.add_argument("--model-name", metavar="NAME", help="the served name (default: the calibration's model)")
+    twin.add_argument("--max-model-len", type=_count, metavar="TOKENS", help="prompt and output together")
+    twin.add_argument("--max-num-queued-reqs", type=_count, metavar="N", help="answer 503 to more at once")
+    twin.add_argument(
+        "--scheduling-policy", choices=("fcfs", "priority"), default="priority", help="(default: priority)"
+    )
+    twin.set_defaults(run=_twin)
     return parser
+
+
+def _speed(text: str) -> float:
+    value = float(text)
+    if not 0.001 <= value <= 10_000:
+        raise argparse.ArgumentTypeError(f"must be from 0.001 to 10000, not {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, not {text}")
+    return value
 
 
 def _listen_options(parser: argparse.ArgumentParser) -> None:
@@ -125,8 +159,10 @@ def _run(path: Path | None, overrides: dict[str, Any], process: VllmProcess | No
 
 
 async def _serve_until_told(config: Config, read: Any, process: VllmProcess | None) -> int:
+    from proxy import descriptors
     from proxy.app import App
 
+    descriptors_limit = descriptors.raise_limit()
     if process is not None:
         from backends.vllm.process import VllmFailed
 
@@ -139,6 +175,7 @@ async def _serve_until_told(config: Config, read: Any, process: VllmProcess | No
             print(f"joulegate: {failed}", file=sys.stderr)
             return 1
     app = App(config, read, process)
+    descriptors.warn(config, descriptors_limit, app.log.event)
     listen = config.listen
 
     def ready(port: int, control_port: int) -> None:
@@ -174,21 +211,44 @@ def _hash_key(options: argparse.Namespace) -> int:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from scheduler.eventlog import LogFault, replay
+    from scheduler.eventlog import LogCut, LogFault, replay
 
     events = different = 0
     try:
-        with options.file.open(encoding="utf-8") as file:
+        with options.file.open(encoding="utf-8", errors="replace") as file:
             for line, event, actions, same in replay(file):
                 events += 1
                 if not same:
                     different += 1
                     print(f"line {line}: {type(event).__name__} led to other actions: {actions}")
+    except LogCut as cut:  # normal after a crash or on a full disk
+        print(f"joulegate: {cut}", file=sys.stderr)
     except (OSError, LogFault) as error:
         print(f"joulegate: {error}", file=sys.stderr)
         return EXIT_USAGE
     print(f"{events} events replayed, {different} with other actions")
     return 1 if different else 0
+
+
+def _twin(options: argparse.Namespace) -> int:
+    from backends.twin.server.cli import OptionError, Options, run
+
+    try:
+        return run(
+            Options(
+                calibration=options.calibration,
+                host=options.host,
+                port=options.port,
+                speed=options.speed,
+                model_name=options.model_name,
+                max_model_len=options.max_model_len,
+                scheduling_policy=options.scheduling_policy,
+                max_num_queued_reqs=options.max_num_queued_reqs,
+            )
+        )
+    except OptionError as error:
+        print(f"joulegate: {error}", file=sys.stderr)
+        return EXIT_USAGE
 
 
 if __name__ == "__main__":

@@ -143,8 +143,8 @@ class LimitsConfig(Table):
     """of a request's URL; over it 414"""
     body_bytes: Count = 33_554_432
     """of a request's body; over it 413"""
-    json_values: Count = 4_194_304
-    """commas and brackets in a body; over it 413 `body_too_complex`"""
+    json_values: Count = 262_144
+    """brackets, colons and quarters of commas in a body, outside its strings; over it 413 `body_too_complex`"""
     buffered_bytes: Count = 536_870_912
     """of all request bodies held at once; over it 503 `buffers_full`"""
     client_connections: Count = 8_192
@@ -152,9 +152,11 @@ class LimitsConfig(Table):
     queue_calls: Count = 4_096
     """calls held at once; over it 503 `queue_full`"""
     pipelined_requests: Count = 16
-    """read ahead on one connection; then it is not read until one is answered"""
+    """waiting on one connection for the answer before theirs; over it 429 `pipeline_full`"""
     workflows: Count = 10_000
     """kept apart in the ledger; the one used longest ago is closed"""
+    response_roots: Count = 10_000
+    """responses and sub-agents' sessions whose workflow is remembered; the one used longest ago is forgotten"""
     response_buffer_bytes: Count = 262_144
     """of an answer waiting for a slow client; then the engine is not read"""
 
@@ -169,7 +171,7 @@ class TimeoutsConfig(Table):
     idle_seconds: Seconds = 120.0
     """between two reads of an answer (`idle_timeout`), and without reading by its client (`client_stalled`)"""
     total_seconds: Seconds = 3_600.0
-    """for a whole call; then `total_timeout`"""
+    """for a whole call, held or running; then 504 `total_timeout`"""
     request_seconds: Seconds = 30.0
     """for a request to arrive, and 1 s more for each 64 KiB of body; then 408"""
     keep_alive_seconds: Seconds = 75.0
@@ -190,9 +192,9 @@ class HealthConfig(Table):
     probe_timeout_seconds: Seconds = 2.0
     """for a probe"""
     failures_to_open: Count = 3
-    """faults of the connection in a row after which an engine gets no calls"""
+    """faults of the connection in a row, probes or calls, after which an engine gets no calls"""
     open_seconds: Seconds = 2.0
-    """before a good probe lets a call try again; doubles up to 30 s"""
+    """before a good probe lets one call try again; doubles up to 30 s"""
     models_seconds: Seconds = 10.0
     """between two looks at /v1/models"""
 
@@ -209,9 +211,9 @@ class KeyConfig(Table):
     requests_per_minute: Count | None = None
     """over it 429 `key_request_rate`"""
     tokens_per_minute: Count | None = None
-    """prompt and output tokens; over it 429 `key_token_rate`"""
+    """prompt and output tokens, by the engine's count; over it 429 `key_token_rate`"""
     token_budget: Count | None = None
-    """tokens in each period; over it 429 `key_token_budget`"""
+    """tokens in each period, as for the rate; over it 429 `key_token_budget`"""
     token_budget_seconds: Seconds = 86_400.0
     """length of the period"""
 
@@ -288,12 +290,13 @@ class Config(Table):
 
     @model_validator(mode="after")
     def _together(self) -> Config:
-        if found := [*_listen_problems(self.listen, bool(self.keys)), *_doubles(self)]:
+        if found := [*listen_problems(self.listen, bool(self.keys)), *_doubles(self)]:
             raise Problems(found)
         return self
 
 
-def _listen_problems(listen: ListenConfig, has_keys: bool) -> Iterator[tuple[Place, str]]:
+def listen_problems(listen: ListenConfig, has_keys: bool) -> Iterator[tuple[tuple[str, str], str]]:
+    """Why the gateway must not listen there: (table and key, what is wrong and the way out) each."""
     if not has_keys and not is_loopback(listen.host):
         yield (
             ("listen", "host"),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.config import EngineConfig, HealthConfig, TimeoutsConfig
+    from proxy.faults import Faults
     from scheduler.events import Event
 
 
@@ -43,6 +44,12 @@ class Engine:
         self.fingerprint: bytes | None = None
         """`"system_fingerprint":"…"` as its streams say it; b"" = they do not, None = not seen yet."""
 
+    def take_over(self, before: Engine) -> None:
+        """After a reload, what was known of the same server holds on: it is as well as it was."""
+        if before.config.url == self.config.url:
+            self.models, self.healthy, self.detail = before.models, before.healthy, before.detail
+            self.load, self.fingerprint = before.load, before.fingerprint
+
     @staticmethod
     def spec_of(config: EngineConfig) -> EngineSpec:
         """What the scheduler needs to know of an engine."""
@@ -57,12 +64,16 @@ class EngineWatch:
         engine: Engine,
         health: HealthConfig,
         tell: Callable[[Event], None],
+        probed: Callable[[Engine, EngineStatus], None],
         log_event: Callable[..., None],
+        faults: Faults,
     ) -> None:
         self.engine = engine
         self._health = health
         self._tell = tell
+        self._probed = probed
         self._log_event = log_event
+        self._faults = faults
         self._models_at = float("-inf")
         self._task = asyncio.get_running_loop().create_task(self._watch())
 
@@ -73,8 +84,11 @@ class EngineWatch:
     async def _watch(self) -> None:
         while True:
             started = monotonic()
-            await self._probe()
-            self.engine.pool.close_aged()
+            try:
+                await self._probe()
+                self.engine.pool.close_aged()
+            except Exception as error:  # noqa: BLE001  (reported; without probes nobody would see the engine die)
+                self._faults.report("a probe", error, engine=self.engine.name)
             await asyncio.sleep(max(0.0, self._health.probe_seconds - (monotonic() - started)))
 
     async def _get(self, path: str) -> tuple[int, bytes]:
@@ -87,7 +101,8 @@ class EngineWatch:
         try:
             status, _ = await self._get("/health")
         except FetchFailed as failed:
-            self._seen(False, str(failed))
+            if failed.engine_fault:
+                self._seen(False, str(failed))
             return
         # An engine that has no /health answers 404, and lives.
         if status >= 500:
@@ -123,4 +138,4 @@ class EngineWatch:
             self._log_event("engine_up" if healthy else "engine_down", engine=engine.name, detail=detail)
             engine.fingerprint = None  # it may be another process
         engine.healthy, engine.detail = healthy, detail
-        self._tell(EngineStatus(engine.name, healthy, models))
+        self._probed(engine, EngineStatus(engine.name, healthy, models))

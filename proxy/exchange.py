@@ -6,6 +6,8 @@ import re
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from backends.vllm.connection import ProtocolFault
+from backends.vllm.pool import GATEWAY_FAULT, NO_DESCRIPTORS
 from proxy.call import Call, Outcome
 from proxy.errors import RequestFault, error_answer, error_object
 from proxy.http.relay import CHUNKED_END, AnswerHead, answer_head
@@ -24,10 +26,17 @@ if TYPE_CHECKING:
     from proxy.http.request import Request
 
 _RESPONSE_ID = re.compile(rb'"id"\s*:\s*"(resp_[!-~]{1,200}?)"')
+_ONE_EVENT_BYTES = 512
+"""A shorter read is one event of a stream; vLLM's have 200 to 300 bytes."""
 _LOST = {
     "engine_reset": "the engine closed the connection before its answer was complete",
     "engine_protocol": "the engine sent something that is not an HTTP answer",
 }
+_OURS = {
+    NO_DESCRIPTORS: (503, "the gateway may open no more connections (ulimit -n); try again later"),
+    GATEWAY_FAULT: (500, "a fault of the gateway's; its log says more"),
+}
+"""Attempts that failed for want of something here: no engine is to blame, and another would not help."""
 
 
 class Exchange:
@@ -108,8 +117,9 @@ class Exchange:
             outcome = Outcome.TIMEOUT
         elif self.call.attempts:
             outcome = Outcome.ENGINE_LOST
-        self._write_error(fault)
+        keep_alive = self._write_error(fault)
         self._end(outcome, fault.status, fault.reason)
+        self.client.answered(keep_alive=keep_alive)
 
     def abort(self) -> None:
         """Take the request back from the engine."""
@@ -147,7 +157,7 @@ class Exchange:
 
     def open_failed(self, reason: str, detail: str) -> None:
         """No connection: another engine may be tried."""
-        self._opening = None
+        self._opening = self._upstream = None
         self._attempt_failed(reason, detail)
 
     def received(self, connection: EngineConnection, body: bytes, ended: bool) -> None:
@@ -156,7 +166,12 @@ class Exchange:
         now = monotonic()
         head = self._head
         if head is None:
-            head = self._begin_answer(connection, body if ended else b"")
+            try:
+                head = self._begin_answer(connection, body if ended else b"")
+            except ProtocolFault as fault:
+                self.abort()
+                self._attempt_failed("engine_protocol", str(fault))
+                return
             out = head.data
         else:
             out = b""
@@ -165,7 +180,8 @@ class Exchange:
                 self._first_body(now, ended)
             elif call.stream:
                 self._gateway.metrics.itl.observe(now - self._last_chunk_at)
-            call.response_chunks += 1
+            # Of a stream that its client reads slowly, many events come at once.
+            call.response_chunks += 1 if len(body) < _ONE_EVENT_BYTES else body.count(b"\n\n") or 1
             call.response_bytes += len(body)
         self._last_chunk_at = now
         if self._names_response and body:
@@ -193,13 +209,21 @@ class Exchange:
         self._upstream = None
         self._attempt_failed(reason, detail)
 
+    def engine_down(self, engine: Engine, detail: str) -> None:
+        """Its probes have given this engine up. What has begun to be answered goes on, what has not may go elsewhere:
+        else it would wait for an engine that accepts connections and does nothing until `first_byte_seconds` are over.
+        """
+        if self._engine is engine and (self._upstream.silent if self._upstream is not None else self._opening):
+            self.abort()
+            self._attempt_failed("engine_down", detail)
+
     # --- the client's side (proxy.http: Exchange) ---
 
     def client_gone(self) -> None:
         """Nobody waits for the answer any more: free the engine's slot now."""
         call = self.call
         self._read_usage()
-        self._gateway.tell(ClientGone(call.id))  # the scheduler has what runs aborted
+        self._gateway.tell(ClientGone(call.id, self._tokens_seen()))  # the scheduler has what runs aborted
         self._end(Outcome.CLIENT_GONE, call.status, "client_gone")
 
     def pause(self) -> None:
@@ -220,15 +244,15 @@ class Exchange:
     def check_time(self, now: float) -> None:
         """Called a few times a second: end the call if one of its times is up."""
         call, timeouts = self.call, self._gateway.timeouts
-        if call.sent_at is None or self._engine is None:
-            return
         if now - call.arrived_at > timeouts.total_seconds:
             self._time_up("total_timeout", f"the call took over {timeouts.total_seconds:g} s (timeouts.total_seconds)")
+        elif self._upstream is None or call.sent_at is None:
+            return  # held, or connecting: these have times of their own
         elif self._paused_at is not None:
             if now - self._paused_at > timeouts.idle_seconds:
                 self._time_up("client_stalled", "the client stopped reading its answer (timeouts.idle_seconds)")
         elif call.first_byte_at is None:
-            if self._upstream is not None and now - call.sent_at > timeouts.first_byte_seconds:
+            if now - call.sent_at > timeouts.first_byte_seconds:
                 message = f"no answer within {timeouts.first_byte_seconds:g} s (timeouts.first_byte_seconds)"
                 self._time_up("first_byte_timeout", message)
         elif now - self._last_chunk_at > timeouts.idle_seconds:
@@ -247,7 +271,6 @@ class Exchange:
         `whole_body`: the body, if it has come whole with the head, as short answers do.
         """
         gateway, call = self._gateway, self.call
-        call.status = connection.status
         engine = self._engine
         assert engine is not None
         head = answer_head(
@@ -257,6 +280,7 @@ class Exchange:
             b"x-request-id: %b\r\n" % call.request_id.encode("latin-1"),
         )
         self._head = head
+        call.status = connection.status
         kind = head.content_type
         call.stream = kind.startswith(b"text/event-stream")
         if head.encoded:
@@ -288,7 +312,8 @@ class Exchange:
             self._end(Outcome.ENGINE_4XX, call.status, "engine_4xx")
         else:
             self._end(Outcome.ENGINE_5XX, call.status, "engine_5xx")
-        self._gateway.tell(CallFinished(call.id, call.prompt_tokens, call.cached_tokens, call.output_tokens))
+        seen = self._tokens_seen() if call.stream and call.prompt_tokens is None else 0
+        self._gateway.tell(CallFinished(call.id, call.prompt_tokens, call.cached_tokens, call.output_tokens, seen))
         self.client.answered(keep_alive=head.keep_alive)
 
     def _read_usage(self, *, done: bool = False) -> None:
@@ -296,13 +321,17 @@ class Exchange:
         if reader is not None:
             if not done:
                 reader.end()
-            if isinstance(reader, EventReader) and reader.take_out and self._engine is not None:
+            if isinstance(reader, EventReader) and reader.fingerprint is not None and self._engine is not None:
                 self._engine.fingerprint = reader.fingerprint
             usage = reader.usage
         if usage is None:
             return
         call.prompt_tokens, call.cached_tokens = usage.prompt_tokens, usage.cached_tokens
         call.output_tokens = usage.output_tokens
+
+    def _tokens_seen(self) -> int:
+        """At least so many tokens were made, as far as one can tell from outside: an engine says it at the end only."""
+        return max(self.call.output_tokens or 0, self.call.response_chunks)
 
     def _remember_response(self, body: bytes) -> None:
         """The next turn names this one by its response's id (`previous_response_id`)."""
@@ -315,36 +344,44 @@ class Exchange:
     def _attempt_failed(self, reason: str, detail: str) -> None:
         """The engine's connection failed: before an answer the scheduler may try again, after it the client is told."""
         call = self.call
+        self._paused_at = None
         self._gateway.engine_failed(call, reason, detail)
-        if self._head is None and reason != "engine_protocol":
+        if reason in _OURS:
+            status, message = _OURS[reason]
+            self._fail(Outcome.REFUSED, RequestFault(status, reason, message), engine_fault=False)
+        elif self._head is None and reason != "engine_protocol":
             self._gateway.tell(CallFailed(call.id, reason, retryable=True, engine_fault=True))
         else:
             self._fail(Outcome.ENGINE_LOST, RequestFault(502, reason, _LOST[reason]), engine_fault=True)
 
     def _fail(self, outcome: Outcome, fault: RequestFault, *, engine_fault: bool) -> None:
         """The call cannot be completed. After a 200 the fault is an event of the stream, never a false end."""
-        call, client = self.call, self.client
-        self._read_usage()
-        if self._head is None:
-            self._write_error(fault)
-        elif call.stream and self._head.chunked and fault.reason != "client_stalled":
-            event = b"data: " + error_object(fault.status, fault.reason, fault.message) + b"\n\n"
-            client.write(b"%x\r\n%b\r\n%b" % (len(event), event, CHUNKED_END))
-            client.answered(keep_alive=self._head.keep_alive)
+        call, client, head, reader = self.call, self.client, self._head, self._reader
+        keep_alive = None
+        if head is None:
+            keep_alive = self._write_error(fault)
+        elif isinstance(reader, EventReader) and fault.reason != "client_stalled":
+            events = reader.cut() + b"data: " + error_object(fault.status, fault.reason, fault.message) + b"\n\n"
+            client.write(b"%x\r\n%b\r\n%b" % (len(events), events, CHUNKED_END))
+            keep_alive = head.keep_alive
         else:
             client.exchange = None
-            client.abort()  # a body cut short must not look complete
+            # A body cut short must not look complete: to HTTP/1.0 a regular end of the connection is its end.
+            client.abort(reset=self.request.http_1_0)
+        self._read_usage()
         self._end(outcome, call.status or fault.status, fault.reason)
-        self._gateway.tell(CallFailed(call.id, fault.reason, retryable=False, engine_fault=engine_fault))
+        self._gateway.tell(CallFailed(call.id, fault.reason, False, engine_fault, self._tokens_seen()))
+        if keep_alive is not None:  # last: the client's next request begins here
+            client.answered(keep_alive=keep_alive)
 
-    def _write_error(self, fault: RequestFault) -> None:
-        """An error answer of our own."""
-        call, request, client = self.call, self.request, self.client
+    def _write_error(self, fault: RequestFault) -> bool:
+        """An error answer of our own; returns whether its connection may be kept."""
+        call, request = self.call, self.request
         keep_alive = request.keep_alive and not fault.close and not self._gateway.server.draining
         extra = self._gateway.error_headers(call)
-        client.write(error_answer(fault, extra, close=not keep_alive, head_only=request.method == b"HEAD"))
+        self.client.write(error_answer(fault, extra, close=not keep_alive, head_only=request.method == b"HEAD"))
         self._release()
-        client.answered(keep_alive=keep_alive)
+        return keep_alive
 
     def _release(self) -> None:
         held, self._held_bytes = self._held_bytes, 0

@@ -14,12 +14,13 @@ from proxy.admission import Admission
 from proxy.call import Call, Outcome
 from proxy.errors import RequestFault, error_answer
 from proxy.exchange import Exchange
+from proxy.faults import Faults
 from proxy.http.relay import safe_value
 from proxy.http.server import SWEEP_SECONDS, Server
-from proxy.identity import Identity
+from proxy.identity import NOTHING_SAID
 from proxy.routes import OTHER
 from scheduler.actions import Abort, Dispatch, Reject
-from scheduler.events import CallArrived, Draining, Tick
+from scheduler.events import AnsweredHere, CallArrived, CallFailed, Draining, Tick
 
 if TYPE_CHECKING:
     from proxy.calllog import CallLog
@@ -32,10 +33,9 @@ if TYPE_CHECKING:
     from proxy.tracing import Tracing
     from scheduler.actions import Action
     from scheduler.core import Scheduler
-    from scheduler.events import Event
+    from scheduler.events import EngineStatus, Event
 
 ENDED_MAX = 64
-_NOBODY = Identity(workflow_id="", source="none")
 
 
 class Gateway:
@@ -65,14 +65,16 @@ class Gateway:
         self._ids = 0
         self._ended: list[Call] = []
         """Calls that have ended and are not yet counted and logged."""
-        self._wakes: set[asyncio.TimerHandle] = set()
+        self.faults = Faults(log.event)
+        self._wake: asyncio.TimerHandle | None = None
+        """The one tick that the scheduler waits for: after it, it asks for the next."""
         self._sweep = self._loop.call_later(SWEEP_SECONDS, self._sweep_now)
 
     # --- the server's handler ---
 
     def check_before_body(self, connection: ClientConnection, request: Request) -> None:
         """401 before a body is read (or asked for with 100-continue)."""
-        request.key_name = self.admission.authenticate(request, connection)
+        self.admission.check_before_body(request, connection)
 
     def start(self, connection: ClientConnection, request: Request) -> None:
         """A request is whole (or cannot be understood): make it a call."""
@@ -88,7 +90,7 @@ class Gateway:
             OTHER.label,
             request.read_at,
             time.time(),
-            _NOBODY,
+            NOTHING_SAID,
             self.scheduler.policy.name,
             body_bytes,
         )
@@ -99,7 +101,7 @@ class Gateway:
         except RequestFault as fault:
             self._refuse_unadmitted(connection, request, call, fault)
             return
-        if admitted.models_asked and len(self.engines) > 1:
+        if admitted.models_asked and len(self.engines) > 1 and any(engine.models for engine in self.engines.values()):
             self._answer_models(connection, request, call)
             return
         trace_fields = b""
@@ -108,23 +110,7 @@ class Gateway:
         exchange = Exchange(self, connection, request, call, admitted, trace_fields)
         connection.exchange = exchange
         self.exchanges[call_id] = exchange
-        identity = call.identity
-        event = CallArrived(
-            call_id,
-            call.key_name,
-            call.model,
-            identity.workflow_id,
-            body_bytes // 4,
-            call.max_output_tokens,
-            identity.node,
-            identity.after,
-            identity.deadline_ms,
-            identity.workflow_class,
-            identity.expected_output_tokens,
-            identity.priority_hint,
-            identity.final,
-        )
-        self.tell(event)
+        self.tell(_arrived(call))
         call.overhead_seconds = perf_counter() - started  # up to the engine's socket, if the call was sent at once
 
     # --- the mind's shell ---
@@ -135,8 +121,39 @@ class Gateway:
         actions = self.scheduler.handle(event, now)
         if self.event_log is not None:
             self.event_log.write(event, now, actions)
+        if actions:
+            self._carry_out(actions, now)
+
+    def _carry_out(self, actions: list[Action], now: float) -> None:
         for action in actions:
-            self._perform(action, now)
+            try:
+                self._perform(action, now)
+            except Exception as error:  # noqa: BLE001  (reported; the other actions are other people's calls)
+                self._not_performed(action, error)
+
+    def _not_performed(self, action: Action, error: Exception) -> None:
+        """An action could not be carried out, for a call that is not there (any more) or by a fault of ours: that call
+        ends, so that it takes nobody's place, and no other does."""
+        self.faults.report(f"action {type(action).__name__}", error)
+        call_id: str | None = getattr(action, "call_id", None)
+        if call_id is None:
+            return
+        if (exchange := self.exchanges.get(call_id)) is not None:
+            self._give_up(exchange)
+        if call_id in self.scheduler.calls:
+            self.tell(CallFailed(call_id, "internal", retryable=False, engine_fault=False))
+
+    def _give_up(self, exchange: Exchange) -> None:
+        """End a call whose own code failed: its connections close, whatever state they are in."""
+        try:
+            exchange.abort()
+            exchange.client.exchange = None
+            exchange.client.abort()
+            if exchange.call.id in self.exchanges:
+                exchange.client_gone()
+        except Exception as error:  # noqa: BLE001  (reported)
+            self.faults.report("giving a call up", error, request_id=exchange.call.request_id)
+            self.exchanges.pop(exchange.call.id, None)
 
     def _perform(self, action: Action, now: float) -> None:
         kind = type(action)
@@ -146,12 +163,7 @@ class Gateway:
             exchange.dispatch(self.engines[action.engine], action.priority)
         elif kind is Reject:
             assert isinstance(action, Reject)
-            fault = RequestFault(
-                action.status, action.reason, action.message, retry_after_seconds=action.retry_after_seconds
-            )
-            if action.reason == "unknown_model":
-                fault.param = "model"
-            self.exchanges[action.call_id].refuse(fault)
+            self.exchanges[action.call_id].refuse(_fault_of(action))
         elif kind is Abort:
             assert isinstance(action, Abort)
             self.exchanges[action.call_id].abort()
@@ -159,12 +171,24 @@ class Gateway:
             self._wake_at(action.at - now)  # type: ignore[union-attr]  # WakeAt is what is left
 
     def _wake_at(self, seconds: float) -> None:
-        def wake() -> None:
-            self._wakes.discard(handle)
-            self.tell(Tick())
+        at = self._loop.time() + max(0.0, seconds)
+        if self._wake is not None:
+            if self._wake.when() <= at:
+                return
+            self._wake.cancel()
+        self._wake = self._loop.call_at(at, self._wake_now)
 
-        handle = self._loop.call_later(max(0.0, seconds), wake)
-        self._wakes.add(handle)
+    def _wake_now(self) -> None:
+        self._wake = None
+        self.tell(Tick())
+
+    def probed(self, engine: Engine, status: EngineStatus) -> None:
+        """A probe has ended. Calls that still wait for a word of an engine that probes have given up are told so."""
+        self.tell(status)
+        state = self.scheduler.engines.get(engine.name)
+        if not status.healthy and state is not None and state.breaker.state == "open":
+            for exchange in list(self.exchanges.values()):
+                exchange.engine_down(engine, engine.detail)
 
     # --- for the exchanges ---
 
@@ -179,16 +203,15 @@ class Gateway:
         self.metrics.engine_failed(call.engine or "-", reason)
         self.log.event("attempt_failed", engine=call.engine, request_id=call.request_id, reason=reason, detail=detail)
 
-    def own_answer_headers(self, call: Call, engine: Engine) -> bytes:
-        """What every answer of an engine gets from us."""
+    def own_answer_headers(self, call: Call, engine: Engine | None) -> bytes:
+        """What every answer gets from us that is no error of ours; no engine: the answer is made here."""
         identity = call.identity
-        workflow = identity.workflow_id
-        assert call.dispatched_at is not None
+        workflow, sent_at = identity.workflow_id, call.dispatched_at
         line = b"x-workflow-id: %b\r\nx-joulegate-decision: %b; engine=%b; held_ms=%.1f\r\n" % (
             safe_value(workflow) if workflow else call.id.encode("ascii"),
             call.policy.encode("ascii"),
-            engine.shown_name,
-            (call.dispatched_at - call.arrived_at) * 1e3,
+            engine.shown_name if engine is not None else b"-",
+            0.0 if sent_at is None else (sent_at - call.arrived_at) * 1e3,
         )
         if identity.node is not None:
             line = b"x-workflow-node: %b\r\n%b" % (safe_value(identity.node), line)
@@ -209,8 +232,8 @@ class Gateway:
     def close(self) -> None:
         """Stop everything at once."""
         self._sweep.cancel()
-        for handle in self._wakes:
-            handle.cancel()
+        if self._wake is not None:
+            self._wake.cancel()
         self.server.close()
         for engine in self.engines.values():
             engine.pool.close()
@@ -228,7 +251,13 @@ class Gateway:
         connection.answered(keep_alive=keep_alive)
 
     def _answer_models(self, connection: ClientConnection, request: Request, call: Call) -> None:
-        """GET /v1/models of several engines: each model once, its entry as its engine wrote it."""
+        """GET /v1/models of several engines: each model once, its entry as its engine wrote it.
+
+        The scheduler is asked as for a call: keys' limits hold, and without any engine it is refused as calls are.
+        """
+        if (refusal := self._ask(AnsweredHere(call.id, call.key_name))) is not None:
+            self._refuse_unadmitted(connection, request, call, _fault_of(refusal))
+            return
         entries: dict[str, dict[str, Any]] = {}
         for engine in self.engines.values():
             for entry in engine.models or ():
@@ -238,11 +267,21 @@ class Gateway:
         keep_alive = request.keep_alive and not self.server.draining
         head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b%b\r\n" % (
             len(body),
-            b"x-request-id: %b\r\n" % call.request_id.encode("latin-1"),
+            b"x-request-id: %b\r\n%b" % (call.request_id.encode("latin-1"), self.own_answer_headers(call, None)),
             b"" if keep_alive else b"connection: close\r\n",
         )
         connection.write(head if request.method == b"HEAD" else head + body)
         connection.answered(keep_alive=keep_alive)
+
+    def _ask(self, event: AnsweredHere) -> Reject | None:
+        """`tell`, for a request that has no exchange: returns why it is refused."""
+        now = monotonic()
+        actions = self.scheduler.handle(event, now)
+        if self.event_log is not None:
+            self.event_log.write(event, now, actions)
+        refusals = [action for action in actions if isinstance(action, Reject) and action.call_id == event.call_id]
+        self._carry_out([action for action in actions if action not in refusals], now)
+        return refusals[0] if refusals else None
 
     def _finish_unscheduled(
         self,
@@ -274,13 +313,57 @@ class Gateway:
         """
         ended, self._ended = self._ended, []
         for call in ended:
-            self.metrics.finished(call)
-            self.log.write(call)
+            try:
+                self.metrics.finished(call)
+                self.log.write(call)
+            except Exception as error:  # noqa: BLE001  (reported; the other calls are counted)
+                self.faults.report("counting a call", error, request_id=call.request_id)
 
     def _sweep_now(self) -> None:
         now = monotonic()
-        for exchange in list(self.exchanges.values()):
-            exchange.check_time(now)
-        self.settle()
-        self.log.flush()
-        self._sweep = self._loop.call_later(SWEEP_SECONDS, self._sweep_now)
+        try:
+            for exchange in list(self.exchanges.values()):
+                try:
+                    exchange.check_time(now)
+                except Exception as error:  # noqa: BLE001  (reported; the other calls' times must go on)
+                    self.faults.report("a call's timeouts", error, request_id=exchange.call.request_id)
+                    self._give_up(exchange)
+            self.settle()
+            self.log.flush()
+        except Exception as error:  # noqa: BLE001  (reported)
+            self.faults.report("the sweep", error)
+        finally:
+            self._sweep = self._loop.call_later(SWEEP_SECONDS, self._sweep_now)
+
+
+def _fault_of(refusal: Reject) -> RequestFault:
+    status, reason, message, retry = refusal[1:]
+    param = "model" if reason == "unknown_model" else None
+    return RequestFault(status, reason, message, param=param, retry_after_seconds=retry)
+
+
+def _arrived(call: Call) -> CallArrived:
+    """What the scheduler is told of a call. Most say nothing of a workflow, and pay nothing for what could be said."""
+    identity, prompt_tokens = call.identity, call.request_bytes // 4
+    if identity is NOTHING_SAID:
+        return CallArrived(call.id, call.key_name, call.model, "", prompt_tokens, call.max_output_tokens)
+    return CallArrived(
+        call.id,
+        call.key_name,
+        call.model,
+        identity.workflow_id,
+        prompt_tokens,
+        call.max_output_tokens,
+        identity.node,
+        identity.after,
+        identity.deadline_ms,
+        identity.workflow_class,
+        identity.expected_output_tokens,
+        identity.priority_hint,
+        identity.final,
+        identity.source,
+        identity.parent_id,
+        identity.energy_budget_joules,
+        identity.strict_priority,
+        identity.speculative_prefill,
+    )

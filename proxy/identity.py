@@ -23,7 +23,7 @@ from proxy.identity_schemes import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["OWN_HEADERS", "Identity", "IdentityError", "ResponseRoots", "identify"]
+__all__ = ["NOTHING_SAID", "OWN_HEADERS", "Identity", "IdentityError", "ResponseRoots", "identify"]
 
 OWN_HEADERS = frozenset(
     (
@@ -45,7 +45,7 @@ _NUMBER_MAX = 1e12
 _DECIMAL = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,9})?")
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
-_NONE = Identity("", "none")
+NOTHING_SAID = Identity("", "none")
 _HINT_MEMBERS = BODY_MEMBERS | {"workflow"}
 # Names that most requests consist of and that say nothing about a workflow: one subset test rules them out together.
 _COMMON_HEADERS = frozenset(
@@ -91,7 +91,7 @@ def identify(
         and (body is None or _HINT_MEMBERS.isdisjoint(body))
         and path_workflow_id is None
     ):
-        return _NONE
+        return NOTHING_SAID
     body = body or {}
     own = _own_body(body["workflow"]) if "workflow" in body else None
     if not OWN_HEADERS.isdisjoint(headers):
@@ -105,7 +105,7 @@ def identify(
     for position in sorted(_positions(hints)):
         if (found := READERS[position](hints)) is not None:
             return found
-    return _NONE
+    return NOTHING_SAID
 
 
 def _positions(hints: Hints) -> set[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -46,6 +46,10 @@ class Identity:
     """Higher = more urgent. (vLLM's own `priority` counts the other way.)"""
     final: bool = False
     """The workflow's last call."""
+    strict_priority: int | None = None
+    """A tier of the queue, higher first, before any other order."""
+    speculative_prefill: bool = False
+    """The next turn may be prefilled ahead of its coming."""
 
 
 class ResponseRoots:
@@ -60,6 +64,12 @@ class ResponseRoots:
 
     def __len__(self) -> int:
         return len(self._roots)
+
+    def resize(self, entries_max: int) -> None:
+        """Another limit."""
+        self._entries_max = entries_max
+        while len(self._roots) > entries_max:
+            self._roots.popitem(last=False)
 
     def remember(self, key_name: str, response_id: str, workflow_id: str) -> None:
         """The response `response_id` belongs to `workflow_id`. Ids too long to be sent back are not kept."""
@@ -155,31 +165,27 @@ def _dynamo(hints: Hints) -> Identity | None:
         return None
     final = hints.headers.get(b"x-dynamo-session-final", b"").lower() == b"true"
     found = hints.session("dynamo", session_id, hints.header(b"x-dynamo-parent-session-id"), final=final)
-    priority, tokens = _agent_hints(hints.body)
-    if priority is None and tokens is None:
-        return found
-    return Identity(
-        found.workflow_id,
-        found.source,
-        found.node,
-        found.parent_id,
-        expected_output_tokens=tokens,
-        priority_hint=priority,
-        final=found.final,
-    )
+    given = _agent_hints(hints.body)
+    return replace(found, **given) if given else found
 
 
-def _agent_hints(body: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Priority (higher = more urgent) and expected output tokens of `nvext.agent_hints`."""
+def _agent_hints(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What `nvext.agent_hints` says, by the names of Identity's fields. Priorities: higher = more urgent."""
     extension = body.get("nvext")
     given = extension.get("agent_hints") if isinstance(extension, dict) else None
     if not isinstance(given, dict):
-        return None, None
-    priority, tokens = given.get("priority"), given.get("osl")
-    return (
-        priority if type(priority) is int and abs(priority) < _PRIORITY_MAX else None,
-        tokens if type(tokens) is int and 0 <= tokens < _TOKENS_MAX else None,
-    )
+        return {}
+    found: dict[str, Any] = {}
+    for name, field in (("priority", "priority_hint"), ("strict_priority", "strict_priority")):
+        value = given.get(name)
+        if type(value) is int and abs(value) < _PRIORITY_MAX:
+            found[field] = value
+    tokens = given.get("osl")
+    if type(tokens) is int and 0 <= tokens < _TOKENS_MAX:
+        found["expected_output_tokens"] = tokens
+    if given.get("speculative_prefill") is True:
+        found["speculative_prefill"] = True
+    return found
 
 
 def _llm_d(hints: Hints) -> Identity | None:
@@ -282,9 +288,8 @@ def _traceparent(hints: Hints) -> Identity | None:
 
 def _hints_alone(hints: Hints) -> Identity | None:
     """What is left where nothing named a workflow: the call is one of its own, and hints about it hold all the same."""
-    priority, tokens = _agent_hints(hints.body)
-    if priority is not None or tokens is not None:
-        return Identity("", "nvext", expected_output_tokens=tokens, priority_hint=priority)
+    if given := _agent_hints(hints.body):
+        return Identity("", "nvext", **given)
     objective = hints.header(b"x-llm-d-inference-objective")
     return None if objective is None else Identity("", "llm-d", workflow_class=objective)
 

@@ -18,6 +18,11 @@ OTHER = Route("other", json_body=False)
 """Any other engine path: passed through under the same keys, limits and accounting; its body is not looked into
 unless it says that it is JSON."""
 
+PREFLIGHT = Route("OPTIONS", json_body=False)
+"""OPTIONS, of whatever path: a browser's question before its request."""
+MODELS = Route("/v1/models")
+"""The list of the models, and what is known of one of them."""
+
 ROUTES: dict[bytes, Route] = {
     b"/v1/chat/completions": Route("/v1/chat/completions", usage_option=True),
     b"/v1/completions": Route("/v1/completions", usage_option=True),
@@ -25,7 +30,7 @@ ROUTES: dict[bytes, Route] = {
     b"/v1/embeddings": Route("/v1/embeddings"),
     b"/v1/messages": Route("/v1/messages"),
     b"/v1/messages/count_tokens": Route("/v1/messages/count_tokens"),
-    b"/v1/models": Route("/v1/models"),
+    b"/v1/models": MODELS,
     b"/tokenize": Route("/tokenize"),
     b"/detokenize": Route("/detokenize"),
     b"/rerank": Route("/v1/rerank"),
@@ -34,7 +39,7 @@ ROUTES: dict[bytes, Route] = {
     b"/score": Route("/v1/score"),
     b"/v1/score": Route("/v1/score"),
 }
-LABELS = (*dict.fromkeys(route.label for route in ROUTES.values()), OTHER.label)
+LABELS = (*dict.fromkeys(route.label for route in ROUTES.values()), PREFLIGHT.label, OTHER.label)
 
 
 def split_workflow(target: bytes) -> tuple[str | None, bytes]:

@@ -40,8 +40,11 @@ class Usage:
     def read_last(self, data: bytes) -> None:
         """Take over the last usage object of a document: it is the answer's own, and found from the end at once."""
         at = data.rfind(b'"usage"')
-        if at >= 0 and (match := _USAGE.match(data, at)) is not None:
-            self.take(match[1])
+        while at >= 0:
+            if (match := _USAGE.match(data, at)) is not None:
+                self.take(match[1])
+                return
+            at = data.rfind(b'"usage"', 0, at)  # it was a text of that word, such as a token's
 
     def take(self, data: bytes) -> None:
         """Take over one usage object: OpenAI's chat and completions names, its Responses names, or Anthropic's (whose
@@ -57,7 +60,8 @@ class Usage:
             cached = usage.get("cache_read_input_tokens")
             if type(cached) is int:
                 self.cached_tokens = cached
-                prompt += cached + (usage.get("cache_creation_input_tokens") or 0)
+                created = usage.get("cache_creation_input_tokens")
+                prompt += cached + (created if type(created) is int else 0)
             self.prompt_tokens = prompt
         output = usage.get("completion_tokens", usage.get("output_tokens"))
         if type(output) is int:
@@ -144,6 +148,11 @@ class EventReader:
         self._waiting, self._partial = [], b""
         return rest
 
+    def cut(self) -> bytes:
+        """The answer was cut off: whole events that wait to be passed on. What there is of another is nobody's."""
+        self._partial = b""
+        return self.end()
+
     def _take_out(self, data: bytes) -> bytes:
         kept, start = self._waiting, 0
         self._waiting = []
@@ -158,6 +167,8 @@ class EventReader:
                     kept = [self._put_in(earlier) for earlier in kept]
                     continue
             kept.append(self._put_in(event) if self.fingerprint is not None else event)
+        if start < len(data):  # one line end more than a blank line needs
+            kept.append(data[start:])
         if self.fingerprint is None:
             waits_from = next((at for at, event in enumerate(kept) if _ENDS_CHOICE in event), len(kept))
             self._waiting = kept[waits_from:]

@@ -31,7 +31,10 @@ class Abort(NamedTuple):
 
 
 class WakeAt(NamedTuple):
-    """Send a `Tick` at this time of the events' clock, in seconds. A later WakeAt does not cancel an earlier one."""
+    """Send a `Tick` at this time of the events' clock, in seconds.
+
+    Only the earliest that has not come yet counts: after each tick, what is still to be waited for is asked for anew.
+    """
 
     at: float
 

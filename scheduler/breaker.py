@@ -7,6 +7,10 @@ from typing import Literal
 
 BreakerState = Literal["closed", "open", "half_open"]
 OPEN_SECONDS_MAX = 30.0
+GOOD_PROBES_TO_CLOSE = 3
+"""So many good probes in a row, after the one that half-opened it, close a breaker although its trial has not ended: a
+plain answer can take minutes, and until then everybody would wait. Not the first: an engine that comes back accepts
+connections before it can answer calls, and the trial is there to find that out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +26,11 @@ class Breaker:
 
     Only faults of the connection count (refused, reset, timed out, probe failed), and only in a row: an engine that
     answers 4xx or 5xx is alive. An open breaker does not half-open by time alone but at the first good probe after
-    its time, so that no client's call is spent on an engine that is known to be down.
+    its time, so that no client's call is spent on an engine that is known to be down. A trial that takes long holds
+    nobody up for longer than GOOD_PROBES_TO_CLOSE probes.
     """
 
-    __slots__ = ("failures", "open_for_seconds", "open_until", "rule", "state", "trial_running")
+    __slots__ = ("failures", "good_probes", "open_for_seconds", "open_until", "rule", "state", "trial_running")
 
     def __init__(self, rule: BreakerRule) -> None:
         self.rule = rule
@@ -34,6 +39,14 @@ class Breaker:
         self.open_until = 0.0
         self.open_for_seconds = rule.open_seconds
         self.trial_running = False
+        self.good_probes = 0
+        """Since it is half-open, without a fault between them."""
+
+    def follow(self, rule: BreakerRule, now: float) -> None:
+        """Take over another rule. An open breaker stays open for no longer than the new one says."""
+        self.rule = rule
+        self.open_for_seconds = rule.open_seconds
+        self.open_until = min(self.open_until, now + rule.open_seconds)
 
     def allows(self, now: float) -> bool:
         """Whether a call may be sent now."""
@@ -72,11 +85,14 @@ class Breaker:
         elif self.state == "closed":
             self.failures = 0
         elif self.state == "half_open":
-            if not self.trial_running:  # a second good probe and no traffic: nothing speaks against it
+            self.good_probes += 1
+            # A second good probe and no traffic: nothing speaks against it.
+            if not self.trial_running or self.good_probes >= GOOD_PROBES_TO_CLOSE:
                 self.succeeded()
         elif now >= self.open_until:
             self.state = "half_open"
             self.trial_running = False
+            self.good_probes = 0
 
     def _open(self, now: float) -> None:
         self.state = "open"

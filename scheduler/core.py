@@ -9,6 +9,8 @@ from scheduler.actions import Abort, Action, Dispatch, Reject, WakeAt
 from scheduler.breaker import Breaker, BreakerRule
 from scheduler.energy.ledger import TokenLedger
 from scheduler.events import (
+    AnsweredHere,
+    BreakersChanged,
     BudgetsRestored,
     CallArrived,
     CallFailed,
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
     from scheduler.events import EngineSpec, Event, KeyQuota
 
+MODEL_SHOWN_CHARACTERS = 256
+"""Of an unknown model's name in the refusal: it may be as long as a body."""
 ATTEMPTS_MAX = 2
 """A call is sent once, and once more after a fault that the engine cannot have acted on."""
 
@@ -58,6 +62,7 @@ class Scheduler:
         self.config = config
         self.queue_calls = config.queue_calls
         self.queue_seconds = config.queue_seconds
+        self.breaker_rule = config.breaker
         self.policy = make_policy(config.policy, dict(config.policy_options))
         self.quotas = Quotas(config.quotas, now)
         self.ledger = TokenLedger(config.workflows)
@@ -70,6 +75,7 @@ class Scheduler:
         self._set_engines(config.engines)
         self._handlers: dict[type, Callable[[Any, float, list[Action]], None]] = {
             CallArrived: self._call_arrived,
+            AnsweredHere: self._answered_here,
             FirstToken: self._first_token,
             CallFinished: self._call_finished,
             CallFailed: self._call_failed,
@@ -80,6 +86,7 @@ class Scheduler:
             QuotasChanged: self._quotas_changed,
             BudgetsRestored: self._budgets_restored,
             LimitsChanged: self._limits_changed,
+            BreakersChanged: self._breakers_changed,
             PolicyChanged: self._policy_changed,
             Draining: self._drain,
             Tick: self._tick,
@@ -99,7 +106,7 @@ class Scheduler:
         call_id = event.call_id
         if call_id in self.calls:
             raise ValueError(f"call {call_id!r} arrived twice")
-        if (refusal := self._refusal(event)) is not None:
+        if (refusal := self._refusal(call_id, event.model)) is not None:
             actions.append(refusal)
             return
         tokens = 0
@@ -113,9 +120,17 @@ class Scheduler:
         self.calls[call_id] = call
         self.ready.add(call)
 
-    def _refusal(self, event: CallArrived) -> Reject | None:
+    def _answered_here(self, event: AnsweredHere, now: float, actions: list[Action]) -> None:
+        if (refusal := self._refusal(event.call_id, None)) is not None:
+            actions.append(refusal)
+        elif (use := self.quotas.by_key.get(event.key)) is not None:
+            if (refused := use.admit(0, now)) is not None:
+                actions.append(Reject(event.call_id, 429, *refused))
+            else:
+                use.settle(0, 0)
+
+    def _refusal(self, call_id: str, model: str | None) -> Reject | None:
         """Why no call of this kind can be taken now, whoever sends it."""
-        call_id, model = event.call_id, event.model
         if self.draining:
             return Reject(call_id, 503, "draining", "the gateway is shutting down; try another instance", 1.0)
         known = usable = False
@@ -127,9 +142,9 @@ class Scheduler:
                     break
         if not known:
             models = sorted({name for engine in self.engines.values() for name in engine.models or ()})
-            return Reject(
-                call_id, 404, "unknown_model", f"The model `{model}` does not exist; there are: {', '.join(models)}"
-            )
+            shown = (model or "")[:MODEL_SHOWN_CHARACTERS]
+            message = f"The model `{shown}` does not exist; there are: {', '.join(models)}"
+            return Reject(call_id, 404, "unknown_model", message)
         if not usable:
             return self._no_engine(call_id)
         if self.ready.count >= self.queue_calls:
@@ -138,10 +153,8 @@ class Scheduler:
         return None
 
     def _no_engine(self, call_id: str) -> Reject:
-        retry = self.config.breaker.open_seconds
-        return Reject(
-            call_id, 503, "no_engine", "no engine is up for this model; see /ready of the control port", retry
-        )
+        message = "no engine is up for this model; see /ready of the control port"
+        return Reject(call_id, 503, "no_engine", message, self.breaker_rule.open_seconds)
 
     def _first_token(self, event: FirstToken, now: float, actions: list[Action]) -> None:
         call = self.calls.get(event.call_id)
@@ -157,12 +170,18 @@ class Scheduler:
         engine = call.engine
         self.engines[engine].breaker.succeeded()
         self.ledger.book(engine, arrived.key, arrived.workflow_id, event, now)
-        used = (event.prompt_tokens or 0) + (event.output_tokens or 0)
-        self._forget(call, used if event.prompt_tokens is not None else call.reserved_tokens)
+        if event.prompt_tokens is not None:
+            self._forget(call, event.prompt_tokens + (event.output_tokens or 0))
+        else:
+            self._forget(call, _tokens_at_least(call, event.output_tokens_seen))
 
     def _call_failed(self, event: CallFailed, now: float, actions: list[Action]) -> None:
         call = self.calls.get(event.call_id)
-        if call is None or call.engine is None:
+        if call is None:
+            return
+        if call.engine is None:  # held, for its first time or after a retry: its time is up
+            if not event.retryable:
+                self._forget(call, 0)
             return
         engine = self.engines[call.engine]
         if event.engine_fault:
@@ -170,7 +189,7 @@ class Scheduler:
         else:
             engine.breaker.trial_ended()
         if not event.retryable or call.answering:
-            self._forget(call, call.reserved_tokens)
+            self._forget(call, _tokens_at_least(call, event.output_tokens_seen))
             return
         if call.attempts >= ATTEMPTS_MAX:
             message = f"the engine could not be reached or closed the connection ({event.reason}), twice"
@@ -188,7 +207,7 @@ class Scheduler:
         if call.engine is not None:
             self.engines[call.engine].breaker.trial_ended()
             actions.append(Abort(event.call_id, call.engine))
-        self._forget(call, call.reserved_tokens if call.answering else 0)
+        self._forget(call, _tokens_at_least(call, event.output_tokens_seen) if call.answering else 0)
 
     # --- engines and configuration ---
 
@@ -197,6 +216,7 @@ class Scheduler:
         if engine is None:
             return
         engine.breaker.probed(event.healthy, now)
+        engine.seen_healthy = engine.seen_healthy or event.healthy
         if event.models is not None:
             engine.models = frozenset(event.models)
 
@@ -215,7 +235,7 @@ class Scheduler:
             if (known := self.engines.get(spec.name)) is not None:
                 known.max_in_flight, known.removed = spec.max_in_flight, False
             else:
-                self.engines[spec.name] = EngineState(spec.name, spec.max_in_flight, Breaker(self.config.breaker))
+                self.engines[spec.name] = EngineState(spec.name, spec.max_in_flight, Breaker(self.breaker_rule))
 
     def _engines_changed(self, event: EnginesChanged, now: float, actions: list[Action]) -> None:
         self._set_engines(event.engines)
@@ -234,6 +254,11 @@ class Scheduler:
         self.ledger.max_workflows = event.workflows
         self.ledger.shrink()
 
+    def _breakers_changed(self, event: BreakersChanged, now: float, actions: list[Action]) -> None:
+        self.breaker_rule = BreakerRule(event.failures_to_open, event.open_seconds)
+        for engine in self.engines.values():
+            engine.breaker.follow(self.breaker_rule, now)
+
     def _policy_changed(self, event: PolicyChanged, now: float, actions: list[Action]) -> None:
         self.policy = make_policy(event.name, dict(event.options))
 
@@ -243,8 +268,7 @@ class Scheduler:
             self._reject_held(call, 503, "draining", "the gateway is shutting down; try another instance", 1.0, actions)
 
     def _tick(self, event: Tick, now: float, actions: list[Action]) -> None:
-        if self._wake_at is not None and now >= self._wake_at:
-            self._wake_at = None
+        self._wake_at = None  # even if it comes early: what is still to be waited for is asked for anew
 
     # --- the shared steps ---
 
@@ -345,3 +369,8 @@ class Scheduler:
             assert use.budget_used_tokens >= 0
         assert not (self.draining and self.ready.count), "held while draining"
         self.ledger.validate()
+
+
+def _tokens_at_least(call: CallState, output_tokens_seen: int) -> int:
+    """What a call is charged whose engine reported no tokens: its reservation, or what was seen if that is more."""
+    return max(call.reserved_tokens, call.arrived.prompt_tokens_estimate + output_tokens_seen)

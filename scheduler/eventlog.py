@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from scheduler.breaker import BreakerRule
 from scheduler.core import Scheduler, SchedulerConfig
-from scheduler.events import EngineSpec, Event, KeyQuota
+from scheduler.events import EngineSpec, Event, KeyQuota, PolicyChanged
+from scheduler.policies import POLICIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +22,11 @@ _NESTED: dict[str, Any] = {"engines": EngineSpec, "quotas": KeyQuota}
 
 
 class LogFault(ValueError):
-    """A line that is no event log's; the message names the line."""
+    """A line that is no event log's, or that this version cannot replay; the message names the line."""
+
+
+class LogCut(LogFault):
+    """The last line is not whole, as when the process was killed or its disk was full: all before it was replayed."""
 
 
 def head_line(config: SchedulerConfig, now: float) -> str:
@@ -56,25 +61,44 @@ def _config(record: dict[str, Any]) -> SchedulerConfig:
     return SchedulerConfig(**{**values, "breaker": BreakerRule(**record["breaker"])})
 
 
+def _known_policy(line: int, name: str) -> None:
+    if name not in POLICIES:
+        raise LogFault(f"line {line}: policy {name!r} is not in this version, which has {', '.join(POLICIES)}")
+
+
 def replay(lines: Iterable[str]) -> Iterator[tuple[int, Event, list[Action], bool]]:
     """Run a log through a fresh scheduler: (line number, event, its actions now, whether they are those of the log).
 
-    Raises LogFault for a line that cannot be read.
+    Raises LogFault for a line that cannot be read, LogCut at the end if it is the last one.
     """
     scheduler: Scheduler | None = None
-    for number, line in enumerate(lines, 1):
+    rest = iter(lines)
+    for number, line in enumerate(rest, 1):
         try:
             record = json.loads(line)
+        except json.JSONDecodeError as error:
+            if scheduler is not None and next(rest, None) is None:
+                raise LogCut(f"line {number}: cut off in the middle; all lines before it were replayed") from None
+            raise LogFault(f"line {number}: not a line of an event log: {error!r}") from None
+        try:
             if scheduler is None:
                 if record.get("joulegate_event_log") != VERSION:
                     raise LogFault(f"line {number}: not the head of an event log of version {VERSION}")
+                _known_policy(number, record["config"]["policy"])
                 scheduler = Scheduler(_config(record["config"]), record["now"])
                 continue
             if record.get("joulegate_event_log_full"):
                 return
             event, now, said = _event(record), record["now"], record["actions"]
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except LogFault:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise LogFault(f"line {number}: not a line of an event log: {error!r}") from None
-        actions = scheduler.handle(event, now)
+        if isinstance(event, PolicyChanged):
+            _known_policy(number, event.name)
+        try:
+            actions = scheduler.handle(event, now)
+        except ValueError as error:  # options that the policy does not take (any more), a call that arrives twice
+            raise LogFault(f"line {number}: cannot be replayed: {error}") from None
         now_said = json.loads(event_line(event, now, actions))["actions"]
         yield number, event, actions, now_said == said

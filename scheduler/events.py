@@ -27,7 +27,10 @@ class KeyQuota(NamedTuple):
 
 
 class CallArrived(NamedTuple):
-    """A request was read whole, its key and workflow are known. Token counts are estimates or None."""
+    """A request was read whole, its key and workflow are known. Token counts are estimates or None.
+
+    From `node` on all is what the client said, in one scheme (`identity_source`); absent fields have their defaults.
+    """
 
     call_id: str
     key: str
@@ -42,6 +45,22 @@ class CallArrived(NamedTuple):
     expected_output_tokens: int | None = None
     priority_hint: int | None = None
     final: bool = False
+    identity_source: str = "none"
+    parent_id: str | None = None
+    """The agent that started this one: another node, or the workflow's id for its main agent."""
+    energy_budget_joules: float | None = None
+    strict_priority: int | None = None
+    """A tier of the queue, higher first, before any other order."""
+    speculative_prefill: bool = False
+    """The workflow's next turn may be prefilled ahead of its coming."""
+
+
+class AnsweredHere(NamedTuple):
+    """A request that the gateway answers itself, at once. It counts against its key as a call does, and is refused
+    (`Reject`) where a call would be; else it is over with this event."""
+
+    call_id: str
+    key: str
 
 
 class FirstToken(NamedTuple):
@@ -51,30 +70,40 @@ class FirstToken(NamedTuple):
 
 
 class CallFinished(NamedTuple):
-    """The engine's answer ended as HTTP says it should. Token counts as the engine reported them, else None."""
+    """The engine's answer ended as HTTP says it should. Token counts as the engine reported them, else None.
+
+    `output_tokens_seen`: where it reported none, so many events of a stream were seen. The key's account takes each for
+    a token at least: an estimate, which the ledger does not book.
+    """
 
     call_id: str
     prompt_tokens: int | None
     cached_tokens: int | None
     output_tokens: int | None
+    output_tokens_seen: int = 0
 
 
 class CallFailed(NamedTuple):
-    """An attempt failed. `retryable`: nothing of an answer was seen and the fault was a connect error or a reset.
+    """An attempt failed, or the time of a call is up, wherever it stands: held calls too.
 
-    `engine_fault`: counts against the engine's health (a reset or a timeout does, a stalled client does not).
+    `retryable`: nothing of an answer was seen and the fault was a connect error or a reset, or probes have given
+    the engine up. `engine_fault`: counts against the engine's health. Faults of the connection do (refused, reset,
+    no HTTP); timeouts do not, since a long answer says nothing about the engine, and neither does a client that
+    stalls. `output_tokens_seen`: see CallFinished.
     """
 
     call_id: str
     reason: str
     retryable: bool
     engine_fault: bool
+    output_tokens_seen: int = 0
 
 
 class ClientGone(NamedTuple):
-    """The client closed its connection before its answer was complete."""
+    """The client closed its connection before its answer was complete. `output_tokens_seen` as in CallFinished."""
 
     call_id: str
+    output_tokens_seen: int = 0
 
 
 class EngineStatus(NamedTuple):
@@ -120,6 +149,13 @@ class LimitsChanged(NamedTuple):
     workflows: int
 
 
+class BreakersChanged(NamedTuple):
+    """The configuration was reloaded: new rule for the engines' breakers, those that exist and those to come."""
+
+    failures_to_open: int
+    open_seconds: float
+
+
 class PolicyChanged(NamedTuple):
     """Another policy decides from now on; no call is lost. `options` are the policy's own, already checked."""
 
@@ -137,6 +173,7 @@ class Tick(NamedTuple):
 
 Event = (
     CallArrived
+    | AnsweredHere
     | FirstToken
     | CallFinished
     | CallFailed
@@ -147,6 +184,7 @@ Event = (
     | QuotasChanged
     | BudgetsRestored
     | LimitsChanged
+    | BreakersChanged
     | PolicyChanged
     | Draining
     | Tick

@@ -67,6 +67,8 @@ def _call(call: CallState, now: float) -> dict[str, Any]:
         "model": arrived.model,
         "workflow": arrived.workflow_id,
         "node": arrived.node,
+        "parent": arrived.parent_id,
+        "identity_source": arrived.identity_source,
         "engine": call.engine,
         "attempts": call.attempts,
         "answering": call.answering,

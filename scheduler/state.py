@@ -42,6 +42,8 @@ class EngineState:
     load: EngineLoad | None = None
     in_flight: int = 0
     removed: bool = False
+    seen_healthy: bool = False
+    """A probe was good once. Before that it may be anything: others are given calls first."""
 
     def serves(self, model: str | None) -> bool:
         """Whether the engine may have this model (None = the engine's default)."""

@@ -44,6 +44,7 @@ class EngineConnection(asyncio.Protocol):
         "idle_since",
         "no_body",
         "on_body",
+        "paused",
         "pool",
         "status",
         "transport",
@@ -63,6 +64,8 @@ class EngineConnection(asyncio.Protocol):
         self.no_body = False
         """The request was HEAD: the answer's head announces a body that does not come."""
         self.writable = True
+        self.paused = False
+        """Nothing is read from it now."""
         self._head_bytes = 0
         self._head_done = False
         self._announced = False
@@ -97,12 +100,19 @@ class EngineConnection(asyncio.Protocol):
     def pause(self) -> None:
         """Stop reading the answer: its reader is slow."""
         if self.transport is not None and not self.transport.is_closing():
+            self.paused = True
             self.transport.pause_reading()
 
     def resume(self) -> None:
         """Read on."""
+        self.paused = False
         if self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
+
+    @property
+    def silent(self) -> bool:
+        """Whether not even a part of the present answer's head has come."""
+        return not self._head_done and self._head_bytes == 0
 
     @property
     def closed(self) -> bool:
@@ -149,7 +159,7 @@ class EngineConnection(asyncio.Protocol):
                 answer.received(self, body, False)
             return
         self.answer = None
-        answer.received(self, body, True)
+        answer.received(self, b"" if self.no_body else body, True)
         if self._reusable and not self.no_body:
             self.pool.give_back(self)
         elif self.transport is not None:

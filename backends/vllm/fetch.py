@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
+
+from backends.vllm.pool import NOT_THE_ENGINES
 
 if TYPE_CHECKING:
     from backends.vllm.connection import EngineConnection
@@ -17,7 +20,11 @@ ANSWER_BYTES_MAX = 8 << 20
 
 
 class FetchFailed(Exception):
-    """No answer; the message says why."""
+    """No answer; the message says why. `engine_fault`: it says something about the engine, not about this process."""
+
+    def __init__(self, detail: str, *, engine_fault: bool = True) -> None:
+        super().__init__(detail)
+        self.engine_fault = engine_fault
 
 
 class _Fetch:
@@ -38,7 +45,7 @@ class _Fetch:
         connection.send(self, self._request, b"")
 
     def open_failed(self, reason: str, detail: str) -> None:
-        self._fail(detail)
+        self._fail(detail, engine_fault=reason not in NOT_THE_ENGINES)
 
     def received(self, connection: EngineConnection, body: bytes, ended: bool) -> None:
         self._parts.append(body)
@@ -53,9 +60,9 @@ class _Fetch:
     def lost(self, reason: str, detail: str) -> None:
         self._fail(detail)
 
-    def _fail(self, detail: str) -> None:
+    def _fail(self, detail: str, *, engine_fault: bool = True) -> None:
         if not self.done.done():
-            self.done.set_exception(FetchFailed(detail))
+            self.done.set_exception(FetchFailed(detail, engine_fault=engine_fault))
 
 
 async def fetch(pool: EnginePool, path: str, fields: bytes, timeout_seconds: float) -> tuple[int, bytes]:
@@ -99,14 +106,25 @@ _KV_USAGE = re.compile(rb"^vllm:(?:kv|gpu)_cache_usage_perc(?:\{[^\n]*\})? (\S+)
 
 def parse_load(metrics: bytes) -> Load:
     """The gauges of a scrape (Prometheus text). With data parallelism there is one of each per engine core."""
-    running = [float(value) for value in _RUNNING.findall(metrics)]
-    waiting = [float(value) for value in _WAITING.findall(metrics)]
-    usage = [float(value) for value in _KV_USAGE.findall(metrics)]
+    running, waiting, usage = (_numbers(pattern, metrics) for pattern in (_RUNNING, _WAITING, _KV_USAGE))
     return Load(
         int(sum(running)) if running else None,
         int(sum(waiting)) if waiting else None,
         max(usage) if usage else None,
     )
+
+
+def _numbers(pattern: re.Pattern[bytes], metrics: bytes) -> list[float]:
+    """The values that are numbers: a gauge may be NaN, and what an engine writes is no reason to stop watching it."""
+    numbers = []
+    for value in pattern.findall(metrics):
+        try:
+            number = float(value)
+        except ValueError:
+            continue
+        if math.isfinite(number):
+            numbers.append(number)
+    return numbers
 
 
 def parse_models(body: bytes) -> list[dict[str, Any]] | None:

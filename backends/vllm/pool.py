@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 import ssl
 from time import monotonic
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from backends.vllm.connection import EngineConnection
+
+NO_DESCRIPTORS = "no_file_descriptors"
+GATEWAY_FAULT = "gateway_fault"
+NOT_THE_ENGINES = frozenset((NO_DESCRIPTORS, GATEWAY_FAULT))
+"""Reasons for which no connection could be opened that say nothing about the engine."""
 
 
 class Opening(Protocol):
@@ -18,7 +25,8 @@ class Opening(Protocol):
         """It is there, and this one's."""
 
     def open_failed(self, reason: str, detail: str) -> None:
-        """It could not be opened: connect_refused, connect_timeout or connect_failed."""
+        """It could not be opened: connect_refused, connect_timeout, connect_failed, bad_host_name, no_file_descriptors,
+        or gateway_fault, which is a fault of ours."""
 
 
 class EnginePool:
@@ -49,7 +57,11 @@ class EnginePool:
         idle = self._idle
         while idle:
             connection = idle.pop()
-            if not connection.closed and monotonic() - connection.idle_since < self.idle_seconds:
+            if (
+                not connection.closed
+                and not connection.paused  # its answer would never be read
+                and monotonic() - connection.idle_since < self.idle_seconds
+            ):
                 return connection
             connection.abort()
         return None
@@ -62,27 +74,44 @@ class EnginePool:
         return task
 
     async def _open(self, opening: Opening) -> None:
-        where = f"{self.host}:{self.port}"
         try:
             async with asyncio.timeout(self.connect_seconds):
                 _, connection = await self._loop.create_connection(
                     lambda: EngineConnection(self), self.host, self.port, ssl=self.tls
                 )
-        except TimeoutError:
-            opening.open_failed("connect_timeout", f"no connection to {where} within {self.connect_seconds:g} s")
-        except ConnectionRefusedError:
-            opening.open_failed("connect_refused", f"{where} refused the connection")
-        except OSError as error:  # no route, no such host, TLS failures
-            opening.open_failed("connect_failed", f"no connection to {where}: {error}")
-        else:
-            self.open_connections.add(connection)
+        except Exception as error:  # noqa: BLE001  # whatever it is: who waits must hear of it
+            opening.open_failed(*self._why_not(error))
+            return
+        self.open_connections.add(connection)
+        try:
             opening.opened(connection)
+        except Exception as error:
+            connection.abort()
+            opening.open_failed(GATEWAY_FAULT, f"a fault of the gateway's: {error!r}")
+            raise
+
+    def _why_not(self, error: Exception) -> tuple[str, str]:
+        """Why there is no connection: the reason, a word, and more words."""
+        where = f"{self.host}:{self.port}"
+        if isinstance(error, TimeoutError):
+            return "connect_timeout", f"no connection to {where} within {self.connect_seconds:g} s"
+        if isinstance(error, ConnectionRefusedError):
+            return "connect_refused", f"{where} refused the connection"
+        if isinstance(error, UnicodeError):
+            return "bad_host_name", f"{self.host} is no name of a host: {error}"
+        if isinstance(error, OSError):  # no route, no such host, TLS failures
+            if _out_of_descriptors(error):
+                return NO_DESCRIPTORS, "this process may open no more files and sockets (ulimit -n)"
+            return "connect_failed", f"no connection to {where}: {error}"
+        return GATEWAY_FAULT, f"no connection to {where}: {error!r}"
 
     def give_back(self, connection: EngineConnection) -> None:
         """An answer ended and the engine keeps the connection open."""
         if self._closed:
             connection.abort()
             return
+        if connection.paused:  # its last bytes were more than the client took at once; the next client is another
+            connection.resume()
         connection.idle_since = monotonic()
         self._idle.append(connection)
 
@@ -122,3 +151,14 @@ class EnginePool:
     def busy_count(self) -> int:
         """Connections with a request under way, and those being opened."""
         return len(self.open_connections) - len(self._idle) + len(self._openings)
+
+
+def _out_of_descriptors(error: OSError) -> bool:
+    if isinstance(error, socket.gaierror):  # a look-up needs files too, and does not say that it lacked them
+        try:
+            socket.socket().close()
+        except OSError as second:
+            error = second
+        else:
+            return False
+    return error.errno in (errno.EMFILE, errno.ENFILE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote_from_bytes
 
+from backends.vllm.connection import ProtocolFault
 from proxy.errors import status_line
 from proxy.identity import OWN_HEADERS
 
@@ -56,7 +57,10 @@ class AnswerHead(NamedTuple):
 
 
 def answer_head(engine: EngineConnection, request: Request, ours: bytes, request_id: bytes) -> AnswerHead:
-    """The engine's head, less hop-by-hop headers, plus ours. `request_id`: x-request-id, if the engine sent none."""
+    """The engine's head, less hop-by-hop headers, plus ours. `request_id`: x-request-id, if the engine sent none.
+
+    Raises ProtocolFault for a body that is coded in a way that the client would not be told of.
+    """
     lines = [status_line(engine.status)]
     has_length = has_request_id = encoded = False
     content_type = named = b""
@@ -64,7 +68,9 @@ def answer_head(engine: EngineConnection, request: Request, ours: bytes, request
         lower = name.lower()
         if lower in HOP_BY_HOP:
             if lower == b"connection":
-                named = value
+                named = named + b"," + value if named else value
+            elif lower == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                raise ProtocolFault(f"Transfer-Encoding {value[:100]!r}, which nobody asked for")
             continue
         if lower == b"content-length":
             has_length = True
@@ -76,7 +82,7 @@ def answer_head(engine: EngineConnection, request: Request, ours: bytes, request
             encoded = True
         lines.append(b"%b: %b\r\n" % (name, value))
     if named and named.lower() not in (b"close", b"keep-alive"):
-        hop = {part.strip().lower() for part in named.split(b",")}
+        hop = {part.strip().lower() for part in named.split(b",")} - {b"content-length"}  # the framing is not theirs
         lines[1:] = [line for line in lines[1:] if line.partition(b":")[0].lower() not in hop]
     if not has_request_id:
         lines.append(request_id)

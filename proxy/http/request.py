@@ -10,7 +10,8 @@ _ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect", 
 
 
 class Request:
-    """`headers`: (lowercase name, name, value) in order; `fields` by lowercase name, the last of equal names."""
+    """`headers`: (lowercase name, name, value) in order; `fields` by lowercase name, the last of equal names (of
+    `connection` all)."""
 
     __slots__ = (
         "body",
@@ -61,9 +62,9 @@ def check_head(request: Request, version: str, body_bytes_max: int) -> None:
         _check_transfer(request)
     if (length := fields.get(b"content-length")) is not None and int(length) > body_bytes_max:
         raise body_too_large(body_bytes_max)
+    if request.method == b"CONNECT":  # also with a path: to the parser it is an upgrade whatever headers it has
+        raise RequestFault(405, "method", "this is a gateway to engines, not a proxy for CONNECT", close=True)
     if request.target[:1] != b"/":
-        if request.method == b"CONNECT":
-            raise RequestFault(405, "method", "this is a gateway to engines, not a proxy for CONNECT", close=True)
         request.target = _origin_form(request.target, request.method)
 
 
@@ -73,6 +74,8 @@ def _check_duplicates(request: Request) -> None:
         if lower in seen and lower in _ONCE:
             raise RequestFault(400, "duplicate_header", f"header {_shown(name)} is there twice", close=True)
         seen.add(lower)
+    if b"connection" in seen:  # a list, which may stand in several lines (RFC 9110, 5.3)
+        request.fields[b"connection"] = b",".join(value for name, _, value in request.headers if name == b"connection")
 
 
 def _check_transfer(request: Request) -> None:
@@ -97,8 +100,11 @@ def _origin_form(target: bytes, method: bytes) -> bytes:
     """The path of an absolute target (`GET http://host/path`), which servers must accept (RFC 9112, 3.2.2)."""
     if target == b"*" and method == b"OPTIONS":
         return target
-    parts = urlsplit(target)
-    if parts.scheme not in (b"http", b"https"):
+    try:
+        parts = urlsplit(target)
+    except ValueError:  # half an IPv6 address
+        parts = None
+    if parts is None or parts.scheme not in (b"http", b"https"):
         raise RequestFault(400, "target", f"the request target {_shown(target)} is no path", close=True)
     path = parts.path or b"/"
     return path + b"?" + parts.query if parts.query else path

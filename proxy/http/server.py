@@ -89,12 +89,7 @@ class Server:
         assert self.buffered_bytes >= 0
 
     def _sweep_now(self) -> None:
+        self._sweep = self._loop.call_later(SWEEP_SECONDS, self._sweep_now)  # first: nothing may end the sweeping
         now = self.time()
-        timeouts = self.timeouts
         for connection in list(self.connections):
-            due = connection.overdue(now, timeouts.request_seconds, timeouts.keep_alive_seconds)
-            if due is True:
-                connection.abort()
-            elif due:
-                connection.refuse(due)
-        self._sweep = self._loop.call_later(SWEEP_SECONDS, self._sweep_now)
+            connection.check_time(now, self.timeouts)

@@ -57,6 +57,18 @@ def with_room(engines: Sequence[EngineState], now: float, limit: int) -> list[En
     return [engine for engine in engines if engine.in_flight < limit and engine.has_room(now)]
 
 
+def fit_for(call: CallState, room: Sequence[EngineState]) -> list[EngineState]:
+    """The engines of `room` (one at least) that may take the call: not the one that failed it, nor one that no probe
+    has found healthy yet, unless there is no other."""
+    model, avoid = call.arrived.model, call.avoid
+    fit = [engine for engine in room if engine.serves(model)]
+    if len(fit) > 1 and avoid is not None:
+        fit = [engine for engine in fit if engine.name != avoid]
+    if len(fit) > 1:
+        fit = [engine for engine in fit if engine.seen_healthy] or fit
+    return fit
+
+
 def oldest_that_fits(ready: ReadyCalls, room: Sequence[EngineState]) -> CallState | None:
     """The call that has waited longest among those whose model one of these engines serves."""
     oldest: CallState | None = None

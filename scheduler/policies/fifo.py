@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from scheduler.policies.base import Choice, Policy, oldest_that_fits, with_room
+from scheduler.policies.base import Choice, Policy, fit_for, oldest_that_fits, with_room
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,6 +30,4 @@ class Fifo(Policy):
             return None
         if len(room) == 1:
             return Choice(call, room[0])
-        model, avoid = call.arrived.model, call.avoid
-        fit = [engine for engine in room if engine.serves(model)]
-        return Choice(call, min(fit, key=lambda engine: (engine.name == avoid, engine.in_flight, engine.name)))
+        return Choice(call, min(fit_for(call, room), key=lambda engine: (engine.in_flight, engine.name)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from scheduler.policies.base import Choice, Policy, oldest_that_fits, with_room
+from scheduler.policies.base import Choice, Policy, fit_for, oldest_that_fits, with_room
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,13 +28,7 @@ class Passthrough(Policy):
             return None
         if len(room) == 1:
             return Choice(call, room[0])
-        model = call.arrived.model
-        fit = [engine for engine in room if engine.serves(model)]
-        if len(fit) > 1:
-            # after the last one first, then around: True sorts behind False
-            fit = sorted(
-                (engine for engine in fit if engine.name != call.avoid),
-                key=lambda engine: (engine.name <= self._last_engine, engine.name),
-            )
-        self._last_engine = fit[0].name
-        return Choice(call, fit[0])
+        # after the last one first, then around: True sorts behind False
+        next_one = min(fit_for(call, room), key=lambda engine: (engine.name <= self._last_engine, engine.name))
+        self._last_engine = next_one.name
+        return Choice(call, next_one)

@@ -16,6 +16,8 @@ from proxy.config_file import load
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
+    from proxy.config import Config
+
 T = TypeVar("T")
 WAIT_SECONDS = 20.0
 """No test waits longer for anything; what is waited for is an event, never time itself."""
@@ -204,6 +206,8 @@ class RunningGateway:
         self.port = port
         self.control_port = control_port
         self.clients: list[Client] = []
+        self.faults_expected = 0
+        """Of the gateway's own, reported as `internal_error`."""
 
     async def connect(self) -> Client:
         """A new client connection."""
@@ -344,11 +348,8 @@ class Client:
         self.writer.transport.abort()
 
 
-@contextlib.asynccontextmanager
-async def gateway(
-    *engines: ScriptedEngine | str, log: str = "/dev/null", **tables: Any
-) -> AsyncIterator[RunningGateway]:
-    """A whole gateway in front of these engines; `tables` as in the configuration file. At the end nothing is left."""
+def configuration(*engines: ScriptedEngine | str, log: str = "/dev/null", **tables: Any) -> Config:
+    """What `gateway` runs with."""
     urls = [item if isinstance(item, str) else item.url for item in engines]
     overrides: dict[str, Any] = {
         "engines": [{"url": url} for url in urls],
@@ -361,7 +362,15 @@ async def gateway(
             overrides[name] = {**overrides.get(name, {}), **table}
         else:
             overrides[name] = table
-    app = App(load(None, {}, overrides))
+    return load(None, {}, overrides)
+
+
+@contextlib.asynccontextmanager
+async def gateway(
+    *engines: ScriptedEngine | str, log: str = "/dev/null", **tables: Any
+) -> AsyncIterator[RunningGateway]:
+    """A whole gateway in front of these engines; `tables` as in the configuration file. At the end nothing is left."""
+    app = App(configuration(*engines, log=log, **tables))
     ports: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
     serving = asyncio.ensure_future(app.run(lambda port, control: ports.set_result((port, control))))
     await asyncio.wait([serving, ports], return_when=asyncio.FIRST_COMPLETED)
@@ -376,6 +385,7 @@ async def gateway(
         yield running
         await until(running.idle, f"no call left: {app.state()}")
         app.gateway.scheduler.validate()
+        assert app.gateway.faults.count == running.faults_expected
     finally:
         for client in running.clients:
             client.abort()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 
+import pytest
+
 from tests.e2e.harness import EngineRequest, engine, gateway, post, run
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Grüße, 世界"}]}
@@ -12,7 +14,8 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "Grüße, 世界"
 
 def test_a_plain_call_passes_byte_for_byte() -> None:
     body = b'{ "model":"m",\n "messages": [ ], "temperature": 1.50, "big": 123456789012345678901234567890 }'
-    answer = '{"id":"x","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4},"text":"Grüße"}'.encode()
+    usage = '"usage":{"prompt_tokens":3,"completion_tokens":4}'
+    answer = f'{{"id":"x","choices":[],{usage},"text":"Grüße","tokens":["usage"]}}'.encode()
 
     async def main() -> None:
         async def respond(request: EngineRequest) -> None:
@@ -142,6 +145,53 @@ def test_every_shape_of_answer_is_framed_rightly() -> None:
     run(main)
 
 
+def test_an_answer_that_cannot_be_passed_on_whole_does_not_look_whole() -> None:
+    length = b"HTTP/1.1 200 OK\r\nconnection: content-length\r\ncontent-length: 2\r\n\r\n{}"
+    coded = b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n"
+    stray = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+    events = (
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-encoding: gzip\r\ntransfer-encoding: chunked"
+        b"\r\n\r\n2\r\n\x1f\x8b\r\n"
+    )
+    usage = b'{"usage":{"input_tokens":1,"cache_read_input_tokens":2,"cache_creation_input_tokens":"x"}}'
+
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            answers = {"/length": length, "/coded": coded, "/stray": stray, "/events": events, "/old": events}
+            if request.target == "/usage":
+                await request.answer(usage)
+                return
+            await request.send(answers[request.target])
+            if request.target in ("/events", "/old"):
+                await seen.wait()
+                request.reset()
+
+        seen = asyncio.Event()
+        async with engine(respond) as vllm, gateway(vllm) as joulegate:
+            client = await joulegate.connect()
+            await client.send(b"GET /length HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await client.answer()).body == b"{}"
+            await client.send(b"GET /usage HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await client.answer()).body == usage
+            await client.send(b"HEAD /stray HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await client.answer(no_body=True)).status == 200
+            await client.send(b"GET /coded HTTP/1.1\r\nhost: x\r\n\r\n")
+            (await client.answer()).assert_error(502, "engine_protocol")
+            await client.send(b"GET /events HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await client.head()).status == 200
+            assert await client.chunk() == b"\x1f\x8b"
+            old = await joulegate.connect()
+            await old.send(b"GET /old HTTP/1.0\r\n\r\n")
+            assert (await old.head()).status == 200
+            assert await old.reader.readexactly(2) == b"\x1f\x8b"
+            seen.set()
+            assert await client.closed() == b"", "no event of ours within compressed ones"
+            with pytest.raises(ConnectionResetError):  # to HTTP/1.0 any other end would be the body's
+                await asyncio.wait_for(old.reader.read(), 10)
+
+    run(main)
+
+
 def test_head_requests_have_no_body() -> None:
     async def main() -> None:
         async def respond(request: EngineRequest) -> None:
@@ -180,6 +230,64 @@ def test_chunked_and_continued_requests_arrive_whole() -> None:
             assert got.header("content-length") == "13"
             assert got.header("transfer-encoding") is None
             assert got.header("expect") is None
+
+    run(main)
+
+
+def test_a_large_body_reaches_the_engine_byte_for_byte() -> None:
+    texts = [f"{number}: Grüße, 世界 \U0001f600" * 8 for number in range(60_000)]
+    body = json.dumps({"model": "m", "prompt": texts}, ensure_ascii=False).encode()
+    assert len(body) > 8 << 20
+
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            assert request.body == body
+            await request.answer(b'{"fine":true}')
+
+        async with engine(respond) as vllm, gateway(vllm) as joulegate:
+            chunked = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+            pieces = [body[at : at + 300_001] for at in range(0, len(body), 300_001)]
+            chunked += b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+            client = await joulegate.connect()
+            for request in (post("/v1/completions", body), chunked):
+                await client.send(request)
+                assert (await client.answer()).json == {"fine": True}
+            assert len(vllm.requests) == 2
+
+    run(main)
+
+
+def test_small_chunks_cost_a_request_no_limit() -> None:
+    """Their framing is five times what they carry: only what brings nothing of the body is counted."""
+
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            await request.answer(request.body)
+
+        async with engine(respond) as vllm, gateway(vllm, limits={"header_bytes": 1000}) as joulegate:
+            body = json.dumps({"model": "m", "prompt": "x" * 50_000}).encode()
+            client = await joulegate.connect()
+            await client.send(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+            await client.send(b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\nx-trailer: 1\r\n\r\n")
+            assert (await client.answer()).body == body
+
+    run(main)
+
+
+def test_all_that_several_connection_headers_name_is_for_one_hop() -> None:
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            named = "connection: x-c\r\nconnection: keep-alive, x-d\r\nx-c: 1\r\nx-d: 2\r\nx-e: 3\r\n"
+            await request.answer(b"{}", headers=named)
+
+        async with engine(respond) as vllm, gateway(vllm) as joulegate:
+            for more in ("", "connection: upgrade\r\nupgrade: x\r\n"):
+                headers = f"connection: x-a\r\nConnection: x-b\r\n{more}x-a: 1\r\nx-b: 2\r\nx-e: 3\r\n"
+                said = await joulegate.post("/v1/chat/completions", CHAT, headers)
+                assert said.status == 200
+                assert {name for name, _ in said.headers} & {"x-c", "x-d", "x-e"} == {"x-e"}
+                got = {name for name, _ in vllm.requests[-1].headers}
+                assert got & {"x-a", "x-b", "x-e", "connection", "upgrade"} == {"x-e"}
 
     run(main)
 
@@ -224,7 +332,7 @@ def test_pipelined_requests_are_answered_in_order() -> None:
             await request.answer(request.body)
 
         proceed = asyncio.Event()
-        async with engine(respond) as vllm, gateway(vllm, limits={"pipelined_requests": 4}) as joulegate:
+        async with engine(respond) as vllm, gateway(vllm, limits={"pipelined_requests": 40}) as joulegate:
             client = await joulegate.connect()
             await client.send(b"".join(post("/v1/chat/completions", {"model": "m", "n": n}) for n in range(40)))
             proceed.set()

@@ -151,6 +151,73 @@ def test_events_reach_the_client_as_they_come() -> None:
     run(main)
 
 
+def test_a_character_that_two_reads_share_reaches_the_client_whole() -> None:
+    whole = event({"choices": [{"index": 0, "delta": {"content": "世"}}]})
+    at = whole.index("世".encode()) + 1
+
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            await request.begin_stream()
+            await request.chunk(TOKENS[0] + whole[:at])
+            await proceed.wait()
+            await request.chunk(whole[at:] + DONE)
+            await request.end_stream()
+
+        proceed = asyncio.Event()
+        async with engine(respond) as vllm, gateway(vllm) as joulegate:
+            client = await joulegate.connect()
+            await client.send(post("/v1/chat/completions", {**CHAT, "stream": True}))
+            await client.head()
+            assert await client.chunk() == TOKENS[0]
+            proceed.set()
+            assert (await client.chunk()).decode() == (whole + DONE).decode()
+            assert await client.chunk() == b""
+
+    run(main)
+
+
+def test_an_event_that_waits_for_the_fingerprint_is_not_lost_with_its_engine() -> None:
+    finish = event({"choices": [{"index": 0, "delta": {"content": "end"}, "finish_reason": "stop"}]})
+
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            await request.begin_stream()
+            await request.chunk(TOKENS[0] + finish + b'data: {"choices":[{"ind')
+            await proceed.wait()
+            request.reset()
+
+        proceed = asyncio.Event()
+        async with engine(respond) as vllm, gateway(vllm) as joulegate:
+            client = await joulegate.connect()
+            await client.send(post("/v1/chat/completions", {**CHAT, "stream": True}))
+            await client.head()
+            assert await client.chunk() == TOKENS[0]
+            proceed.set()
+            last = await client.chunk()
+            assert last.startswith(finish)
+            error = json.loads(last.removeprefix(finish).removeprefix(b"data: "))["error"]
+            assert error["code"] == "engine_reset"
+            assert await client.chunk() == b""
+
+    run(main)
+
+
+def test_line_ends_behind_an_event_are_kept() -> None:
+    finish = event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+
+    async def main() -> None:
+        async def respond(request: EngineRequest) -> None:
+            await request.begin_stream()
+            await request.chunk(TOKENS[0] + finish + USAGE + DONE + b"\n")
+            await request.end_stream()
+
+        async with engine(respond) as vllm, gateway(vllm) as joulegate:
+            said = await joulegate.post("/v1/chat/completions", {**CHAT, "stream": True})
+            assert said.body == TOKENS[0] + finish + DONE + b"\n"
+
+    run(main)
+
+
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
 def test_streams_of_other_apis_pass_unchanged_and_are_counted(path: str) -> None:
     events = (

@@ -85,7 +85,7 @@ def test_a_call_is_one_line(tmp_path: Path) -> None:
         "route": "/v1/completions",
         "model": "m",
         "stream": False,
-        "workflow": {"id": "run-1", "node": "plan", "source": "joulegate-header"},
+        "workflow": {"id": "run-1", "node": "plan", "parent": None, "source": "joulegate-header"},
         "policy": "fifo",
         "engine": "gpu0",
         "attempts": 2,
@@ -119,7 +119,7 @@ def test_what_did_not_happen_is_null(tmp_path: Path) -> None:
     line = logged(tmp_path, call(**times, **nothing, output_tokens=None, identity=Identity("", "none")))
     for name in ("held_ms", "ttft_ms", "duration_ms", "prompt_tokens", "output_tokens", "engine", "model", "outcome"):
         assert line[name] is None, name
-    assert line["workflow"] == {"id": "jg-1", "node": None, "source": "none"}, "a workflow of its own"
+    assert line["workflow"] == {"id": "jg-1", "node": None, "parent": None, "source": "none"}, "a workflow of its own"
 
 
 def test_clients_can_neither_forge_a_line_nor_fill_the_log(tmp_path: Path) -> None:

@@ -67,7 +67,16 @@ CASES: list[tuple[str, Identity]] = [
     ("langchain-default-headers", Identity("lg-run-9", "joulegate-header", "grader")),
     # 2: extensions of engines' bodies
     ("agentic-context", Identity("t1", "vllm-xargs", "coder", "lead")),
-    ("agent-hints", Identity("", "nvext", expected_output_tokens=1024, priority_hint=5)),
+    (
+        "agent-hints",
+        Identity(
+            *("", "nvext"),
+            expected_output_tokens=1024,
+            priority_hint=5,
+            strict_priority=1,
+            speculative_prefill=True,
+        ),
+    ),
     ("program-id", Identity("swe-bench-17", "program-id")),
     # 3: Dynamo (its body's hints belong to its headers), llm-d
     (
@@ -199,7 +208,8 @@ def test_a_malformed_foreign_hint_leaves_its_place_to_the_next_scheme() -> None:
 def test_a_malformed_side_field_is_left_out() -> None:
     assert of({"x-claude-code-session-id": "s", "x-claude-code-agent-id": "é"}) == Identity("s", "claude-code")
     headers = {"x-dynamo-session-id": "s", "x-dynamo-session-final": "maybe"}
-    hints: dict[str, Any] = {"nvext": {"agent_hints": {"priority": "high", "osl": -1}}}
+    wrong = {"priority": "high", "strict_priority": 2**40, "osl": -1, "speculative_prefill": "yes"}
+    hints: dict[str, Any] = {"nvext": {"agent_hints": wrong}}
     assert of(headers, hints) == Identity("s", "dynamo")
 
 
@@ -222,9 +232,10 @@ def test_agentic_context(context: object, expected: Identity) -> None:
 
 
 def test_hints_without_an_id_do_not_keep_a_scheme_from_naming_the_workflow() -> None:
-    hints = {"nvext": {"agent_hints": {"priority": 5, "osl": 10}}}
+    hints = {"nvext": {"agent_hints": {"strict_priority": 2, "osl": 10, "speculative_prefill": True}}}
     assert of({"x-session-id": "s"}, hints) == Identity("s", "opencode")  # not Dynamo's: the hints are dropped
-    assert of({"x-dynamo-session-id": "s"}, hints).expected_output_tokens == 10
+    found = of({"x-dynamo-session-id": "s"}, hints)
+    assert (found.expected_output_tokens, found.strict_priority, found.speculative_prefill) == (10, 2, True)
     assert of({"x-llm-d-inference-objective": "slow", "x-session-id": "s"}) == Identity("s", "opencode")
     assert of({"x-llm-d-inference-objective": "slow"}, hints).workflow_class is None
 

@@ -120,7 +120,8 @@ def test_own_headers_are_the_ones_that_are_read() -> None:
 
 TEXTS = st.text(max_size=8) | st.sampled_from(["a", "true", "x" * 257, "00-" + "a" * 32 + "-" + "b" * 16 + "-01"])
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
-INNER_MEMBERS = "agentic_context agent_hints task_id agent_id parent_agent_id priority osl id node model"
+INNER_MEMBERS = """agentic_context agent_hints task_id agent_id parent_agent_id
+    priority strict_priority osl speculative_prefill id node model"""
 MEMBERS = st.sampled_from([*sorted(BODY_MEMBERS), *INNER_MEMBERS.split()])
 JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(MEMBERS, inner, max_size=4))
 CONTEXTS = st.dictionaries(MEMBERS, SCALARS, max_size=4)
@@ -128,7 +129,7 @@ BODIES = st.dictionaries(
     MEMBERS, JSON | st.builds(lambda value: {"agentic_context": json.dumps(value), "agent_hints": value}, CONTEXTS)
 )
 HEADERS = st.dictionaries(
-    st.sampled_from(sorted(KNOWN_HEADERS)) | st.sampled_from([b"x-foo-session-id", b"host"]) | st.binary(max_size=6),
+    st.sampled_from([*sorted(KNOWN_HEADERS), b"x-foo-session-id", b"host"]) | st.binary(max_size=6),
     st.binary(max_size=6) | TEXTS.map(lambda text: text.encode("utf-8", "replace")),
     max_size=6,
 )
