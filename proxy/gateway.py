@@ -183,11 +183,18 @@ class Gateway:
         self.tell(Tick())
 
     def probed(self, engine: Engine, status: EngineStatus) -> None:
-        """A probe has ended. Calls that still wait for a word of an engine that probes have given up are told so."""
+        """A probe has ended. Calls that still wait for a word of an engine that probes have given up go elsewhere.
+
+        Only if there is an elsewhere: an engine's API server may stall for seconds and its work go on all the same.
+        """
         self.tell(status)
-        state = self.scheduler.engines.get(engine.name)
-        if not status.healthy and state is not None and state.breaker.state == "open":
-            for exchange in list(self.exchanges.values()):
+        states = self.scheduler.engines
+        state = states.get(engine.name)
+        if status.healthy or state is None or state.breaker.state != "open":
+            return
+        others = [other for other in states.values() if other.seen_healthy and other.breaker.state == "closed"]
+        for exchange in list(self.exchanges.values()):
+            if any(other.serves(exchange.call.model) for other in others):
                 exchange.engine_down(engine, engine.detail)
 
     # --- for the exchanges ---

@@ -105,9 +105,7 @@ def test_stop_strings_cut_at_the_first_token_that_completes_one(
     ids: list[int], stop: str, include: bool, least: int
 ) -> None:
     free = answer(WORDS, ids, Sampling(max_tokens=120, ignore_eos=True))
-    sampling = Sampling(
-        max_tokens=120, ignore_eos=True, stop=("never there", stop), include_stop=include, min_tokens=least
-    )
+    sampling = Sampling(max_tokens=120, ignore_eos=True, stop=("@never@", stop), include_stop=include, min_tokens=least)
     made = answer(WORDS, ids, sampling)
     if made.finish_reason == "length":
         assert stop not in free.text[free.ends[least - 1] if least else 0 :]
