@@ -87,7 +87,7 @@ class EngineConnection(asyncio.Protocol):
         self._message_done = self._head_done = self._announced = False
         self._head_bytes = 0
         if len(body) < 65_536:  # one write, one system call
-            self.transport.write(request + body)
+            self.pool.outbox.write(self.transport, request + body)
         else:
             self.transport.writelines((request, body))
 

@@ -11,6 +11,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from backends.vllm.connection import EngineConnection
+from backends.vllm.outbox import Outbox
 
 NO_DESCRIPTORS = "no_file_descriptors"
 GATEWAY_FAULT = "gateway_fault"
@@ -51,6 +52,7 @@ class EnginePool:
         self._openings: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._closed = False
+        self.outbox = Outbox(self._loop)
 
     def take(self) -> EngineConnection | None:
         """An idle connection that is surely still open, or None."""

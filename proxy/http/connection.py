@@ -250,7 +250,7 @@ class ClientConnection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Write bytes of the present answer."""
         if self.transport is not None:
-            self.transport.write(data)
+            self.server.outbox.write(self.transport, data)
 
     def answered(self, *, keep_alive: bool) -> None:
         """The present answer is written whole. Goes on with the next request, or closes."""
@@ -276,6 +276,7 @@ class ClientConnection(asyncio.Protocol):
         for request in self._waiting:
             self.server.release_bytes(len(request.body))
         self._waiting.clear()
+        self.server.outbox.flush()
         transport = self.transport
         if transport is None or transport.is_closing():
             return
@@ -291,6 +292,7 @@ class ClientConnection(asyncio.Protocol):
     def abort(self, *, reset: bool = False) -> None:
         """Close at once: the client must see that its answer is not complete. `reset`: even if it does not count."""
         self._closing = True
+        self.server.outbox.flush()
         if self.transport is not None:
             if reset:
                 self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -343,7 +345,7 @@ class ClientConnection(asyncio.Protocol):
             return
         if self.transport is not None:
             self._started_at = self.server.time()  # until now it was we who took the time
-            self.transport.write(_CONTINUE)
+            self.write(_CONTINUE)
 
     def _head_too_large(self) -> RequestFault:
         limit = self.server.limits.header_bytes
@@ -392,9 +394,7 @@ class ClientConnection(asyncio.Protocol):
 
         Nothing after the head is ever taken for another protocol: without a 101 it is still HTTP.
         """
-        request = self._request
-        lines = [b"%b %b HTTP/%b\r\n" % (request.method, request.target, b"1.0" if request.http_1_0 else b"1.1")]
-        lines += [b"%b: %b\r\n" % (name, value) for lower, name, value in request.headers if lower != b"upgrade"]
+        head = self._request.head_without(b"upgrade")
         self._parser = httptools.HttpRequestParser(self)
         self._begin()
-        return b"".join(lines) + b"\r\n" + rest
+        return head + rest

@@ -45,6 +45,12 @@ class Request:
         """The size of the head, from what was parsed: a body in the same read must not count."""
         return len(self.target) + sum(len(name) + len(value) + 4 for _, name, value in self.headers)
 
+    def head_without(self, field: bytes) -> bytes:
+        """The head as it came, without the fields of this lowercase name."""
+        lines = [b"%b %b HTTP/%b\r\n" % (self.method, self.target, b"1.0" if self.http_1_0 else b"1.1")]
+        lines += [b"%b: %b\r\n" % (name, value) for lower, name, value in self.headers if lower != field]
+        return b"".join(lines) + b"\r\n"
+
 
 def check_head(request: Request, version: str, body_bytes_max: int) -> None:
     """Refuse what must not reach an engine. Raises RequestFault; each with `close`, since the body is not read."""

@@ -6,6 +6,7 @@ import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
+from backends.vllm.outbox import Outbox
 from proxy.http.connection import ClientConnection
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Server:
         self.draining = False
         self._handler = handler
         self._loop = asyncio.get_running_loop()
+        self.outbox = Outbox(self._loop)
         self.time = monotonic
         self.start = handler.start
         self.check_before_body = handler.check_before_body
