@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-
 AT_ONCE_BYTES = 65_536
 """So much is written at once: its transport may want to pause whoever reads more, before this turn reads it."""
 
@@ -13,8 +12,8 @@ class Outbox:
     """Writes wait for the end of the turn in which they are asked for, in their order.
 
     A write wakes whoever sleeps on the other end, and to wake a process on another core costs more than all else of a
-    write. Done one behind the other, most of them find it awake: a quarter of a call's CPU under load. (uvloop did this
-    itself up to 0.21.) A turn is short, and what waits in it is small.
+    write. Done one behind the other, most of them find it awake: a quarter of a call's CPU under load. (uvloop
+    did so itself up to 0.22.) A turn is short, and what waits in it is small.
     """
 
     __slots__ = ("_loop", "_waiting")
