@@ -21,7 +21,8 @@ class Outbox:
     """Writes of a busy event loop wait for the end of their turn and are done in a row, in their order.
 
     A write wakes whoever sleeps on the other end, and to wake a process on another core costs more than all else of a
-    write. In a row, most of them find it awake: a quarter of a call's CPU under load. (uvloop did so itself up to 0.22.)
+    write. In a row, most of them find it awake: a quarter of a call's CPU under load.
+    (uvloop did so itself up to 0.22.)
     In a loop that is not busy it would cost a turn more and save nothing: there, writes are done at once.
     """
 
@@ -36,16 +37,23 @@ class Outbox:
         """Writes in a row that came soon after the one before."""
 
     def write(self, transport: asyncio.Transport, data: bytes) -> None:
-        """Write to this transport now or at the end of the turn; not at all if it is closed by then."""
-        if not self._gathering or len(data) >= AT_ONCE_BYTES:
-            self.flush()
-            if not transport.is_closing():
-                transport.write(data)
-            self._look_at_the_clock()
+        """Write to this open transport now, or at the end of the turn unless it is closed by then."""
+        if self._gathering and len(data) < AT_ONCE_BYTES:
+            if not self._waiting:
+                self._loop.call_soon(self._end_turn)
+            self._waiting.append((transport, data))
             return
-        if not self._waiting:
-            self._loop.call_soon(self._end_turn)
-        self._waiting.append((transport, data))
+        if self._waiting:
+            self.flush()
+        transport.write(data)
+        now = monotonic()
+        if now - self._last_at > BUSY_GAP_SECONDS:
+            self._soon = 0
+        else:
+            self._soon += 1
+            if self._soon >= BUSY_WRITES:
+                self._gathering = True
+        self._last_at = now
 
     def flush(self) -> None:
         """Write all that waits now: before a transport is closed, or its buffer looked at."""
@@ -55,13 +63,6 @@ class Outbox:
             for transport, data in waiting:
                 if not transport.is_closing():
                     transport.write(data)
-
-    def _look_at_the_clock(self) -> None:
-        now = monotonic()
-        self._soon = self._soon + 1 if now - self._last_at < BUSY_GAP_SECONDS else 0
-        self._last_at = now
-        if self._soon >= BUSY_WRITES:
-            self._gathering = True
 
     def _end_turn(self) -> None:
         if len(self._waiting) < TURN_WRITES_MIN:
