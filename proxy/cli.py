@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from backends.twin.server.cli import Options
     from backends.vllm.process import VllmProcess
     from proxy.config import Config
 
@@ -42,9 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     up = commands.add_parser("up", help="serve in front of a running vLLM, or start one: no configuration needed")
-    what = up.add_mutually_exclusive_group(required=True)
+    what = up.add_mutually_exclusive_group()
     what.add_argument("--engine", action="append", metavar="URL", help="a running engine; may be repeated")
     what.add_argument("--model", metavar="NAME", help="start and supervise `vllm serve NAME`; its arguments behind --")
+    what.add_argument(
+        "--twin", metavar="NAME", help="a simulated engine of this calibration; also without any of these"
+    )
     up.add_argument("--vllm-command", default="vllm", metavar="CMD", help="how to call vLLM (default: vllm)")
     up.add_argument("--vllm-port", type=int, default=0, metavar="PORT", help="where it listens (default: a free port)")
     up.add_argument("--policy", metavar="NAME", help="scheduling policy (default: passthrough)")
@@ -69,7 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     replay.set_defaults(run=_replay)
 
     twin = commands.add_parser("twin", help="serve vLLM's API from a simulated engine with a simulated power meter")
-    twin.add_argument("--calibration", required=True, metavar="NAME", help="a shipped calibration, or a .toml file")
+    twin.add_argument("--calibration", metavar="NAME", help="a shipped calibration, or a .toml (h200-llama-3.1-8b)")
+    twin.add_argument("--card", metavar="CARD", help="instead: a card's datasheet, as h200, with --model")
+    twin.add_argument("--model", type=Path, metavar="CONFIG.json", help="with --card: the model's Hugging Face config")
+    twin.add_argument(
+        "--gpus", type=_count, default=1, metavar="N", help="with --card: cards of one engine (default: 1)"
+    )
+    twin.add_argument("--max-num-seqs", type=_count, metavar="N", help="sequences in a batch, at most")
+    twin.add_argument("--max-num-batched-tokens", type=_count, metavar="TOKENS", help="tokens in a step, at most")
     twin.add_argument("--host", default="127.0.0.1", help="where clients connect (default: 127.0.0.1)")
     twin.add_argument("--port", type=_port, default=8000, help="0 takes a free one (default: 8000)")
     twin.add_argument("--speed", type=_speed, default=1.0, metavar="X", help="X times as fast as real time")
@@ -83,22 +94,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
+
+
 def _speed(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, not {text!r}") from None
     if not 0.001 <= value <= 10_000:
         raise argparse.ArgumentTypeError(f"must be from 0.001 to 10000, not {text}")
     return value
 
 
 def _count(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
     return value
 
 
 def _port(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if not 0 <= value <= 65535:
         raise argparse.ArgumentTypeError(f"must be from 0 to 65535, not {text}")
     return value
@@ -120,7 +141,7 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
 
 def _up(options: argparse.Namespace) -> int:
     overrides = _overrides(options)
-    process = None
+    process = twin = None
     if options.model:
         from backends.vllm.process import VllmProcess, free_port
 
@@ -129,16 +150,23 @@ def _up(options: argparse.Namespace) -> int:
             options.model, port=port, command=shlex.split(options.vllm_command), extra_args=options.vllm_args
         )
         overrides["engines"] = [{"url": f"http://127.0.0.1:{port}", "name": "vllm"}]
-    else:
+    elif options.engine:
         overrides["engines"] = [{"url": url} for url in options.engine]
-    return _run(None, overrides, process)
+    else:
+        from backends.twin.choose import Choice
+        from backends.twin.server.cli import Options
+        from backends.vllm.process import free_port
+
+        twin = Options(Choice(options.twin), port=free_port())
+        overrides["engines"] = [{"url": f"http://127.0.0.1:{twin.port}", "name": "twin"}]
+    return _run(None, overrides, process, twin)
 
 
 def _serve(options: argparse.Namespace) -> int:
     return _run(options.config, _overrides(options), None)
 
 
-def _run(path: Path | None, overrides: dict[str, Any], process: VllmProcess | None) -> int:
+def _run(path: Path | None, overrides: dict[str, Any], process: VllmProcess | None, twin: Options | None = None) -> int:
     import uvloop
 
     from proxy.budgets import BudgetsFault
@@ -149,13 +177,34 @@ def _run(path: Path | None, overrides: dict[str, Any], process: VllmProcess | No
 
     try:
         config = read()
-        return uvloop.run(_serve_until_told(config, read if path is not None else None, process))
+        again = read if path is not None else None
+        if twin is not None:
+            return _run_with_twin(config, again, twin)
+        return uvloop.run(_serve_until_told(config, again, process))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
     except (BudgetsFault, OSError) as error:
         print(f"joulegate: {error}", file=sys.stderr)
         return 1
+
+
+def _run_with_twin(config: Config, read: Any, twin: Options) -> int:
+    """The embedded engine, on the gateway's own loop: for trying things out where there is no GPU."""
+    import uvloop
+
+    from backends.twin.server.cli import OptionError, calibration_of, serving
+
+    async def both() -> int:
+        async with serving(twin, calibration):
+            return await _serve_until_told(config, read, None)
+
+    try:
+        calibration = calibration_of(twin)
+    except OptionError as error:
+        print(f"joulegate: {str(error).replace('--calibration', '--twin')}", file=sys.stderr)
+        return EXIT_USAGE
+    return uvloop.run(both())
 
 
 async def _serve_until_told(config: Config, read: Any, process: VllmProcess | None) -> int:
@@ -231,12 +280,13 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _twin(options: argparse.Namespace) -> int:
+    from backends.twin.choose import Choice
     from backends.twin.server.cli import OptionError, Options, run
 
     try:
         return run(
             Options(
-                calibration=options.calibration,
+                twin=Choice(options.calibration, options.card, options.model, options.gpus),
                 host=options.host,
                 port=options.port,
                 speed=options.speed,
@@ -244,6 +294,8 @@ def _twin(options: argparse.Namespace) -> int:
                 max_model_len=options.max_model_len,
                 scheduling_policy=options.scheduling_policy,
                 max_num_queued_reqs=options.max_num_queued_reqs,
+                max_num_seqs=options.max_num_seqs,
+                max_num_batched_tokens=options.max_num_batched_tokens,
             )
         )
     except OptionError as error:

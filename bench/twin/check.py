@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backends.twin import calibration as calibrations
 from backends.twin import roofline
 from backends.twin.calibration import Calibration, CalibrationError
-from backends.twin.model_config import read_model
+from backends.twin.choose import DEFAULT, Choice, choose
 from bench.programs import BenchError
 from bench.twin import caps, mlenergy, rows
 from bench.twin.figures import compare, summarise, table
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bench.twin.figures import Comparison
-
-DEFAULT = "h200-llama-3.1-8b"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -74,21 +71,8 @@ def _document(comparisons: Sequence[Comparison], calibration: Calibration) -> di
     }
 
 
-def chosen(args: argparse.Namespace) -> Calibration:
-    """The twin that the options ask for. Raises CalibrationError."""
-    if args.card is None:
-        if args.model is not None:
-            raise CalibrationError("--model: needs --card")
-        return calibrations.load(args.calibration or DEFAULT)
-    if args.calibration is not None:
-        raise CalibrationError("--card: not together with --calibration")
-    if args.model is None:
-        raise CalibrationError("--card: needs --model CONFIG.json")
-    return roofline.prior(args.card, read_model(args.model), args.gpus, async_scheduling=not args.sync)
-
-
 def _compare(args: argparse.Namespace) -> tuple[list[Comparison], Calibration]:
-    calibration = chosen(args)
+    calibration = choose(Choice(args.calibration, args.card, args.model, args.gpus, async_scheduling=not args.sync))
     sets: list[tuple[str, list[dict[str, Any]]]] = []
     found: list[Comparison] = []
     for path in args.rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from proxy.cli import main
 from tests.e2e.twin_process import COMPLETIONS, Twin, completion, good, own_calibration, refused, sample
-from tests.vllm.children import wait_until
+from tests.vllm.children import ROOT, joulegate_command, wait_until
 from tests.vllm.wire import OpenStream, ask, gauge, running, send, waiting
 
 PATIENCE_SECONDS = 20.0
@@ -198,11 +199,20 @@ def test_a_signal_ends_it_with_exit_0_while_a_call_runs(tmp_path: Path, number: 
         (["--scheduling-policy", "random"], "--scheduling-policy"),
         (["--calibration", "nobody"], "h200-llama-3.1-8b"),
         (["--calibration", "/no/such/file.toml"], "/no/such/file.toml"),
+        (["--card", "h300", "--model", "MODELS/qwen3-8b.json"], "card: 'h300'"),
+        (["--card", "h200"], "--model"),
+        (["--card", "h200", "--model", "/no/such/config.json"], "--model: /no/such/config.json"),
+        (["--card", "h200", "--model", "MODELS/qwen3-8b.json", "--gpus", "0"], "--gpus"),
+        (["--card", "h200", "--model", "MODELS/qwen3-8b.json", "--calibration", "h100-qwen3-14b"], "--calibration"),
+        (["--max-num-seqs", "-1"], "--max-num-seqs"),
+        (["--max-num-seqs", "9000"], "--max-num-batched-tokens"),
+        (["--speed", "fast"], "must be a number"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_options_exit_2_and_are_named(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["twin", *([] if "--calibration" in options else ["--calibration", "h200-llama-3.1-8b"]), *options]
+    models = str(ROOT / "bench/twin/models")
+    arguments = ["twin", *(option.replace("MODELS", models) for option in options)]
     try:
         code = main(arguments)
     except SystemExit as left:
@@ -214,3 +224,39 @@ def test_bad_options_exit_2_and_are_named(options: list[str], said: str, capsys:
 def test_a_taken_port_exits_1(twin: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["twin", "--calibration", "h200-llama-3.1-8b", "--port", twin.rsplit(":", 1)[1]]) == 1
     assert "address already in use" in capsys.readouterr().err
+
+
+def test_a_card_and_a_model_that_nobody_measured(tmp_path: Path) -> None:
+    config = str(ROOT / "bench/twin/models/qwen3-14b.json")
+    command = [*joulegate_command(), "twin", "--card", "a100", "--model", config, "--max-num-seqs", "2", "--port", "0"]
+    child = Twin(tmp_path / "log", command=command)
+    try:
+        url = child.wait_ready_to_serve().url
+        assert "nothing measured" in child.text()
+        assert "expect errors of 15% in time" in child.text()
+        assert ask(url, "GET", "/power").json()["card"].startswith("NVIDIA A100")
+        assert ask(url, "GET", "/v1/models").json()["data"][0]["id"] == "Qwen/Qwen3-14B"
+    finally:
+        child.end()
+
+
+def test_a_gateway_without_an_engine_brings_the_twin(tmp_path: Path) -> None:
+    command = [*joulegate_command(), "up", "--port", "0", "--control-port", "0"]
+    child = Twin(tmp_path / "log", command=command)
+    try:
+        child.wait_ready_to_serve()
+        found: list[str] = []
+
+        def listens() -> bool:
+            found.extend(re.findall(r"joulegate: (http://\S+) in front of", child.text()))
+            return bool(found)
+
+        wait_until(listens, 30.0, "the gateway listens")
+        answer = ask(found[0], "POST", COMPLETIONS, completion(model="meta-llama/Llama-3.1-8B-Instruct"))
+        assert answer.status == 200
+        assert answer.header("x-joulegate-engine") == "twin (simulated)"
+        assert "engine=twin" in (answer.header("x-joulegate-decision") or "")
+        child.process.send_signal(signal.SIGTERM)
+        assert child.process.wait(20) == 0
+    finally:
+        child.end()

@@ -19,8 +19,12 @@ _READY = re.compile(r"joulegate twin: (http://\S+) simulates")
 class Twin(Child):
     """A running twin; `url` is known once it is ready."""
 
-    def __init__(self, log: Path, *options: str, calibration: str = CALIBRATION) -> None:
-        command = [*joulegate_command(), "twin", "--calibration", calibration, "--port", "0", "--model-name", MODEL]
+    def __init__(
+        self, log: Path, *options: str, calibration: str = CALIBRATION, command: list[str] | None = None
+    ) -> None:
+        if command is None:
+            command = [*joulegate_command(), "twin", "--calibration", calibration, "--port", "0"]
+            command += ["--model-name", MODEL]
         super().__init__([*command, *options], log, {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"})
         self.url = ""
 

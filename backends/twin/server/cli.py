@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from backends.twin import calibration as calibrations
+from backends.twin.calibration import CalibrationError
+from backends.twin.choose import Choice, choose, with_batch
 from backends.twin.engine import TwinEngine
 from backends.twin.server.app import application
 from backends.twin.server.metrics import Metrics, Observed
@@ -19,6 +21,8 @@ from backends.twin.server.service import Service
 from backends.twin.server.tokenizer import tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from backends.twin.calibration import Calibration
     from backends.twin.waiting import SchedulingPolicy
 
@@ -32,14 +36,16 @@ LEAVE_SECONDS = 0.25
 class Options:
     """What the command line says."""
 
-    calibration: str
-    host: str
-    port: int
-    speed: float
-    model_name: str | None
-    max_model_len: int | None
-    scheduling_policy: SchedulingPolicy
+    twin: Choice
+    host: str = "127.0.0.1"
+    port: int = 8000
+    speed: float = 1.0
+    model_name: str | None = None
+    max_model_len: int | None = None
+    scheduling_policy: SchedulingPolicy = "priority"
     max_num_queued_reqs: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
 
 
 class OptionError(Exception):
@@ -49,9 +55,9 @@ class OptionError(Exception):
 def calibration_of(options: Options) -> Calibration:
     """The calibration, with what the options change of it. OptionError."""
     try:
-        found = calibrations.load(options.calibration)
-    except calibrations.CalibrationError as error:
-        raise OptionError(f"--calibration: {error}") from None
+        found = with_batch(choose(options.twin), options.max_num_seqs, options.max_num_batched_tokens)
+    except CalibrationError as error:
+        raise OptionError(str(error)) from None
     longest = min(found.model.max_model_len, found.engine.kv_cache_tokens)
     length = options.max_model_len
     if length is not None and length > longest:
@@ -81,6 +87,14 @@ async def _serve(options: Options, calibration: Calibration) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    async with serving(options, calibration):
+        await stop.wait()
+    return 0
+
+
+@asynccontextmanager
+async def serving(options: Options, calibration: Calibration) -> AsyncIterator[None]:
+    """Serve on the running loop until the context ends. OSError if the port cannot be had."""
     observed = Observed(calibration.model.max_model_len)
     runtime = Runtime(TwinEngine(calibration, policy=options.scheduling_policy), observed, options.speed)
     name = options.model_name or calibration.model.id
@@ -94,15 +108,21 @@ async def _serve(options: Options, calibration: Calibration) -> int:
     try:
         site = web.TCPSite(runner, options.host, options.port)
         await site.start()
-        port = runner.addresses[0][1]
-        print(
-            f"joulegate twin: http://{options.host}:{port} simulates vLLM with {name} on {calibration.card.gpus} ×"
-            f" {calibration.card.name} at {options.speed:g} × real time; its answers, times and joules are simulated",
-            file=sys.stderr,
-            flush=True,
-        )
-        await stop.wait()
+        _say(options, calibration, name, runner.addresses[0][1])
+        yield
     finally:
         await runner.cleanup()
         runtime.close()
-    return 0
+
+
+def _say(options: Options, calibration: Calibration, name: str, port: int) -> None:
+    if options.twin.card is not None:
+        unsure = calibration.uncertainty
+        errors = f"expect errors of {unsure.time:.0%} in time and {unsure.energy:.0%} in energy"
+        print(f"joulegate twin: {calibration.source}; {errors}", file=sys.stderr)
+    print(
+        f"joulegate twin: http://{options.host}:{port} simulates vLLM with {name} on {calibration.card.gpus} ×"
+        f" {calibration.card.name} at {options.speed:g} × real time; its answers, times and joules are simulated",
+        file=sys.stderr,
+        flush=True,
+    )
