@@ -11,7 +11,7 @@ from backends.twin.server.forms import json_of, seeded, tool_call_text
 from backends.twin.server.logprobs import chat_logprobs, prompt_logprobs
 from backends.twin.server.prompts import rendered
 from backends.twin.server.sampling import check_before, check_logprobs, max_tokens_of, sampling_of
-from backends.twin.server.service import FINGERPRINT, EventStream, json_answer, public_id, unix_seconds
+from backends.twin.server.service import FINGERPRINT, EventStream, play, public_id, unix_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -291,13 +291,4 @@ async def chat_completions(service: Service, request: web.Request) -> web.Stream
     data = await service.fields(request, ChatFields)
     call = ChatCall(service, request, data)
     group = call.start()
-    try:
-        if not data.stream:
-            await group.whole()
-            return json_answer(call.whole(group))
-        events = EventStream(request)
-        response = await events.open()
-        await call.stream(group, events)
-        return response
-    finally:
-        service.runtime.leave(group)
+    return await play(service, request, call, group, streamed=bool(data.stream))

@@ -8,7 +8,7 @@ from backends.twin.server.errors import ApiError, bad_parameter
 from backends.twin.server.fields import CompletionFields
 from backends.twin.server.logprobs import completion_logprobs, prompt_logprobs
 from backends.twin.server.sampling import LOGPROBS_MAX, check_before, check_logprobs, max_tokens_of, sampling_of
-from backends.twin.server.service import FINGERPRINT, EventStream, json_answer, public_id, unix_seconds
+from backends.twin.server.service import FINGERPRINT, EventStream, play, public_id, unix_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -203,13 +203,4 @@ async def completions(service: Service, request: web.Request) -> web.StreamRespo
     data = await service.fields(request, CompletionFields)
     call = CompletionCall(service, request, data)
     group = call.start()
-    try:
-        if not data.stream:
-            await group.whole()
-            return json_answer(call.whole(group))
-        events = EventStream(request)
-        response = await events.open()
-        await call.stream(group, events)
-        return response
-    finally:
-        service.runtime.leave(group)
+    return await play(service, request, call, group, streamed=bool(data.stream))

@@ -13,7 +13,7 @@ from backends.twin.server.forms import json_of, seeded
 from backends.twin.server.logprobs import chat_logprobs
 from backends.twin.server.prompts import rendered
 from backends.twin.server.sampling import check_logprobs, max_tokens_of, sampling_of
-from backends.twin.server.service import EventStream, json_answer
+from backends.twin.server.service import EventStream, play
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -355,16 +355,7 @@ async def responses(service: Service, request: web.Request) -> web.StreamRespons
     fields = await service.fields(request, ResponsesFields)
     call = ResponsesCall(service, fields)
     group = call.start(streamed=bool(fields.stream))
-    try:
-        if not fields.stream:
-            await group.whole()
-            return json_answer(call.whole(group))
-        events = EventStream(request)
-        response = await events.open()
-        await call.stream(group, events)
-        return response
-    finally:
-        service.runtime.leave(group)
+    return await play(service, request, call, group, streamed=bool(fields.stream))
 
 
 async def stored_response(service: Service, request: web.Request) -> web.Response:

@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 from aiohttp import web
@@ -222,3 +222,29 @@ class EventStream:
     async def end(self) -> None:
         """The end without it."""
         await self._response.write_eof()
+
+
+class Answering(Protocol):
+    """A call that has started: its answer as a whole, or event by event."""
+
+    def whole(self, group: Group) -> dict[str, Any]:
+        """When all of it is there."""
+
+    async def stream(self, group: Group, events: EventStream) -> None:
+        """As it comes."""
+
+
+async def play(
+    service: Service, request: web.Request, call: Answering, group: Group, *, streamed: bool
+) -> web.StreamResponse:
+    """Answer a call; whatever happens to its client, its place on the engine is given back."""
+    try:
+        if not streamed:
+            await group.whole()
+            return json_answer(call.whole(group))
+        events = EventStream(request)
+        response = await events.open()
+        await call.stream(group, events)
+        return response
+    finally:
+        service.runtime.leave(group)
