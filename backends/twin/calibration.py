@@ -70,8 +70,8 @@ class EngineLimits(_Part):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.kv_cache_tokens < self.block_tokens:
-            raise ValueError("kv_cache_tokens is less than one block")
+        if self.kv_cache_tokens % self.block_tokens:
+            raise ValueError(f"kv_cache_tokens is not a multiple of block_tokens ({self.block_tokens})")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError("max_num_batched_tokens is below max_num_seqs, which vLLM refuses")
         return self
@@ -103,6 +103,12 @@ class Experts(_Part):
 
     total: Count
     active: Count
+
+    @model_validator(mode="after")
+    def _active_exist(self) -> Self:
+        if self.active > self.total:
+            raise ValueError(f"active ({self.active}) is over total ({self.total})")
+        return self
 
 
 class CapLayer(_Part):

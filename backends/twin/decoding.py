@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 from backends.twin.request import State
 
 if TYPE_CHECKING:
     from backends.twin.request import Request
+
+STALE_MAX = 64
+"""Entries out of date that may lie in the heap, besides as many as there are live ones."""
 
 
 class DecodingSet:
@@ -41,6 +44,9 @@ class DecodingSet:
     def leave(self, request: Request) -> None:
         """It is finished, preempted or aborted."""
         self.count -= 1
+        if len(self._ends) > 2 * self.count + STALE_MAX:  # of those that left before their end
+            self._ends = [entry for entry in self._ends if self._live(entry) and entry[2] is not request]
+            heapify(self._ends)
         self.context_tokens -= self.computed(request) + 1
         self._block_starts[(request.joined_at_step - request.computed_at_join) % self._block_tokens] -= 1
 
@@ -61,13 +67,20 @@ class DecodingSet:
         """A sequence whose last step is done and that has not left; None if there is no other."""
         ends = self._ends
         while ends and ends[0][0] <= self.steps:
-            ends_at, _, request = heappop(ends)
-            if request.state is State.DECODE and request.ends_at_step == ends_at:
-                return request
+            entry = heappop(ends)
+            if self._live(entry):
+                return entry[2]
         return None
+
+    @staticmethod
+    def _live(entry: tuple[int, int, Request]) -> bool:
+        ends_at, _, request = entry
+        return request.state is State.DECODE and request.ends_at_step == ends_at and not request.aborted
 
     def steps_to_next_end(self) -> int:
         """Steps until some sequence may be finished, at least 1."""
+        while self._ends and not self._live(self._ends[0]):
+            heappop(self._ends)
         return max(1, self._ends[0][0] - self.steps) if self._ends else 1
 
     def blocks_needed(self, steps: int) -> int:

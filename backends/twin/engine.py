@@ -166,9 +166,11 @@ class TwinEngine:
         budget = self.calibration.engine.max_num_batched_tokens - self.decoding.count
         chunks: list[tuple[Request, int]] = []
         pairs = read = 0.0
+        before = self.totals.preemptions
         for request in list(self.running.values()) if len(self.running) > self.decoding.count else ():
             if request.state is State.PREFILL and budget:
-                budget -= self._chunk(request, budget, chunks)
+                budget -= self._go_on(request, budget, chunks)
+        preempted = preempted or self.totals.preemptions > before
         if not preempted:
             self._admit(budget, chunks)
         tokens = 0
@@ -185,15 +187,27 @@ class TwinEngine:
         elif scheduled_at < self.now:
             self._schedule(self.now)  # nothing ran ahead: the core looks again at once
 
-    def _chunk(self, request: Request, budget: int, chunks: list[tuple[Request, int]]) -> int:
-        """Schedule as much of its prefill as budget and KV cache allow; returns how many tokens."""
+    def _room(self) -> int:
+        """Blocks for prefill: those that this step's decode needs are its own."""
+        return self.cache.available - self.decoding.blocks_needed(1)
+
+    def _go_on(self, request: Request, budget: int, chunks: list[tuple[Request, int]]) -> int:
+        """The next chunk of a running prefill; others are preempted for it, at last itself. How many tokens."""
+        count = min(request.target_tokens - request.computed_tokens, budget)
         done, block = request.computed_tokens, self._block_tokens
-        count = min(request.target_tokens - done, budget)
-        have = -(-done // block)
-        count = min(count, (have + self.cache.available - self.decoding.blocks_needed(1)) * block - done)
-        if count <= 0:
-            return 0
-        self.cache.private += -(-(done + count) // block) - have
+        blocks = -(-(done + count) // block) - -(-done // block)
+        scheduled = {each.id for each, _ in chunks}
+        while blocks > self._room():
+            victim = self.waiting.victim([each for each in self.running.values() if each.id not in scheduled])
+            self._preempt(victim)
+            if victim is request:
+                return 0
+        return self._chunk(request, count, chunks)
+
+    def _chunk(self, request: Request, count: int, chunks: list[tuple[Request, int]]) -> int:
+        """Schedule so many tokens of its prefill, for which there is room; returns them."""
+        done, block = request.computed_tokens, self._block_tokens
+        self.cache.private += -(-(done + count) // block) - -(-done // block)
         self.cache.make_room()
         if self.calibration.engine.prefix_caching:
             assert request.node is not None
@@ -217,31 +231,26 @@ class TwinEngine:
                 node = cache.match(request.runs, (request.target_tokens - 1) // self._block_tokens)
             cache.hold(node)
             request.node, request.computed_tokens = node, node.depth * self._block_tokens
-            count = self._chunk(request, budget, chunks)
-            if not count:
-                cache.let_go(node)
+            if -(-request.target_tokens // self._block_tokens) - node.depth > self._room():
+                cache.let_go(node)  # as vLLM's scheduler_reserve_full_isl: not before all of its prompt fits
                 request.node, request.computed_tokens = None, 0
                 self._blocked = bool(running) and self.waiting.policy == "fcfs"
                 return
             self.waiting.pop()
-            budget -= count
-            self.totals.prefix_queries += request.target_tokens
-            self.totals.prefix_hits += node.depth * self._block_tokens
+            budget -= self._chunk(request, min(request.target_tokens - request.computed_tokens, budget), chunks)
             if request.scheduled_at is None:
                 request.scheduled_at = self.now
                 request.cached_tokens = request.computed_tokens
+                self.totals.prefix_queries += request.target_tokens
+                self.totals.prefix_hits += request.computed_tokens
             request.state = State.PREFILL
             running[request.id] = request
 
     def _make_room_for_decode(self) -> bool:
         """Preempt, last admitted or least urgent first, until every decoding sequence can go one step further."""
         preempted = False
-        while self.cache.available < self.decoding.blocks_needed(1):
-            if self.waiting.policy == "priority":
-                victim = max(self.running.values(), key=lambda request: (request.priority, request.order))
-            else:
-                victim = self.running[next(reversed(self.running))]
-            self._preempt(victim)
+        while self._room() < 0:
+            self._preempt(self.waiting.victim(self.running.values()))
             preempted = True
         return preempted
 
@@ -301,7 +310,9 @@ class TwinEngine:
     def _complete(self, run: StepRun, events: list[Event]) -> None:
         """All steps of a run are done: count them, hand out tokens, schedule what follows."""
         steps, batch = run.steps, run.batch
-        self._count(run)
+        if self.watch is not None:
+            self.watch(run)
+        self.totals.add(run, self.now - run.start)
         self.cache.private += self.decoding.blocks_needed(steps)
         self.cache.make_room()
         self.decoding.advance(steps)
@@ -323,21 +334,6 @@ class TwinEngine:
         limits = self.calibration.engine
         ahead_at = run.at(steps - 1) + limits.schedule_seconds
         self._schedule(min(ahead_at, self.now) if limits.async_scheduling else self.now)
-
-    def _count(self, run: StepRun) -> None:
-        if self.watch is not None:
-            self.watch(run)
-        totals, steps, batch = self.totals, run.steps, run.batch
-        totals.steps += steps
-        totals.decode_tokens += steps * batch.decode
-        totals.context_tokens += steps * (batch.context + batch.repeated) + batch.decode * steps * (steps - 1) / 2
-        totals.prefill_tokens += batch.prefill
-        totals.attention_pairs += batch.pairs
-        totals.busy_seconds += self.now - run.start
-        # As vLLM counts an iteration's tokens: a prefill that is done makes an output token too.
-        done = sum(request.computed_tokens + count == request.target_tokens for request, count in run.chunks)
-        tokens = batch.decode + batch.prefill + done
-        totals.steps_by_tokens[tokens] = totals.steps_by_tokens.get(tokens, 0) + steps
 
     def _first_or_next_token(self, request: Request, seen_at: float, events: list[Event]) -> None:
         """Prefill is done, which makes a token: the first, or after a preemption the next."""

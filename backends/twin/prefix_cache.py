@@ -128,12 +128,6 @@ class PrefixCache:
             if not parent.children and not parent.holders and parent.parent is not None:
                 heappush(self._unused, (parent.stamp, -parent.depth, parent))
 
-    def reset(self) -> None:
-        """Forget every cached block that nobody holds."""
-        blocks, self.blocks = self.blocks, self.private + self.held
-        self.make_room()
-        self.blocks = blocks
-
     def validate(self) -> None:
         """Every count is what the tree says. AssertionError otherwise."""
         held = cached = shared = 0

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Literal
 
+from backends.twin.decoding import STALE_MAX
 from backends.twin.request import State
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from backends.twin.request import Request
 
 SchedulingPolicy = Literal["fcfs", "priority"]
@@ -67,6 +70,16 @@ class WaitingQueue:
         """A queued request's client left."""
         self.count -= 1
         request.state = State.GONE
+        if len(self._heap) > 2 * self.count + STALE_MAX:
+            self._heap = [entry for entry in self._heap if not entry[2].aborted]
+            heapify(self._heap)
+
+    def victim(self, running: Iterable[Request]) -> Request:
+        """Which of these comes back into the queue when room is short: the least urgent, or the one admitted last."""
+        if self.policy == "priority":
+            return max(running, key=lambda request: (request.priority, request.order))
+        *_, last = running
+        return last
 
     def validate(self) -> None:
         """The count is right. AssertionError otherwise."""

@@ -21,7 +21,10 @@ def read_caps(path: Path) -> dict[str, list[dict[str, float]]]:
     regimes: dict[str, list[dict[str, float]]] = {}
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            figures = {name: float(row[name]) for name in COLUMNS[2:]}
+            try:
+                figures = {name: float(row[name]) for name in COLUMNS[2:]}
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}: a row of caps needs numbers in {', '.join(COLUMNS[2:])}: {error}") from None
             regimes.setdefault(row["workload"], []).append(figures)
     return regimes
 

@@ -13,6 +13,7 @@ from bench.programs import BenchError
 from bench.twin import caps, mlenergy, rows
 from bench.twin.figures import compare, summarise, table
 from bench.twin.fit import fit, parameters_for
+from bench.twin.row_models import check_rows
 from bench.twin.save import as_toml
 
 if TYPE_CHECKING:
@@ -47,13 +48,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare and print. Returns 0; BenchError for what cannot be read or is unknown."""
+    if args.save is not None and args.fit is None:
+        raise BenchError("--save: writes what --fit found, and there is no --fit")
     try:
         comparisons, calibration = _compare(args)
+        if args.save is not None:
+            args.save.write_text(as_toml(calibration), encoding="utf-8")
     except (CalibrationError, ValueError, KeyError, OSError) as error:
         what = f"{error.args[0]} is missing in a row" if isinstance(error, KeyError) else str(error)
         raise BenchError(what) from None
-    if args.save is not None:
-        args.save.write_text(as_toml(calibration), encoding="utf-8")
     if args.json:
         print(json.dumps(_document(comparisons, calibration), indent=1))
     else:
@@ -117,10 +120,14 @@ def _with_idle(start: Calibration, paths: Sequence[Path]) -> Calibration:
 
 
 def _sweep_rows(path: Path) -> list[dict[str, Any]]:
-    data = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BenchError(f"{path} is not JSON: {error}") from None
     found = data.get("rows") if isinstance(data, dict) else data
     if not isinstance(found, list) or not all(isinstance(row, dict) and "kind" in row for row in found):
         raise BenchError(f'{path}: expected {{"rows": [{{"kind": …}}, …]}}')
+    check_rows(found, str(path))
     return found
 
 

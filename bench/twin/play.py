@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from backends.twin.virtual import Answer, World
     from workloads.shapes import CallShape, WorkflowShape
 
-BLOCK_TOKENS = 16
-
 
 class Played(NamedTuple):
     """A workflow that is done."""
@@ -40,6 +38,10 @@ class Player:
     def __init__(self, world: World, model: str | None = None) -> None:
         self.world = world
         self.model = model
+        blocks = {engine.calibration.engine.block_tokens for engine in world.engines.values()}
+        if len(blocks) != 1:
+            raise ValueError(f"the engines have blocks of different sizes: {sorted(blocks)}")
+        self.block_tokens = blocks.pop()
         self.calls = 0
         self.played: list[Played] = []
 
@@ -87,7 +89,7 @@ class _Progress:
         pieces = [Piece(part.text, part.tokens) for part in call.prompt]
         pieces.append(Piece(f"{workflow.id} {call.node}", call.output_tokens))
         prompt = call.prompt_tokens
-        request = Request(call_id, prompt, call.output_tokens, runs_of_pieces(pieces, BLOCK_TOKENS))
+        request = Request(call_id, prompt, call.output_tokens, runs_of_pieces(pieces, player.block_tokens))
         arrived = CallArrived(
             call_id, "-", player.model, workflow.id, prompt, call.output_tokens, call.node, call.after
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from backends.twin import calibration as calibrations
@@ -35,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate and print. BenchError for options that cannot be used."""
-    if args.rate <= 0 or args.seconds <= 0:
+    if not (isfinite(args.rate) and isfinite(args.seconds) and args.rate > 0 and args.seconds > 0):
         raise BenchError("--rate and --seconds must be above 0")
     try:
         engine = TwinEngine(calibrations.load(args.calibration))
@@ -59,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
     world.time.run()
     spent = time.process_time() - started
     engine.validate()
-    done, joules = len(player.played), engine.meter.joules / max(1, len(player.played))
+    if not player.played:
+        raise BenchError("--seconds: no workflow arrived in that time")
+    done, joules = len(player.played), engine.meter.joules / len(player.played)
     print(f"\n{player.calls} calls of {done} workflows, {engine.totals.steps} engine steps, {joules:.0f} J a workflow")
     print(f"(simulated by {args.calibration}): {spent:.1f} s of CPU, {world.time.now / spent:.0f} × real time")
     return 0

@@ -137,18 +137,24 @@ class NaiveEngine:
                 self.waiting.append(seq)
         self.waiting = [seq for seq in self.waiting if not seq.aborted]
         preempted = False
-        while self.blocks - self.used() < self.decode_blocks():
-            if self.policy == "priority":
-                victim = max(self.running, key=lambda seq: (seq.priority, seq.order))
-            else:
-                victim = self.running[-1]
-            self.preempt(victim)
+        while self.room() < 0:
+            self.preempt(self.victim(self.running))
             preempted = True
         budget = self.limits.max_num_batched_tokens - sum(seq.decoding for seq in self.running)
         self.chunks: list[tuple[Seq, int]] = []
-        for seq in self.running:
-            if not seq.decoding:
-                budget -= self.chunk(seq, budget)
+        for seq in list(self.running):
+            if seq.decoding or seq not in self.running or not budget:
+                continue
+            count = min(seq.target - seq.computed, budget)
+            while self.blocks_for(seq, seq.computed + count) > self.room():
+                taken = [each for each, _ in self.chunks]
+                victim = self.victim([each for each in self.running if each not in taken])
+                self.preempt(victim)
+                preempted = True
+                if victim is seq:
+                    break
+            else:
+                budget -= self.chunk(seq, count)
         while not preempted and self.waiting and budget and len(self.running) < self.limits.max_num_seqs:
             key = (lambda seq: (seq.priority, seq.order)) if self.policy == "priority" else (lambda seq: (0, seq.order))
             seq = min(self.waiting, key=key)
@@ -158,14 +164,13 @@ class NaiveEngine:
             self.hold(seq, hit)
             seq.computed = hit * self.size
             self.running.append(seq)
-            count = self.chunk(seq, budget)
-            if not count:
+            if self.blocks_for(seq, seq.target) > self.room():
                 self.running.remove(seq)
                 self.let_go(seq)
                 seq.computed = 0
                 break
             self.waiting.remove(seq)
-            budget -= count
+            budget -= self.chunk(seq, min(seq.target - seq.computed, budget))
             if seq.cached_tokens is None:
                 seq.cached_tokens = hit * self.size
         if self.running:
@@ -177,13 +182,19 @@ class NaiveEngine:
     def decode_blocks(self) -> int:
         return sum(1 for seq in self.running if seq.decoding and seq.computed % self.size == 0)
 
-    def chunk(self, seq: Seq, budget: int) -> int:
+    def room(self) -> int:
+        return self.blocks - self.used() - self.decode_blocks()
+
+    def blocks_for(self, seq: Seq, tokens: int) -> int:
+        return -(-tokens // self.size) - -(-seq.computed // self.size)
+
+    def victim(self, among: list[Seq]) -> Seq:
+        if self.policy == "priority":
+            return max(among, key=lambda seq: (seq.priority, seq.order))
+        return among[-1]
+
+    def chunk(self, seq: Seq, count: int) -> int:
         """Its tokens of this step; `computed` counts them from now on, and `step` knows how many were new."""
-        free = self.blocks - self.used() - self.decode_blocks()
-        room = (-(-seq.computed // self.size) + free) * self.size - seq.computed
-        count = min(seq.target - seq.computed, budget, room)
-        if count <= 0:
-            return 0
         self.chunks.append((seq, count))
         seq.computed += count
         self.make_room()

@@ -171,3 +171,32 @@ def test_when_it_is_looked_at_changes_nothing(gaps: list[float], asks: list[Ask]
         outcomes.append((story(events), twin.meter.joules))
     assert outcomes[0][0] == outcomes[1][0]
     assert outcomes[0][1] == pytest.approx(outcomes[1][1], rel=1e-9)
+
+
+def test_those_who_leave_are_not_remembered() -> None:
+    """Neither among those that decode nor in the queue: a client may come and go for ever."""
+    calibration = small(max_num_seqs=2, kv_cache_tokens=4000 * 16)
+    twin = TwinEngine(calibration)
+    now = 0.0
+    twin.submit(Request("stays", 100, 300, priority=-1), now)
+    for number in range(3000):
+        now += 0.0007
+        twin.advance(now)
+        twin.submit(Request(f"r{number}", 10, 300, priority=number % 3), now)
+        if number >= 5:
+            twin.abort(f"r{number - 5}", now)
+    assert len(twin.decoding._ends) < 200
+    assert len(twin.waiting._heap) < 200
+    assert len(twin.requests) < 10
+    twin.validate()
+
+
+def test_a_prompt_waits_until_all_of_it_fits() -> None:
+    """As vLLM's scheduler_reserve_full_isl: a first chunk alone is no reason to be admitted."""
+    twin = TwinEngine(small(kv_cache_tokens=20 * 16, max_num_seqs=8))
+    twin.submit(Request("first", 120, 60), 0.0)
+    twin.advance(0.2)
+    twin.submit(Request("large", 250, 10), 0.2)
+    events = twin.advance(60.0)
+    assert [event.request.id for event in events if isinstance(event, Finished)] == ["first", "large"]
+    assert twin.totals.preemptions == 0

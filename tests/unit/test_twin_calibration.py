@@ -50,7 +50,7 @@ def test_the_names_that_the_documentation_promises() -> None:
         (("card", "idle_watts"), 900.0, "idle_watts"),
         (("card", "limit_watts_min"), 701.0, "limit_watts_min"),
         (("engine", "max_num_seqs"), 10_000, "max_num_batched_tokens"),
-        (("engine", "kv_cache_tokens"), 8, "kv_cache_tokens"),
+        (("engine", "kv_cache_tokens"), 1000, "kv_cache_tokens is not a multiple"),
         (("cap", "draw"), 1.5, "cap.draw"),
         (("time", "expert_step"), 0.001, "experts"),
         (("time", "typo"), 1.0, "time.typo"),
@@ -60,6 +60,12 @@ def test_an_impossible_value_is_refused_by_name(path: tuple[str, str], value: An
     data = copy.deepcopy(H200.model_dump())
     data[path[0]][path[1]] = value
     with pytest.raises(CalibrationError, match=word.replace(".", r"\.")):
+        checked(data, "here.toml")
+
+
+def test_more_active_experts_than_there_are_is_refused() -> None:
+    data = H200.model_dump() | {"experts": {"total": 4, "active": 8}}
+    with pytest.raises(CalibrationError, match=r"experts: .*active \(8\) is over total"):
         checked(data, "here.toml")
 
 

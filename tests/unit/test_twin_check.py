@@ -126,14 +126,46 @@ def test_what_cannot_be_compared_is_said(arguments: list[str], word: str, capsys
     assert word in capsys.readouterr().err
 
 
-def test_a_row_without_a_figure_it_needs_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("row", "word"),
+    [
+        ({"kind": "decode", "batch": 1}, "row 0 (decode): context"),
+        ({"kind": "decode", "batch": 0, "context": 8}, "batch"),
+        ({"kind": "decode", "batch": "four", "context": 8}, "batch"),
+        ({"kind": "closed", "name": "256/128", "conc": 1, "n": 1}, "name"),
+        ({"kind": "closed", "name": 5, "conc": 1, "n": 1}, "name"),
+        ({"kind": "closed", "name": "256in/128out", "conc": 1, "n": 0}, "n:"),
+        ({"kind": "prefill", "tokens": 8, "conc": 0, "n": 1}, "conc"),
+        ({"kind": "open", "rate": 0, "n": 1}, "rate"),
+        ({"kind": "coalesce", "rate": 2, "hold_s": -1, "n": 3}, "hold_s"),
+        ({"kind": "workflows", "workload": "chain"}, "rate"),
+        ({"kind": "guess"}, "kind: 'guess'"),
+        ({"kind": ["decode"]}, "kind"),
+    ],
+    ids=str,
+)
+def test_a_row_that_cannot_be_played_is_named(
+    row: dict[str, Any], word: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps({"rows": [{"kind": "decode", "batch": 1}]}))
+    path.write_text(json.dumps({"rows": [row]}))
     assert main(["twin-check", str(path)]) == 2
-    assert "context" in capsys.readouterr().err
-    path.write_text(json.dumps({"rows": [{"kind": "guess"}]}))
+    said = capsys.readouterr().err
+    assert word in said
+    assert "rows.json" in said
+
+
+def test_files_that_are_none_and_places_that_are_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text("not JSON")
     assert main(["twin-check", str(path)]) == 2
-    assert "kind: 'guess'" in capsys.readouterr().err
+    assert "rows.json is not JSON" in capsys.readouterr().err
+    caps = tmp_path / "caps.csv"
+    caps.write_text("workload,concurrency,cap_w,tok_s,mean_w,j_per_token\na,1,600,,500,1\n")
+    assert main(["twin-check", str(caps)]) == 2
+    assert "caps.csv" in capsys.readouterr().err
+    assert main(["twin-check", str(DATA / "h200-loops.json"), "--save", "x.toml"]) == 2
+    assert "--fit" in capsys.readouterr().err
 
 
 def test_the_sweeps_arrivals_are_drawn_again() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 BODY_BYTES_MAX = 64 * 1024 * 1024
 ENGINE_HEADER = "x-joulegate-engine"
 ENGINE = "twin (simulated)"
+_STARTED = ContextVar("_STARTED", default=False)
+"""Has the answer to the request at hand begun?"""
+_logger = logging.getLogger(__name__)
 
 
 def application(service: Service, metrics: Metrics) -> web.Application:
@@ -33,6 +38,7 @@ def application(service: Service, metrics: Metrics) -> web.Application:
     app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[_answers(service)])
 
     async def on_prepare(request: web.Request, response: web.StreamResponse) -> None:
+        _STARTED.set(True)
         response.headers[ENGINE_HEADER] = ENGINE
         response.headers["x-request-id"] = request_id_header(request)
         response.headers["server"] = "joulegate-twin"
@@ -76,6 +82,7 @@ def _bound(service: Service, route: Route, *, counted: bool) -> Handler:
 def _answers(service: Service) -> Any:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        _STARTED.set(False)
         try:
             response = await handler(request)
         except ConnectionResetError:
@@ -92,9 +99,24 @@ def _answers(service: Service) -> Any:
             response = json_answer(too_long.body(), 413)
         except web.HTTPNotFound:
             response = json_answer({"detail": "Not Found"}, 404)
+        except web.HTTPException:
+            raise
+        except Exception:
+            _logger.exception("The twin failed at %s %s", request.method, request.path)
+            response = _failed(request)
         resource = request.match_info.route.resource
         if resource is not None:
             service.observed.answered(resource.canonical, request.method, response.status)
         return response
 
     return middleware
+
+
+def _failed(request: web.Request) -> web.Response:
+    """The answer to a request at which the twin itself failed."""
+    if _STARTED.get() and request.transport is not None:
+        request.transport.close()  # a stream that breaks off must not look like one that ended
+    failure = ApiError(
+        "The twin (simulated) failed at this request; its log says why", status=500, kind="InternalServerError"
+    )
+    return json_answer(failure.body(), failure.status)

@@ -7,6 +7,7 @@ import json
 import math
 import random
 from array import array
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from backends.twin.server.errors import ApiError
@@ -20,7 +21,30 @@ if TYPE_CHECKING:
 DEPTH_MAX = 16
 STRING_MAX = 4096
 ITEMS_MAX = 64
+VALUES_MAX = 10_000
+"""Values of one schema; a `$ref`, `anyOf`, `oneOf` or `allOf` that is followed counts as one too."""
+CHARACTERS_MAX = 500_000
+"""Characters of one schema's values, names included."""
 _TYPES = frozenset({"object", "array", "string", "integer", "number", "boolean", "null"})
+
+
+@dataclass(slots=True)
+class _Form:
+    """One schema, and what may still be made of it: a short schema can ask for very much."""
+
+    root: dict[str, Any]
+    seed: random.Random
+    values_left: int = VALUES_MAX
+    characters_left: int = CHARACTERS_MAX
+
+    def take(self, *, values: int = 0, characters: int = 0) -> None:
+        """Before they are made. ApiError beyond the limits."""
+        self.values_left -= values
+        self.characters_left -= characters
+        if self.values_left < 0:
+            raise _not_understood(f"more than {VALUES_MAX} values (the twin's limit)")
+        if self.characters_left < 0:
+            raise _not_understood(f"more than {CHARACTERS_MAX} characters (the twin's limit)")
 
 
 def text_of_format(fields: SamplingFields, prompt_ids: Sequence[int]) -> str | None:
@@ -51,11 +75,13 @@ def text_of_format(fields: SamplingFields, prompt_ids: Sequence[int]) -> str | N
 
 def json_of(schema: dict[str, Any], seed: random.Random) -> str:
     """JSON that the schema allows, without white space, as xgrammar writes it. ApiError for what is not understood."""
-    made = _value(schema, schema, seed, 0)
     try:
+        made = _value(schema, _Form(schema, seed), 0)
         return json.dumps(made, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     except ValueError:
         raise _not_understood("a value is no JSON") from None
+    except RecursionError:
+        raise _not_understood("a value is nested too deep") from None
 
 
 def tool_call_text(name: str, arguments: str) -> str:
@@ -81,69 +107,81 @@ def _not_understood(why: str) -> ApiError:
     return ApiError(f"Failed to transform json schema into a grammar: {why}")
 
 
-def _value(schema: Any, root: dict[str, Any], seed: random.Random, depth: int) -> Any:
+def _value(schema: Any, form: _Form, depth: int) -> Any:
     if depth > DEPTH_MAX:
         raise _not_understood(f"nested deeper than {DEPTH_MAX} (the twin's limit)")
+    form.take(values=1)
     if schema is True:
         return "text"
     if not isinstance(schema, dict):
         raise _not_understood("Schema should be an object or bool")
     if "$ref" in schema:
-        return _value(_referred(schema["$ref"], root), root, seed, depth + 1)
+        return _value(_referred(schema["$ref"], form), form, depth + 1)
     if "const" in schema:
-        return schema["const"]
+        return _given(schema["const"], form)
     if isinstance(schema.get("enum"), list) and schema["enum"]:
-        return seed.choice(schema["enum"])
+        return _given(form.seed.choice(schema["enum"]), form)
     for key in ("anyOf", "oneOf"):
         if isinstance(schema.get(key), list) and schema[key]:
-            return _value(schema[key][0], root, seed, depth + 1)
+            return _value(schema[key][0], form, depth + 1)
     if isinstance(schema.get("allOf"), list) and schema["allOf"]:
         merged: dict[str, Any] = {}
         for part in schema["allOf"]:
+            form.take(characters=len(part) + 1 if isinstance(part, dict) else 1)
             merged |= part if isinstance(part, dict) else {}
-        return _value(merged, root, seed, depth + 1)
+        return _value(merged, form, depth + 1)
     kind = schema.get("type", "object" if "properties" in schema else "array" if "items" in schema else "string")
     if isinstance(kind, list) and kind:
         kind = kind[0]
     if not isinstance(kind, str) or kind not in _TYPES:
         raise _not_understood(f'Unsupported type "{kind}"')
     if kind == "object":
-        return _object(schema, root, seed, depth)
+        return _object(schema, form, depth)
     if kind == "array":
         least = _count(schema, "minItems", 1, ITEMS_MAX)
         most = _count(schema, "maxItems", max(least, 1), 10**9)
-        return [
-            _value(schema.get("items", True), root, seed, depth + 1) for _ in range(min(least, most) if most else 0)
-        ]
-    return _scalar(kind, schema, seed)
+        return [_value(schema.get("items", True), form, depth + 1) for _ in range(min(least, most) if most else 0)]
+    return _scalar(kind, schema, form)
 
 
-def _object(schema: dict[str, Any], root: dict[str, Any], seed: random.Random, depth: int) -> dict[str, Any]:
+def _given(value: Any, form: _Form) -> Any:
+    """A value that stands in the schema."""
+    form.take(characters=len(json.dumps(value)))
+    return value
+
+
+def _object(schema: dict[str, Any], form: _Form, depth: int) -> dict[str, Any]:
     properties = schema.get("properties", {})
     if not isinstance(properties, dict):
         raise _not_understood("properties must be an object")
     required = schema.get("required", [])
     if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
         raise _not_understood("required must be an array of strings")
+    form.take(characters=sum(len(name) + 1 for names in (properties, required) for name in names))
     # Where nothing is required, all are given: an empty object would say little of a client's code.
-    names = [name for name in properties if name in required] if required else list(properties)
-    made = {name: _value(properties[name], root, seed, depth + 1) for name in names}
-    made.update({name: "text" for name in required if name not in properties})
+    wanted = set(required or properties)
+    names = [name for name in properties if name in wanted]
+    made = {name: _value(properties[name], form, depth + 1) for name in names}
+    others = [name for name in required if name not in properties]
+    form.take(values=len(others), characters=len("text") * len(others))
+    made.update(dict.fromkeys(others, "text"))
     return made
 
 
-def _scalar(kind: str, schema: dict[str, Any], seed: random.Random) -> Any:
+def _scalar(kind: str, schema: dict[str, Any], form: _Form) -> Any:
     if kind == "null":
         return None
     if kind == "boolean":
-        return seed.random() < 0.5
+        return form.seed.random() < 0.5
     if kind == "string":
-        text = " ".join(seed.choices(COMMON, k=3))
+        text = " ".join(form.seed.choices(COMMON, k=3))
         least = _count(schema, "minLength", 0, STRING_MAX)
         most = _count(schema, "maxLength", STRING_MAX, 10**9)
-        return (text + "e" * (least - len(text)))[:most]
+        text = (text + "e" * (least - len(text)))[:most]
+        form.take(characters=len(text))
+        return text
     low, high = _bound(schema, "minimum", "exclusiveMinimum", 1), _bound(schema, "maximum", "exclusiveMaximum", -1)
-    value = seed.randint(1, 99)
+    value = form.seed.randint(1, 99)
     if low is not None and value < low:
         value = int(-(-low // 1))
     if high is not None and value > high:
@@ -152,11 +190,14 @@ def _scalar(kind: str, schema: dict[str, Any], seed: random.Random) -> Any:
 
 
 def _bound(schema: dict[str, Any], inclusive: str, exclusive: str, step: int) -> float | None:
-    """A bound for whole numbers, None if there is none that is finite."""
+    """A bound for whole numbers, None if there is none that is finite. ApiError for one that no float can hold."""
     for name, more in ((inclusive, 0), (exclusive, step)):
         given = schema.get(name)
-        if isinstance(given, int | float) and math.isfinite(given):
-            return given + more
+        try:
+            if isinstance(given, int | float) and math.isfinite(given):
+                return given + more
+        except OverflowError:
+            raise _not_understood(f"{name} is too large a number") from None
     return None
 
 
@@ -169,10 +210,11 @@ def _count(schema: dict[str, Any], key: str, default: int, most: int) -> int:
     return given
 
 
-def _referred(reference: Any, root: dict[str, Any]) -> Any:
-    found: Any = root
+def _referred(reference: Any, form: _Form) -> Any:
+    found: Any = form.root
     if not isinstance(reference, str) or not reference.startswith("#"):
         raise _not_understood(f"cannot follow $ref {reference!r}")
+    form.take(characters=len(reference))
     for part in reference.lstrip("#").strip("/").split("/") if reference != "#" else ():
         if not isinstance(found, dict) or part not in found:
             raise _not_understood(f"cannot follow $ref {reference!r}")

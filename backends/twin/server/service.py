@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 VLLM_VERSION = "0.32.0"
 """Whose API this is."""
 FINGERPRINT = f"vllm-{VLLM_VERSION}-twin"
-PLANNED_TOKENS_MAX = 4_000_000
+PLANNED_TOKENS_MAX = 500_000
 """Output tokens of one request, over all its sequences: they are made when it is submitted."""
 _ID = re.compile(r"[\x21-\x7e]{1,256}")
 
