@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 _CARDS = Path(__file__).parent / "cards.toml"
 
-# How far from the datasheet: fitted once, on the H200 rows of Llama-3.1-8B (memory, flops, power) and on ML.ENERGY's
-# H100 rows of the same model (host), and checked on other models and cards: docs/twin-accuracy.md.
+# How far from the datasheet, set by hand: memory, arithmetic and its power by the H200 rows of Llama-3.1-8B; host and
+# power a byte while looking at ML.ENERGY's H100 chat rows of five dense models. What is checked on what else, and what
+# is not independent of these: docs/twin-accuracy.md.
 MEMORY_SHARE = 0.86
 """Of the bandwidth, while weights are read."""
 KV_SHARE = 0.93

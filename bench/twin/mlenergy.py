@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from backends.twin.steps import StepRun
 
 PROMPT_TOKENS = {"lm-arena-chat": 250, "gpqa": 300, "sourcegraph-fim": 600}
-"""The data set does not say how long its prompts are: assumed, mean a task."""
+"""The data set does not say how long its prompts are: assumed, mean a task; the first set at its H100 rows."""
 PROMPT_SIGMA = 1.3
 """Prompt lengths are drawn from a log-normal distribution: most are short, a few very long."""
 OUTPUT_SHAPE = 2.0
