@@ -15,12 +15,13 @@ from proxy.identity import IdentityError, ResponseRoots, identify
 from proxy.jsonedit import edit_members, set_nested
 from proxy.jsonsize import over
 from proxy.keys import KEY_HEADERS, Authorized, KeyRing
-from proxy.routes import MODELS, OTHER, PREFLIGHT, ROUTES, Route, split_workflow
+from proxy.own.router import KEYLESS
+from proxy.routes import MODELS, OTHER, PREFLIGHT, ROUTES, Route, own_label, split_workflow
 
 if TYPE_CHECKING:
     from proxy.call import Call
     from proxy.config import Config
-    from proxy.http.connection import ClientConnection
+    from proxy.http.peers import Client
     from proxy.http.request import Request
 
 _REQUEST_ID_LENGTH_MAX = 256
@@ -39,6 +40,12 @@ def as_boolean(value: object) -> bool | None:
         return _BOOLEAN.validate_python(value)
     except ValidationError:
         return None
+
+
+def _name(call: Call, fields: dict[bytes, bytes]) -> None:
+    given = fields.get(b"x-request-id")
+    if given and len(given) <= _REQUEST_ID_LENGTH_MAX:
+        call.request_id = given.decode("latin-1")
 
 
 class Admitted:
@@ -77,7 +84,7 @@ class Admission:
         if config.tracing.otlp_endpoint:
             self._dropped |= {b"traceparent"}  # the engine's parent is our span
 
-    def authenticate(self, request: Request, connection: ClientConnection) -> str:
+    def authenticate(self, request: Request, connection: Client) -> str:
         """The name of the request's key; "-" where no keys are configured. RequestFault 401 for any other.
 
         A client sends the same key with every request of a connection: it is hashed once.
@@ -95,13 +102,13 @@ class Admission:
             connection.authorized = Authorized(self.keys, presented, name)
         return name
 
-    def check_before_body(self, request: Request, connection: ClientConnection) -> None:
+    def check_before_body(self, request: Request, connection: Client) -> None:
         """RequestFault 401 before a body is read (or asked for with 100-continue)."""
         if request.method == b"OPTIONS" and request.fields.get(b"content-length") == b"0":
             return
         request.key_name = self.authenticate(request, connection)
 
-    def admit(self, request: Request, connection: ClientConnection, call: Call) -> Admitted:
+    def admit(self, request: Request, connection: Client, call: Call) -> Admitted:
         """Fill in the call; returns what the engine will be sent."""
         target = path = request.target
         path_workflow = None
@@ -112,9 +119,7 @@ class Admission:
             path = path[: path.index(b"?")]
         fields = request.fields
         call.path = path.decode("latin-1")
-        given = fields.get(b"x-request-id")
-        if given and len(given) <= _REQUEST_ID_LENGTH_MAX:
-            call.request_id = given.decode("latin-1")
+        _name(call, fields)
         if request.method == b"OPTIONS":
             return self._preflight(request, target, call)
         call.key_name = request.key_name or self.authenticate(request, connection)
@@ -128,7 +133,8 @@ class Admission:
         call.route = route.label
         body = self._json_object(request, route)
         try:
-            call.identity = identify(fields, body, path_workflow, self.roots, call.key_name)
+            ours = request.identity
+            call.identity = ours or identify(fields, body, path_workflow, self.roots, call.key_name)
         except IdentityError as error:
             raise RequestFault(400, "invalid_workflow", str(error), param=error.field) from None
         lines = request_fields(request, self._dropped) + b"x-request-id: %b\r\n" % call.request_id.encode("latin-1")
@@ -140,6 +146,17 @@ class Admission:
             if self._keep_prompts:
                 call.prompt_text = request.body
         return admitted
+
+    def admit_own(self, request: Request, connection: Client, call: Call) -> str:
+        """A request that is answered here (`proxy.own`): fill in the call; returns its key's name, "" where its handler
+        looks for the key itself."""
+        path = request.target.partition(b"?")[0]
+        call.path, call.route = path.decode("latin-1"), own_label(path)
+        _name(call, request.fields)
+        if path.startswith(KEYLESS):
+            return ""
+        call.key_name = request.key_name or self.authenticate(request, connection)
+        return call.key_name
 
     def _preflight(self, request: Request, target: bytes, call: Call) -> Admitted:
         """A browser asks whether it may ask: it sends no key, and vLLM's own check of keys lets OPTIONS pass too.

@@ -170,6 +170,7 @@ class App:
             self.log.event("drain_cut_short", calls=len(gateway.exchanges))
 
     async def _close(self, control: Any) -> None:
+        await self.gateway.router.close()
         self.gateway.close()
         await asyncio.sleep(0)  # the closed connections report their calls' ends
         self.gateway.settle()

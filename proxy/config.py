@@ -157,6 +157,8 @@ class LimitsConfig(Table):
     """kept apart in the ledger; the one used longest ago is closed"""
     response_roots: Count = 10_000
     """responses and sub-agents' sessions whose workflow is remembered; the one used longest ago is forgotten"""
+    inner_answer_bytes: Count = 16_777_216
+    """of an answer to a call of a workflow that runs here; over it the node fails (`answer_too_large`)"""
     response_buffer_bytes: Count = 262_144
     """of an answer waiting for a slow client; then the engine is not read"""
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from proxy.admission import Admitted
     from proxy.engines import Engine
     from proxy.gateway import Gateway
-    from proxy.http.connection import ClientConnection
+    from proxy.http.peers import Client
     from proxy.http.request import Request
 
 _RESPONSE_ID = re.compile(rb'"id"\s*:\s*"(resp_[!-~]{1,200}?)"')
@@ -65,7 +65,7 @@ class Exchange:
     def __init__(
         self,
         gateway: Gateway,
-        client: ClientConnection,
+        client: Client,
         request: Request,
         call: Call,
         admitted: Admitted,

@@ -6,9 +6,7 @@ import asyncio
 import os
 import time
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, Any
-
-import orjson
+from typing import TYPE_CHECKING
 
 from proxy.admission import Admission
 from proxy.call import Call, Outcome
@@ -18,16 +16,20 @@ from proxy.faults import Faults
 from proxy.http.relay import safe_value
 from proxy.http.server import SWEEP_SECONDS, Server
 from proxy.identity import NOTHING_SAID
+from proxy.inner import InnerCalls
+from proxy.models import answer_models
+from proxy.own.request import OwnRequest
+from proxy.own.router import KEYLESS, PREFIXES, Router
 from proxy.routes import OTHER
 from scheduler.actions import Abort, Dispatch, Reject
-from scheduler.events import AnsweredHere, CallArrived, CallFailed, Draining, Tick
+from scheduler.events import CallArrived, CallFailed, Draining, Tick
 
 if TYPE_CHECKING:
     from proxy.calllog import CallLog
     from proxy.config import Config
     from proxy.engines import Engine
     from proxy.eventlog import EventLogWriter
-    from proxy.http.connection import ClientConnection
+    from proxy.http.peers import Client
     from proxy.http.request import Request
     from proxy.metrics import Metrics
     from proxy.tracing import Tracing
@@ -56,28 +58,32 @@ class Gateway:
         self.tracing = tracing
         self.event_log = event_log
         self.timeouts = config.timeouts
+        self.faults = Faults(log.event)
         self.admission = Admission(config)
         self.engines: dict[str, Engine] = {}
         self.exchanges: dict[str, Exchange] = {}
         self.server = Server(self, config.limits, config.timeouts)
+        self.router = Router(self.faults)
+        self.inner = InnerCalls(self, config.limits.inner_answer_bytes)
         self._loop = asyncio.get_running_loop()
         self._id_prefix = f"jg-{os.urandom(6).hex()}-"
         self._ids = 0
         self._ended: list[Call] = []
         """Calls that have ended and are not yet counted and logged."""
-        self.faults = Faults(log.event)
         self._wake: asyncio.TimerHandle | None = None
         """The one tick that the scheduler waits for: after it, it asks for the next."""
         self._sweep = self._loop.call_later(SWEEP_SECONDS, self._sweep_now)
 
     # --- the server's handler ---
 
-    def check_before_body(self, connection: ClientConnection, request: Request) -> None:
+    def check_before_body(self, connection: Client, request: Request) -> None:
         """401 before a body is read (or asked for with 100-continue)."""
+        if request.target.startswith(KEYLESS):
+            return
         self.admission.check_before_body(request, connection)
 
-    def start(self, connection: ClientConnection, request: Request) -> None:
-        """A request is whole (or cannot be understood): make it a call."""
+    def start(self, connection: Client, request: Request) -> Call:
+        """A request is whole (or cannot be understood): make it a call, or answer it here."""
         started = perf_counter()
         self._ids += 1
         call_id = f"{self._id_prefix}{self._ids:x}"
@@ -97,13 +103,16 @@ class Gateway:
         try:
             if request.fault is not None:
                 raise request.fault
+            if request.target.startswith(PREFIXES) and request.method != b"OPTIONS":
+                self._start_own(connection, request, call)
+                return call
             admitted = self.admission.admit(request, connection, call)
         except RequestFault as fault:
-            self._refuse_unadmitted(connection, request, call, fault)
-            return
+            self.refuse_unadmitted(connection, request, call, fault)
+            return call
         if admitted.models_asked and len(self.engines) > 1 and any(engine.models for engine in self.engines.values()):
-            self._answer_models(connection, request, call)
-            return
+            answer_models(self, connection, request, call)
+            return call
         trace_fields = b""
         if self.tracing is not None:
             trace_fields = self.tracing.start(call, request.fields)
@@ -112,6 +121,14 @@ class Gateway:
         self.exchanges[call_id] = exchange
         self.tell(_arrived(call))
         call.overhead_seconds = perf_counter() - started  # up to the engine's socket, if the call was sent at once
+        return call
+
+    def _start_own(self, client: Client, request: Request, call: Call) -> None:
+        """A request that no engine ever sees."""
+        key_name = self.admission.admit_own(request, client, call)
+        own = OwnRequest(self, client, request, call, key_name)
+        client.exchange = own
+        self.router.start(own)
 
     # --- the mind's shell ---
 
@@ -205,6 +222,11 @@ class Gateway:
         del self.exchanges[call.id]
         self._account(call)
 
+    def own_ended(self, body_bytes: int, call: Call) -> None:
+        """A request that was answered here has ended, with its outcome set."""
+        self.server.release_bytes(body_bytes)
+        self._account(call)
+
     def engine_failed(self, call: Call, reason: str, detail: str) -> None:
         """An attempt at an engine failed; the scheduler decides what follows."""
         self.metrics.engine_failed(call.engine or "-", reason)
@@ -247,58 +269,28 @@ class Gateway:
 
     # --- inside ---
 
-    def _refuse_unadmitted(
-        self, connection: ClientConnection, request: Request, call: Call, fault: RequestFault
-    ) -> None:
+    def refuse_unadmitted(self, connection: Client, request: Request, call: Call, fault: RequestFault) -> None:
         """An error for a request that never became a call of the scheduler's."""
         keep_alive = request.keep_alive and not fault.close and not self.server.draining
         head_only = request.method == b"HEAD"
-        self._finish_unscheduled(connection, request, call, Outcome.REFUSED, fault.status, fault.reason)
+        self.finish_unscheduled(request, call, Outcome.REFUSED, fault.status, fault.reason)
         connection.write(error_answer(fault, self.error_headers(call), close=not keep_alive, head_only=head_only))
         connection.answered(keep_alive=keep_alive)
 
-    def _answer_models(self, connection: ClientConnection, request: Request, call: Call) -> None:
-        """GET /v1/models of several engines: each model once, its entry as its engine wrote it.
-
-        The scheduler is asked as for a call: keys' limits hold, and without any engine it is refused as calls are.
-        """
-        if (refusal := self._ask(AnsweredHere(call.id, call.key_name))) is not None:
-            self._refuse_unadmitted(connection, request, call, _fault_of(refusal))
-            return
-        entries: dict[str, dict[str, Any]] = {}
-        for engine in self.engines.values():
-            for entry in engine.models or ():
-                entries.setdefault(entry["id"], entry)
-        body = orjson.dumps({"object": "list", "data": list(entries.values())})
-        self._finish_unscheduled(connection, request, call, Outcome.OK, 200, None)
-        keep_alive = request.keep_alive and not self.server.draining
-        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b%b\r\n" % (
-            len(body),
-            b"x-request-id: %b\r\n%b" % (call.request_id.encode("latin-1"), self.own_answer_headers(call, None)),
-            b"" if keep_alive else b"connection: close\r\n",
-        )
-        connection.write(head if request.method == b"HEAD" else head + body)
-        connection.answered(keep_alive=keep_alive)
-
-    def _ask(self, event: AnsweredHere) -> Reject | None:
+    def ask(self, event: Event, call_id: str) -> RequestFault | None:
         """`tell`, for a request that has no exchange: returns why it is refused."""
         now = monotonic()
         actions = self.scheduler.handle(event, now)
         if self.event_log is not None:
             self.event_log.write(event, now, actions)
-        refusals = [action for action in actions if isinstance(action, Reject) and action.call_id == event.call_id]
+        refusals = [action for action in actions if isinstance(action, Reject) and action.call_id == call_id]
         self._carry_out([action for action in actions if action not in refusals], now)
-        return refusals[0] if refusals else None
+        return _fault_of(refusals[0]) if refusals else None
 
-    def _finish_unscheduled(
-        self,
-        connection: ClientConnection,
-        request: Request,
-        call: Call,
-        outcome: Outcome,
-        status: int,
-        reason: str | None,
+    def finish_unscheduled(
+        self, request: Request, call: Call, outcome: Outcome, status: int, reason: str | None
     ) -> None:
+        """Count a request that never became a call of the scheduler's."""
         self.server.release_bytes(len(request.body))
         request.body = b""
         call.outcome, call.status, call.reason = outcome, status, reason

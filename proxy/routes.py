@@ -39,7 +39,20 @@ ROUTES: dict[bytes, Route] = {
     b"/score": Route("/v1/score"),
     b"/v1/score": Route("/v1/score"),
 }
-LABELS = (*dict.fromkeys(route.label for route in ROUTES.values()), PREFLIGHT.label, OTHER.label)
+OWN_LABELS = {b"/v1/workflows": "/v1/workflows", b"/v1/batches": "/v1/batches", b"/v1/files": "/v1/files"}
+PARROT = "parrot"
+LABELS = (
+    *dict.fromkeys(route.label for route in ROUTES.values()),
+    PREFLIGHT.label,
+    OTHER.label,
+    *OWN_LABELS.values(),
+    PARROT,
+)
+
+
+def own_label(path: bytes) -> str:
+    """The label of a path that the gateway answers itself."""
+    return OWN_LABELS.get(b"/".join(path.split(b"/")[:3]), PARROT)
 
 
 def split_workflow(target: bytes) -> tuple[str | None, bytes]:

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 from collections import deque
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import httptools
 
@@ -15,6 +15,7 @@ from proxy.http.request import Request, body_too_large, check_head
 
 if TYPE_CHECKING:
     from proxy.config import TimeoutsConfig
+    from proxy.http.peers import Answering
     from proxy.http.server import Server
     from proxy.keys import Authorized
 
@@ -25,19 +26,6 @@ LINGER_SECONDS = 2.0
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER with no time: closing sends RST."""
-
-
-class Exchange(Protocol):
-    """The answering of one request; the connection tells it what happens to the client meanwhile."""
-
-    def client_gone(self) -> None:
-        """The client closed its connection. Nothing can be written any more."""
-
-    def pause(self) -> None:
-        """The client reads slower than we write: stop for now."""
-
-    def resume(self) -> None:
-        """The client has caught up."""
 
 
 class ClientConnection(asyncio.Protocol):
@@ -73,7 +61,7 @@ class ClientConnection(asyncio.Protocol):
     def __init__(self, server: Server) -> None:
         self.server = server
         self.transport: asyncio.Transport | None = None
-        self.exchange: Exchange | None = None
+        self.exchange: Answering | None = None
         self.idle_since = 0.0
         self.authorized: Authorized | None = None
         """The valid key that this client sent last."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from proxy.errors import RequestFault
+
+if TYPE_CHECKING:
+    from proxy.identity import Identity
 
 _ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect", b"authorization", b"content-type"))
 
@@ -19,6 +23,7 @@ class Request:
         "fields",
         "headers",
         "http_1_0",
+        "identity",
         "keep_alive",
         "key_name",
         "method",
@@ -38,6 +43,8 @@ class Request:
         """What is wrong with it: then it is answered with this and goes no further."""
         self.read_at = 0.0
         """When it was whole, in seconds of the monotonic clock."""
+        self.identity: Identity | None = None
+        """Its place in a workflow, where that is known and need not be read from it."""
         self.key_name: str | None = None
         """Whose it is, once its key has been checked."""
 

@@ -20,7 +20,7 @@ SWEEP_SECONDS = 0.25
 class Handler(Protocol):
     """Who answers the requests."""
 
-    def start(self, connection: ClientConnection, request: Request) -> None:
+    def start(self, connection: ClientConnection, request: Request) -> object:
         """Answer this request; set `connection.exchange` if that takes longer than this call."""
 
     def check_before_body(self, connection: ClientConnection, request: Request) -> None:
