@@ -51,13 +51,15 @@ def _name(call: Call, fields: dict[bytes, bytes]) -> None:
 class Admitted:
     """What will be sent to an engine, whichever it is."""
 
-    __slots__ = ("body", "fields", "models_asked", "take_out_usage", "takes_priority", "target")
+    __slots__ = ("body", "document", "fields", "models_asked", "take_out_usage", "takes_priority", "target")
 
     def __init__(self, target: bytes, fields: bytes, body: bytes) -> None:
         self.target = target
         self.fields = fields
         """Header lines, without Host and Content-Length."""
         self.body = body
+        self.document: dict[str, Any] | None = None
+        """The client's body, read."""
         self.take_out_usage = False
         """Usage was asked for by us and not by the client."""
         self.takes_priority = False
@@ -141,6 +143,7 @@ class Admission:
         admitted = Admitted(target, lines, request.body)
         admitted.models_asked = path == b"/v1/models" and request.method in (b"GET", b"HEAD")
         if body is not None:
+            admitted.document = body
             self._read_body(body, call)
             self._rewrite(admitted, route, body, call.stream)
             if self._keep_prompts:

@@ -18,10 +18,20 @@ from proxy.control import start_control
 from proxy.engines import Engine, EngineWatch
 from proxy.gateway import Gateway
 from proxy.metrics import GaugeSnapshot, Metrics
+from proxy.own.api import OwnApi
 from scheduler.breaker import BreakerRule
 from scheduler.core import Scheduler, SchedulerConfig
-from scheduler.events import BreakersChanged, EnginesChanged, KeyQuota, LimitsChanged, PolicyChanged, QuotasChanged
+from scheduler.events import (
+    BreakersChanged,
+    EnginesChanged,
+    KeyQuota,
+    LimitsChanged,
+    PolicyChanged,
+    QuotasChanged,
+    Tick,
+)
 from scheduler.snapshot import snapshot
+from scheduler.workflow.spec import WorkflowLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +40,7 @@ if TYPE_CHECKING:
     from backends.vllm.process import VllmProcess
     from proxy.config import Config, EngineConfig
 
-BUDGETS_SAVED_EVERY_SECONDS = 5.0
+HOUSEKEEPING_SECONDS = 5.0
 GC_THRESHOLD = 10_000
 """Calls make no reference cycles: the collector need not look as often as by default (700)."""
 
@@ -46,6 +56,13 @@ def scheduler_config(config: Config) -> SchedulerConfig:
         queue_seconds=config.timeouts.queue_seconds,
         workflows=config.limits.workflows,
         breaker=BreakerRule(config.health.failures_to_open, config.health.open_seconds),
+        workflow_limits=WorkflowLimits(
+            workflows=config.limits.workflows,
+            nodes_per_workflow=config.workflows.nodes,
+            nodes=config.workflows.live_nodes,
+            idle_seconds=config.workflows.idle_seconds,
+            closed_seconds=config.workflows.kept_seconds,
+        ),
     )
 
 
@@ -105,6 +122,8 @@ class App:
                 lambda why: self.log.event("event_log_stopped", detail=why),
             )
         self.gateway = Gateway(config, scheduler, self.metrics, self.log, tracing, event_log)
+        self.gateway.configure_watch(config.workflows)
+        self.own = OwnApi(self.gateway, config)
         for engine in config.engines:
             self._add_engine(engine)
         if config.state_dir is not None and (restored := budgets.load(config.state_dir)) is not None:
@@ -127,6 +146,7 @@ class App:
             ready=self.ready,
             metrics=self.metrics,
         )
+        await self.own.start()
         port = await gateway.server.listen(listen.host, listen.port)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
@@ -170,7 +190,7 @@ class App:
             self.log.event("drain_cut_short", calls=len(gateway.exchanges))
 
     async def _close(self, control: Any) -> None:
-        await self.gateway.router.close()
+        await self.own.close()
         self.gateway.close()
         await asyncio.sleep(0)  # the closed connections report their calls' ends
         self.gateway.settle()
@@ -201,8 +221,10 @@ class App:
 
     async def _housekeeping(self) -> None:
         while True:
-            await asyncio.sleep(BUDGETS_SAVED_EVERY_SECONDS)
+            await asyncio.sleep(HOUSEKEEPING_SECONDS)
             try:
+                self.gateway.tell(Tick())  # workflows go idle, and expire
+                self.own.tick()
                 await self._save_budgets()
                 for engine in [engine for engine in self._retired if engine.pool.busy_count == 0]:
                     engine.pool.close()
@@ -258,6 +280,7 @@ class App:
         gateway.timeouts = config.timeouts
         gateway.server.limits, gateway.server.timeouts = config.limits, config.timeouts
         gateway.admission.configure(config)
+        self.own.configure(config)
         gateway.tell(QuotasChanged(quotas(config)))
         limits = config.limits
         gateway.tell(LimitsChanged(limits.queue_calls, config.timeouts.queue_seconds, limits.workflows))
@@ -266,6 +289,7 @@ class App:
         self._change_engines(old, config)
         if config.policy != old.policy:
             gateway.tell(PolicyChanged(config.policy.name, tuple(sorted(config.policy.options.items()))))
+            gateway.configure_watch(config.workflows)
         self.log.event("reloaded", needs_restart=kept)
 
     def _change_engines(self, old: Config, config: Config) -> None:

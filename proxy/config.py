@@ -5,24 +5,19 @@ from __future__ import annotations
 import ipaddress
 import os
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
+from proxy.batches.config import BatchesConfig
+from proxy.config_types import Count, Name, OptionalPath, Port, Seconds, Switch, Table
+from proxy.parrot.config import ParrotConfig
+from proxy.workflows.config import WorkflowsConfig
 from scheduler.policies import POLICIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-Count = Annotated[int, Field(gt=0, le=2**40, strict=True)]
-Seconds = Annotated[float, Field(gt=0, le=1e8, strict=True, allow_inf_nan=False)]
-Port = Annotated[int, Field(ge=0, le=65_535, strict=True)]
-Switch = Annotated[bool, Field(strict=True)]
-Name = Annotated[str, Field(max_length=128)]
-OptionalPath = Annotated[Path | None, BeforeValidator(lambda value: None if value == "" else value)]
-"""An empty text means none, so that an environment variable can take a path away."""
 
 Place = tuple[str | int, ...]
 
@@ -33,12 +28,6 @@ class Problems(ValueError):
     def __init__(self, found: list[tuple[Place, str]]) -> None:
         super().__init__("\n".join(f"{'.'.join(map(str, place))}: {what}" for place, what in found))
         self.found = found
-
-
-class Table(BaseModel):
-    """A table of the file: unknown keys are refused, nothing is changed after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class ListenConfig(Table):
@@ -106,7 +95,7 @@ class PolicyConfig(Table):
 
     name: str = "passthrough"
     """which one"""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """all other keys of the table"""
 
     @model_validator(mode="before")
@@ -286,6 +275,9 @@ class Config(Table):
     timeouts: TimeoutsConfig = TimeoutsConfig()
     health: HealthConfig = HealthConfig()
     keys: tuple[KeyConfig, ...] = ()
+    workflows: WorkflowsConfig = WorkflowsConfig()
+    parrot: ParrotConfig = ParrotConfig()
+    batches: BatchesConfig = BatchesConfig()
     log: LogConfig = LogConfig()
     tracing: TracingConfig = TracingConfig()
     event_log: EventLogConfig = EventLogConfig()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from backends.vllm.connection import ProtocolFault
 from backends.vllm.pool import GATEWAY_FAULT, NO_DESCRIPTORS
 from proxy.call import Call, Outcome
+from proxy.deadlines import answer_up, total_up
 from proxy.errors import RequestFault, error_answer, error_object
 from proxy.http.relay import CHUNKED_END, AnswerHead, answer_head
 from proxy.jsonedit import edit_members
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from proxy.http.peers import Client
     from proxy.http.request import Request
 
-_RESPONSE_ID = re.compile(rb'"id"\s*:\s*"(resp_[!-~]{1,200}?)"')
 _ONE_EVENT_BYTES = 512
 """A shorter read is one event of a stream; vLLM's have 200 to 300 bytes."""
 _LOST = {
@@ -44,6 +43,7 @@ class Exchange:
 
     __slots__ = (
         "_admitted",
+        "_collected",
         "_engine",
         "_gateway",
         "_head",
@@ -89,6 +89,12 @@ class Exchange:
         self._usage: Usage | None = None
         self._last_chunk_at = 0.0
         self._paused_at: float | None = None
+        self._collected: list[bytes] | None = None
+        """The answer's bytes, where its text tells what later calls belong to."""
+
+    def collect(self) -> None:
+        """Keep the answer's bytes for `ContentWatch`."""
+        self._collected = []
 
     # --- the scheduler's actions ---
 
@@ -152,6 +158,8 @@ class Exchange:
         )
         self.call.sent_at = monotonic()
         connection.send(self, head, body, no_body=method == b"HEAD")
+        if self.client.on_sent is not None:
+            self.client.on_sent()
         if self.client.write_paused:  # an earlier answer on this connection is not read yet
             self.pause()
 
@@ -183,9 +191,12 @@ class Exchange:
             # Of a stream that its client reads slowly, many events come at once.
             call.response_chunks += 1 if len(body) < _ONE_EVENT_BYTES else body.count(b"\n\n") or 1
             call.response_bytes += len(body)
+            if self._collected is not None:
+                self._collected.append(body)
         self._last_chunk_at = now
         if self._names_response and body:
-            self._remember_response(body)
+            workflow_id = call.identity.workflow_id or call.id
+            self._names_response = not self._gateway.admission.roots.remember_in(call.key_name, body, workflow_id)
         reader = self._reader
         if reader is not None:
             body = reader.feed(body)
@@ -208,6 +219,11 @@ class Exchange:
         """The engine's connection ended before the answer did."""
         self._upstream = None
         self._attempt_failed(reason, detail)
+
+    def cancel(self, fault: RequestFault) -> None:
+        """Its workflow is ended from outside: the client gets this error, the engine is free."""
+        self.abort()
+        self._fail(Outcome.REFUSED, fault, engine_fault=False)
 
     def engine_down(self, engine: Engine, detail: str) -> None:
         """Its probes have given this engine up. What has begun to be answered goes on, what has not may go elsewhere:
@@ -244,20 +260,12 @@ class Exchange:
     def check_time(self, now: float) -> None:
         """Called a few times a second: end the call if one of its times is up."""
         call, timeouts = self.call, self._gateway.timeouts
-        if now - call.arrived_at > timeouts.total_seconds:
-            self._time_up("total_timeout", f"the call took over {timeouts.total_seconds:g} s (timeouts.total_seconds)")
-        elif self._upstream is None or call.sent_at is None:
-            return  # held, or connecting: these have times of their own
-        elif self._paused_at is not None:
-            if now - self._paused_at > timeouts.idle_seconds:
-                self._time_up("client_stalled", "the client stopped reading its answer (timeouts.idle_seconds)")
-        elif call.first_byte_at is None:
-            if now - call.sent_at > timeouts.first_byte_seconds:
-                message = f"no answer within {timeouts.first_byte_seconds:g} s (timeouts.first_byte_seconds)"
-                self._time_up("first_byte_timeout", message)
-        elif now - self._last_chunk_at > timeouts.idle_seconds:
-            message = f"the engine sent nothing for {timeouts.idle_seconds:g} s (timeouts.idle_seconds)"
-            self._time_up("idle_timeout", message)
+        up = total_up(call, timeouts, now)
+        # Held, or connecting: these have times of their own.
+        if up is None and self._upstream is not None and call.sent_at is not None:
+            up = answer_up(call, timeouts, now, paused_at=self._paused_at, last_chunk_at=self._last_chunk_at)
+        if up is not None:
+            self._time_up(*up)
 
     def _time_up(self, reason: str, message: str) -> None:
         self.abort()
@@ -333,14 +341,6 @@ class Exchange:
         """At least so many tokens were made, as far as one can tell from outside: an engine says it at the end only."""
         return max(self.call.output_tokens or 0, self.call.response_chunks)
 
-    def _remember_response(self, body: bytes) -> None:
-        """The next turn names this one by its response's id (`previous_response_id`)."""
-        call = self.call
-        if (match := _RESPONSE_ID.search(body)) is not None:
-            self._names_response = False
-            workflow_id = call.identity.workflow_id or call.id
-            self._gateway.admission.roots.remember(call.key_name, match[1].decode("ascii"), workflow_id)
-
     def _attempt_failed(self, reason: str, detail: str) -> None:
         """The engine's connection failed: before an answer the scheduler may try again, after it the client is told."""
         call = self.call
@@ -394,4 +394,6 @@ class Exchange:
         call.outcome, call.status, call.reason = outcome, status, reason
         call.finished_at = monotonic()
         self._release()
+        if self._collected is not None and self._gateway.watch is not None:
+            self._gateway.watch.answered(call, self._collected)
         self._gateway.ended(self)

@@ -21,6 +21,7 @@ from proxy.models import answer_models
 from proxy.own.request import OwnRequest
 from proxy.own.router import KEYLESS, PREFIXES, Router
 from proxy.routes import OTHER
+from proxy.watching import ContentWatch
 from scheduler.actions import Abort, Dispatch, Reject
 from scheduler.events import CallArrived, CallFailed, Draining, Tick
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from proxy.http.request import Request
     from proxy.metrics import Metrics
     from proxy.tracing import Tracing
+    from proxy.workflows.config import WorkflowsConfig
     from scheduler.actions import Action
     from scheduler.core import Scheduler
     from scheduler.events import EngineStatus, Event
@@ -65,6 +67,8 @@ class Gateway:
         self.server = Server(self, config.limits, config.timeouts)
         self.router = Router(self.faults)
         self.inner = InnerCalls(self, config.limits.inner_answer_bytes)
+        self.watch: ContentWatch | None = None
+        """Looks at content, while the policy (or the configuration) wants to know."""
         self._loop = asyncio.get_running_loop()
         self._id_prefix = f"jg-{os.urandom(6).hex()}-"
         self._ids = 0
@@ -116,11 +120,21 @@ class Gateway:
         trace_fields = b""
         if self.tracing is not None:
             trace_fields = self.tracing.start(call, request.fields)
+        document, admitted.document = admitted.document, None  # else it would be held as long as the call
         exchange = Exchange(self, connection, request, call, admitted, trace_fields)
         connection.exchange = exchange
         self.exchanges[call_id] = exchange
-        self.tell(_arrived(call))
+        watch = self.watch if document is not None and not call.identity.workflow_id else None
+        self.tell(_arrived(call) if watch is None else _arrived(call)._replace(watched=True))
         call.overhead_seconds = perf_counter() - started  # up to the engine's socket, if the call was sent at once
+        watch = self.watch
+        if (
+            watch is not None
+            and document is not None
+            and not call.identity.workflow_id
+            and watch.arrived(call, document)
+        ):
+            exchange.collect()
         return call
 
     def _start_own(self, client: Client, request: Request, call: Call) -> None:
@@ -251,6 +265,24 @@ class Gateway:
         workflow = safe_value(call.identity.workflow_id or call.id)
         return ((b"x-request-id", call.request_id.encode("latin-1")), (b"x-workflow-id", workflow))
 
+    def configure_watch(self, config: WorkflowsConfig) -> None:
+        """Content is looked at where that is of use: by a policy that knows workflows, or because it is asked for."""
+        wanted = config.inference == "on" or (config.inference == "auto" and self.scheduler.policy.uses_workflows)
+        if not wanted:
+            self.watch = None
+        elif self.watch is None:
+            self.watch = ContentWatch(self, config.inference_bytes)
+        else:
+            self.watch.inference.bytes_max = config.inference_bytes
+
+    def cancel_workflow(self, key_name: str, workflow_id: str) -> None:
+        """The calls of this workflow that are under way end with an error."""
+        fault = RequestFault(409, "workflow_cancelled", f"the workflow {workflow_id[:256]!r} was cancelled")
+        for exchange in list(self.exchanges.values()):
+            call = exchange.call
+            if call.key_name == key_name and call.identity.workflow_id == workflow_id:
+                exchange.cancel(fault)
+
     # --- the end ---
 
     def drain(self) -> None:
@@ -336,8 +368,7 @@ class Gateway:
 
 
 def _fault_of(refusal: Reject) -> RequestFault:
-    status, reason, message, retry = refusal[1:]
-    param = "model" if reason == "unknown_model" else None
+    status, reason, message, retry, param = refusal[1:]
     return RequestFault(status, reason, message, param=param, retry_after_seconds=retry)
 
 

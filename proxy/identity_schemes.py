@@ -19,6 +19,7 @@ _WORD = re.compile(rf"[!-~](?:[ -~]{{0,{ID_LENGTH_MAX - 2}}}[!-~])?")
 _HEADER_WORD = re.compile(_WORD.pattern.encode())
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 _VENDOR_SESSION = re.compile(rb"x-[a-z0-9_-]+-session-id")
+_RESPONSE_ID = re.compile(rb'"id"\s*:\s*"(resp_[!-~]{1,200}?)"')
 _CONTEXT_LENGTH_MAX = 16_384
 _TOKENS_MAX = 2**32
 _PRIORITY_MAX = 2**31
@@ -80,6 +81,13 @@ class ResponseRoots:
         self._roots.move_to_end(entry)
         if len(self._roots) > self._entries_max:
             self._roots.popitem(last=False)
+
+    def remember_in(self, key_name: str, answer: bytes, workflow_id: str) -> bool:
+        """Look for a response's id in some of an answer: the next turn names it by that. Whether there was one."""
+        if (match := _RESPONSE_ID.search(answer)) is None:
+            return False
+        self.remember(key_name, match[1].decode("ascii"), workflow_id)
+        return True
 
     def root(self, key_name: str, previous_response_id: str) -> str:
         """The workflow of an earlier response; a response that is not known here is itself the root."""

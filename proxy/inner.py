@@ -54,7 +54,9 @@ class InnerCall:
         calls: InnerCalls,
         on_done: Callable[[InnerAnswer], None],
         on_body: Callable[[bytes], None] | None,
+        on_sent: Callable[[], None] | None,
     ) -> None:
+        self.on_sent = on_sent
         self.exchange: Answering | None = None
         self.authorized: Authorized | None = None
         self.write_paused = False
@@ -166,12 +168,14 @@ class InnerCalls:
         *,
         on_done: Callable[[InnerAnswer], None],
         on_body: Callable[[bytes], None] | None = None,
+        on_sent: Callable[[], None] | None = None,
         fields: dict[bytes, bytes] | None = None,
     ) -> InnerCall:
         """POST this JSON body to a path of the model API, in the name of a key and as part of a workflow.
 
         `on_done` is called once, in a later turn of the loop, unless the call is cancelled. `on_body`: is given the
-        pieces of a good answer as they come (for a stream, whole events). `fields`: further headers, by lowercase name.
+        pieces of a good answer as they come (for a stream, whole events). `on_sent`: the request has been written to an
+        engine. `fields`: further headers, by lowercase name.
         Raises RequestFault (413, 503) if the body is over the limits that clients' bodies have.
         """
         server = self._gateway.server
@@ -187,7 +191,7 @@ class InnerCalls:
         request.headers = [(name, name, value) for name, value in request.fields.items()]
         request.body, request.read_at = body, monotonic()
         request.key_name, request.identity = key_name, identity
-        inner = InnerCall(self, on_done, on_body)
+        inner = InnerCall(self, on_done, on_body, on_sent)
         self.running.add(inner)
         inner.call = self._gateway.start(inner, request)
         return inner

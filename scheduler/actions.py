@@ -14,13 +14,15 @@ class Dispatch(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """Answer the call with an error. `reason` is the machine-readable word, `message` says the way out."""
+    """Answer the call with an error. `reason` is the machine-readable word, `message` says the way out, `param` names
+    the field that is wrong."""
 
     call_id: str
     status: int
     reason: str
     message: str
     retry_after_seconds: float | None = None
+    param: str | None = None
 
 
 class Abort(NamedTuple):

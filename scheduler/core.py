@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from scheduler.actions import Abort, Action, Dispatch, Reject, WakeAt
-from scheduler.breaker import Breaker, BreakerRule
+from scheduler.breaker import BreakerRule
 from scheduler.energy.ledger import TokenLedger
+from scheduler.engines import EngineTable
 from scheduler.events import (
     AnsweredHere,
     BreakersChanged,
@@ -28,10 +29,13 @@ from scheduler.events import (
 )
 from scheduler.policies import make_policy
 from scheduler.quotas import Quotas
-from scheduler.state import CallState, EngineState, ReadyCalls
+from scheduler.state import CallState, ReadyCalls
+from scheduler.workflow.book import WorkflowBook
+from scheduler.workflow.spec import WorkflowLimits
+from scheduler.workflow_events import WorkflowEvents
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from scheduler.events import EngineSpec, Event, KeyQuota
 
@@ -53,6 +57,7 @@ class SchedulerConfig:
     queue_seconds: float = 600.0
     workflows: int = 10_000
     breaker: BreakerRule = field(default_factory=BreakerRule)
+    workflow_limits: WorkflowLimits = field(default_factory=WorkflowLimits)
 
 
 class Scheduler:
@@ -62,17 +67,17 @@ class Scheduler:
         self.config = config
         self.queue_calls = config.queue_calls
         self.queue_seconds = config.queue_seconds
-        self.breaker_rule = config.breaker
         self.policy = make_policy(config.policy, dict(config.policy_options))
         self.quotas = Quotas(config.quotas, now)
         self.ledger = TokenLedger(config.workflows)
-        self.engines: dict[str, EngineState] = {}
+        self._engine_table = EngineTable(config.engines, config.breaker)
+        self.engines = self._engine_table.by_name
         self.calls: dict[str, CallState] = {}
         self.ready = ReadyCalls()
+        self.workflows = WorkflowBook(config.workflow_limits)
         self.draining = False
         self._sequence = 0
         self._wake_at: float | None = None
-        self._set_engines(config.engines)
         self._handlers: dict[type, Callable[[Any, float, list[Action]], None]] = {
             CallArrived: self._call_arrived,
             AnsweredHere: self._answered_here,
@@ -80,16 +85,17 @@ class Scheduler:
             CallFinished: self._call_finished,
             CallFailed: self._call_failed,
             ClientGone: self._client_gone,
-            EngineStatus: self._engine_status,
-            EngineLoad: self._engine_load,
-            EnginesChanged: self._engines_changed,
+            EngineStatus: self._engine_table.status,
+            EngineLoad: self._engine_table.load,
+            EnginesChanged: self._engine_table.changed,
             QuotasChanged: self._quotas_changed,
             BudgetsRestored: self._budgets_restored,
             LimitsChanged: self._limits_changed,
-            BreakersChanged: self._breakers_changed,
+            BreakersChanged: self._engine_table.breakers_changed,
             PolicyChanged: self._policy_changed,
             Draining: self._drain,
             Tick: self._tick,
+            **WorkflowEvents(self.workflows).handlers,
         }
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -119,6 +125,8 @@ class Scheduler:
         call = CallState(event, now, self._sequence, reserved_tokens=tokens)
         self.calls[call_id] = call
         self.ready.add(call)
+        if event.workflow_id or event.watched:
+            call.node = self.workflows.call_arrived(event, now)
 
     def _answered_here(self, event: AnsweredHere, now: float, actions: list[Action]) -> None:
         if (refusal := self._refusal(event.call_id, None)) is not None:
@@ -141,10 +149,9 @@ class Scheduler:
                     usable = True
                     break
         if not known:
-            models = sorted({name for engine in self.engines.values() for name in engine.models or ()})
             shown = (model or "")[:MODEL_SHOWN_CHARACTERS]
-            message = f"The model `{shown}` does not exist; there are: {', '.join(models)}"
-            return Reject(call_id, 404, "unknown_model", message)
+            message = f"The model `{shown}` does not exist; there are: {', '.join(self._engine_table.models())}"
+            return Reject(call_id, 404, "unknown_model", message, param="model")
         if not usable:
             return self._no_engine(call_id)
         if self.ready.count >= self.queue_calls:
@@ -154,7 +161,7 @@ class Scheduler:
 
     def _no_engine(self, call_id: str) -> Reject:
         message = "no engine is up for this model; see /ready of the control port"
-        return Reject(call_id, 503, "no_engine", message, self.breaker_rule.open_seconds)
+        return Reject(call_id, 503, "no_engine", message, self._engine_table.rule.open_seconds)
 
     def _first_token(self, event: FirstToken, now: float, actions: list[Action]) -> None:
         call = self.calls.get(event.call_id)
@@ -170,10 +177,12 @@ class Scheduler:
         engine = call.engine
         self.engines[engine].breaker.succeeded()
         self.ledger.book(engine, arrived.key, arrived.workflow_id, event, now)
+        if call.node is not None:
+            self.workflows.call_finished(event, now)
         if event.prompt_tokens is not None:
-            self._forget(call, event.prompt_tokens + (event.output_tokens or 0))
+            self._forget(call, event.prompt_tokens + (event.output_tokens or 0), now)
         else:
-            self._forget(call, _tokens_at_least(call, event.output_tokens_seen))
+            self._forget(call, _tokens_at_least(call, event.output_tokens_seen), now)
 
     def _call_failed(self, event: CallFailed, now: float, actions: list[Action]) -> None:
         call = self.calls.get(event.call_id)
@@ -181,7 +190,7 @@ class Scheduler:
             return
         if call.engine is None:  # held, for its first time or after a retry: its time is up
             if not event.retryable:
-                self._forget(call, 0)
+                self._forget(call, 0, now, event.reason)
             return
         engine = self.engines[call.engine]
         if event.engine_fault:
@@ -189,14 +198,16 @@ class Scheduler:
         else:
             engine.breaker.trial_ended()
         if not event.retryable or call.answering:
-            self._forget(call, _tokens_at_least(call, event.output_tokens_seen))
+            self._forget(call, _tokens_at_least(call, event.output_tokens_seen), now, event.reason)
             return
         if call.attempts >= ATTEMPTS_MAX:
             message = f"the engine could not be reached or closed the connection ({event.reason}), twice"
             actions.append(Reject(event.call_id, 502, event.reason, message, 1.0))
-            self._forget(call, 0)
+            self._forget(call, 0, now, event.reason)
             return
         self._leave_engine(call)
+        if call.node is not None:
+            self.workflows.retried(event.call_id, now)
         call.avoid = engine.name
         self.ready.add(call, front=True)
 
@@ -207,38 +218,11 @@ class Scheduler:
         if call.engine is not None:
             self.engines[call.engine].breaker.trial_ended()
             actions.append(Abort(event.call_id, call.engine))
-        self._forget(call, _tokens_at_least(call, event.output_tokens_seen) if call.answering else 0)
+        if call.node is not None:
+            self.workflows.client_gone(event.call_id, now)
+        self._forget(call, _tokens_at_least(call, event.output_tokens_seen) if call.answering else 0, now)
 
     # --- engines and configuration ---
-
-    def _engine_status(self, event: EngineStatus, now: float, actions: list[Action]) -> None:
-        engine = self.engines.get(event.engine)
-        if engine is None:
-            return
-        engine.breaker.probed(event.healthy, now)
-        engine.seen_healthy = engine.seen_healthy or event.healthy
-        if event.models is not None:
-            engine.models = frozenset(event.models)
-
-    def _engine_load(self, event: EngineLoad, now: float, actions: list[Action]) -> None:
-        if (engine := self.engines.get(event.engine)) is not None:
-            engine.load = event
-
-    def _set_engines(self, specs: Sequence[EngineSpec]) -> None:
-        wanted = {spec.name for spec in specs}
-        for engine in list(self.engines.values()):
-            if engine.name not in wanted:
-                engine.removed = True
-                if engine.in_flight == 0:
-                    del self.engines[engine.name]
-        for spec in sorted(specs, key=lambda spec: spec.name):
-            if (known := self.engines.get(spec.name)) is not None:
-                known.max_in_flight, known.removed = spec.max_in_flight, False
-            else:
-                self.engines[spec.name] = EngineState(spec.name, spec.max_in_flight, Breaker(self.breaker_rule))
-
-    def _engines_changed(self, event: EnginesChanged, now: float, actions: list[Action]) -> None:
-        self._set_engines(event.engines)
 
     def _quotas_changed(self, event: QuotasChanged, now: float, actions: list[Action]) -> None:
         self.quotas.change(event.quotas, now)
@@ -254,20 +238,16 @@ class Scheduler:
         self.ledger.max_workflows = event.workflows
         self.ledger.shrink()
 
-    def _breakers_changed(self, event: BreakersChanged, now: float, actions: list[Action]) -> None:
-        self.breaker_rule = BreakerRule(event.failures_to_open, event.open_seconds)
-        for engine in self.engines.values():
-            engine.breaker.follow(self.breaker_rule, now)
-
     def _policy_changed(self, event: PolicyChanged, now: float, actions: list[Action]) -> None:
         self.policy = make_policy(event.name, dict(event.options))
 
     def _drain(self, event: Draining, now: float, actions: list[Action]) -> None:
         self.draining = True
         for call in list(self.ready):
-            self._reject_held(call, 503, "draining", "the gateway is shutting down; try another instance", 1.0, actions)
+            self._reject_held(call, 503, "draining", "the gateway is shutting down; try another instance", now, actions)
 
     def _tick(self, event: Tick, now: float, actions: list[Action]) -> None:
+        self.workflows.expire(now)
         self._wake_at = None  # even if it comes early: what is still to be waited for is asked for anew
 
     # --- the shared steps ---
@@ -289,6 +269,8 @@ class Scheduler:
             call.attempts += 1
             engine.in_flight += 1
             engine.breaker.sent()
+            if call.node is not None:
+                self.workflows.call_started(call.arrived.call_id, now)
             actions.append(Dispatch(call.arrived.call_id, engine.name, priority))
         if self.ready.count:
             self._refuse_hopeless(now, actions)
@@ -311,30 +293,30 @@ class Scheduler:
                 call = next(iter(group.values()))
                 if hopeless:
                     actions.append(self._no_engine(call.arrived.call_id))
-                    self._forget(call, 0)
+                    self._forget(call, 0, now, "no_engine")
                 elif now >= call.arrived_at + self.queue_seconds:
                     message = f"the call waited {self.queue_seconds:g} s for its turn (timeouts.queue_seconds)"
-                    self._reject_held(call, 503, "queue_timeout", message, 1.0, actions)
+                    self._reject_held(call, 503, "queue_timeout", message, now, actions)
                 else:
                     break  # the rest of this model's calls came later
 
     def _reject_held(
-        self, call: CallState, status: int, reason: str, message: str, retry: float, actions: list[Action]
+        self, call: CallState, status: int, reason: str, message: str, now: float, actions: list[Action]
     ) -> None:
-        actions.append(Reject(call.arrived.call_id, status, reason, message, retry))
-        self._forget(call, 0)
+        actions.append(Reject(call.arrived.call_id, status, reason, message, 1.0))
+        self._forget(call, 0, now, reason)
 
     def _leave_engine(self, call: CallState) -> None:
         assert call.engine is not None
-        engine = self.engines[call.engine]
-        engine.in_flight -= 1
+        self._engine_table.left(call.engine)
         call.engine = None
-        if engine.removed and engine.in_flight == 0:
-            del self.engines[engine.name]
 
-    def _forget(self, call: CallState, used_tokens: int) -> None:
-        """The call is over, wherever it stands: free its place and settle its key's account."""
+    def _forget(self, call: CallState, used_tokens: int, now: float, reason: str = "failed") -> None:
+        """The call is over, wherever it stands: free its place and settle its key's account. `reason`: why it has no
+        answer, if it has none."""
         call_id = call.arrived.call_id
+        if call.node is not None:
+            self.workflows.call_failed(call_id, now, reason)  # of no effect on one that finished
         if call.engine is not None:
             self._leave_engine(call)
         else:
@@ -369,6 +351,11 @@ class Scheduler:
             assert use.budget_used_tokens >= 0
         assert not (self.draining and self.ready.count), "held while draining"
         self.ledger.validate()
+        self.workflows.validate()
+        for call_id, call in self.calls.items():
+            assert call.node is None or call.node.call_id in (call_id, None) or call.node.over, (
+                f"{call_id} lost its node"
+            )
 
 
 def _tokens_at_least(call: CallState, output_tokens_seen: int) -> int:

@@ -10,15 +10,16 @@ from scheduler.breaker import BreakerRule
 from scheduler.core import Scheduler, SchedulerConfig
 from scheduler.events import EngineSpec, Event, KeyQuota, PolicyChanged
 from scheduler.policies import POLICIES
+from scheduler.workflow.spec import NodeSpec, WorkflowLimits, WorkflowSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from scheduler.actions import Action
 
-VERSION = 1
+VERSION = 2
 _EVENTS: dict[str, Any] = {kind.__name__: kind for kind in get_args(Event)}
-_NESTED: dict[str, Any] = {"engines": EngineSpec, "quotas": KeyQuota}
+_NESTED: dict[str, Any] = {"engines": EngineSpec, "quotas": KeyQuota, "nodes": NodeSpec}
 
 
 class LogFault(ValueError):
@@ -51,14 +52,17 @@ def _value(name: str, value: Any) -> Any:
     """JSON knows lists only: tuples and named tuples come back as they were."""
     if not isinstance(value, list):
         return value
+    if name == "spec":
+        return WorkflowSpec(*map(_value, WorkflowSpec._fields, value))
     if (nested := _NESTED.get(name)) is not None:
-        return tuple(nested(*item) for item in value)
+        return tuple(nested(*[tuple(part) if isinstance(part, list) else part for part in item]) for item in value)
     return tuple(tuple(item) if isinstance(item, list) else item for item in value)
 
 
 def _config(record: dict[str, Any]) -> SchedulerConfig:
     values = {name: _value(name, value) for name, value in record.items()}
-    return SchedulerConfig(**{**values, "breaker": BreakerRule(**record["breaker"])})
+    limits = WorkflowLimits(**record["workflow_limits"])
+    return SchedulerConfig(**{**values, "breaker": BreakerRule(**record["breaker"]), "workflow_limits": limits})
 
 
 def _known_policy(line: int, name: str) -> None:

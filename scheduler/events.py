@@ -5,7 +5,10 @@ Named tuples, because every call makes several: a frozen dataclass of this size 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from scheduler.workflow.spec import WorkflowSpec
 
 
 class EngineSpec(NamedTuple):
@@ -53,6 +56,8 @@ class CallArrived(NamedTuple):
     """A tier of the queue, higher first, before any other order."""
     speculative_prefill: bool = False
     """The workflow's next turn may be prefilled ahead of its coming."""
+    watched: bool = False
+    """It says nothing of a workflow; its content will be looked at, and `CallPlaced` follows."""
 
 
 class AnsweredHere(NamedTuple):
@@ -163,6 +168,47 @@ class PolicyChanged(NamedTuple):
     options: tuple[tuple[str, object], ...] = ()
 
 
+class WorkflowDeclared(NamedTuple):
+    """A client says beforehand what a workflow consists of. `call_id` names the request that said so: it is refused
+    (`Reject`) if the graph is not possible, or over the limits; then nothing of it is kept."""
+
+    call_id: str
+    spec: WorkflowSpec
+
+
+class NodeEnded(NamedTuple):
+    """A node that is no call has ended: a tool with its result or without (`failed`), or a call that never came to be
+    (`failed`, with the reason)."""
+
+    key: str
+    workflow_id: str
+    node: str
+    failed: bool
+    reason: str | None = None
+
+
+class WorkflowEnded(NamedTuple):
+    """Nothing more of it will come. `outcome`: completed, failed or cancelled. Its running calls have ends of their
+    own."""
+
+    key: str
+    workflow_id: str
+    outcome: str
+
+
+class CallPlaced(NamedTuple):
+    """What the content of a call that says nothing of a workflow tells of its place. It comes behind CallArrived, at
+    times behind the call's end. Other fields: see scheduler.workflow.inference.Placement."""
+
+    call_id: str
+    key: str
+    turn_of: str | None
+    turn_confidence: float
+    data_from: tuple[tuple[str, float], ...]
+    fingerprint: str
+    prefix: tuple[int, ...]
+
+
 class Draining(NamedTuple):
     """The process is going down: no new calls; those that are held are refused, those that run may finish."""
 
@@ -186,6 +232,10 @@ Event = (
     | LimitsChanged
     | BreakersChanged
     | PolicyChanged
+    | WorkflowDeclared
+    | NodeEnded
+    | WorkflowEnded
+    | CallPlaced
     | Draining
     | Tick
 )

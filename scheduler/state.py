@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from scheduler.breaker import Breaker
     from scheduler.events import CallArrived, EngineLoad
+    from scheduler.workflow.node import Node
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +30,8 @@ class CallState:
     """The first byte of an answer was seen."""
     reserved_tokens: int = 0
     """Taken from the key's rate and budget in advance; settled at the end."""
+    node: Node | None = None
+    """Its place in a workflow, if it has one."""
 
 
 @dataclass(slots=True, eq=False)

@@ -67,6 +67,9 @@ class EngineLimits(_Part):
     schedule_seconds: NotNegative = 0.002
     """With async scheduling the next step is scheduled so long after the start of the one before it."""
     prefix_caching: bool = True
+    prompt_step_seconds: NotNegative = 0.0
+    """A step with prompt tokens takes at least so long: where CUDA graphs are for decode only, the host starts each of
+    its kernels, and few tokens are done before it has started them all. It is the host's figure, not the card's."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

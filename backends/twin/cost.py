@@ -58,6 +58,8 @@ class CostModel:
         """The cost of one step under the limit that is in force."""
         calibration = self.calibration
         seconds, prefill_seconds = self._value(calibration.time, batch)
+        if batch.prefill:
+            seconds = max(seconds, calibration.engine.prompt_step_seconds)
         joules, _ = self._value(calibration.energy, batch)
         demand = self.idle_watts + joules / seconds
         cap = calibration.cap

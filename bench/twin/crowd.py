@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from workloads.shapes import CallShape, Part, WorkflowShape
 
 
+class Answer(NamedTuple):
+    """What a stage knows of an answered call. None: it does not."""
+
+    written_at: float | None = None
+    """The request was with the engine."""
+    first_token_at: float | None = None
+    cached_tokens: int | None = None
+
+
 class Stage(Protocol):
     """Where it is played: a clock, and an engine to send calls to."""
 
@@ -25,7 +34,7 @@ class Stage(Protocol):
     def at(self, time: float, action: Callable[[], None]) -> None:
         """Do this then."""
 
-    def send(self, prompt: tuple[Part, ...], output_tokens: int, done: Callable[[], None]) -> None:
+    def send(self, prompt: tuple[Part, ...], output_tokens: int, done: Callable[[Answer], None]) -> None:
         """Send a call now; `done` when its answer is complete."""
 
 
@@ -55,16 +64,33 @@ class Run(NamedTuple):
     seconds: float
     seed: int
     rule: Rule
+    salt: str = ""
+    """Runs of equal salts have equal prompts, which an engine that played one has in its cache for the next."""
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Run:
         """The run that a row was measured in. KeyError if it does not say."""
         rule = Rule(*row["rule_options"]) if row["rule_options"] else Rule()
-        return cls(row["workload"], row["rate"], row["arrival_seconds"], row["seed"], rule)
+        return cls(row["workload"], row["rate"], row["arrival_seconds"], row["seed"], rule, row.get("salt", ""))
+
+    def prompt(self, call: CallShape) -> tuple[Part, ...]:
+        """What is sent for a call."""
+        if not self.salt:
+            return call.prompt
+        return tuple(part._replace(text=f"{self.salt} {part.text}") for part in call.prompt)
+
+
+CALL_COLUMNS = (
+    "workflow", "node", "prompt_tokens", "output_tokens", "ready_s", "sent_s", "written_s", "first_token_s", "ended_s",
+    "cached_tokens",
+)  # fmt: skip
+"""Of `Crowd.calls`: seconds since the start of the run."""
+CallRow = tuple[int, str, int, int, float, float, float | None, float | None, float, int | None]
 
 
 class _Live:
-    def __init__(self, workflow: WorkflowShape, arrived_at: float, longest: dict[str, float]) -> None:
+    def __init__(self, number: int, workflow: WorkflowShape, arrived_at: float, longest: dict[str, float]) -> None:
+        self.number = number
         self.workflow = workflow
         self.arrived_at = arrived_at
         self.finished_at: float | None = None
@@ -84,15 +110,17 @@ class Crowd:
         self.stage = stage
         self.run = run
         self.live: list[_Live] = []
+        self.calls: list[CallRow] = []
+        """Each call that was answered, in that order."""
         self.running: dict[int, float] = {}
         """Calls under way → when they are thought to end."""
         self.arriving = True
         self._calibration = calibration
         self._on_done = on_done
-        self._held: list[tuple[_Live, CallShape]] = []
+        self._held: list[tuple[_Live, CallShape, float]] = []
         self._release_at = float("inf")
         self._sent = 0
-        self._started_at = stage.now
+        self.started_at = stage.now
         self._random = random.Random(run.seed + 1)
         self._workflows = stream(run.workload, random.Random(run.seed))
         self._gap = calls_per_workflow(stream(run.workload, random.Random(0))) / run.rate
@@ -117,12 +145,13 @@ class Crowd:
             "rule_options": list(run.rule) if slack is not None else [],
             "arrival_seconds": run.seconds,
             "seed": run.seed,
+            **({"salt": run.salt} if run.salt else {}),
             "n": n,
             "calls": self._sent,
             "output_tokens": sum(call.output_tokens for live in self.live for call in live.workflow.calls),
-            "duration_s": until - self._started_at,
+            "duration_s": until - self.started_at,
             "j_per_workflow": joules / n,
-            "power_w": joules / (until - self._started_at),
+            "power_w": joules / (until - self.started_at),
             "p50_s": _quantile(seconds, 0.5),
             "p95_s": _quantile(seconds, 0.95),
             "p95_per_isolated": _quantile(ratios, 0.95),
@@ -133,14 +162,14 @@ class Crowd:
 
     def _arrive_later(self) -> None:
         at = self.stage.now + self._random.expovariate(1 / self._gap)
-        if at > self._started_at + self.run.seconds:
+        if at > self.started_at + self.run.seconds:
             self.arriving = False
         else:
             self.stage.at(at, self._arrive)
 
     def _arrive(self) -> None:
         workflow = next(self._workflows)
-        live = _Live(workflow, self.stage.now, self._longest(workflow))
+        live = _Live(len(self.live), workflow, self.stage.now, self._longest(workflow))
         self.live.append(live)
         for call in workflow.calls:
             if not call.after:
@@ -152,9 +181,9 @@ class Crowd:
     def _ready(self, live: _Live, call: CallShape) -> None:
         slack = self.run.rule.slack
         if slack is None or self._covered() >= self.run.rule.share * self._alone(call):
-            self._send(live, call)
+            self._send(live, call, self.stage.now)
             return
-        self._held.append((live, call))
+        self._held.append((live, call, self.stage.now))
         latest = live.arrived_at + slack * live.isolated_seconds - self.run.rule.pessimism * live.longest[call.node]
         if latest < self._release_at:
             self._release_at = latest
@@ -169,17 +198,31 @@ class Crowd:
             return  # an earlier one has taken its place
         held, self._held = self._held, []
         self._release_at = float("inf")
-        for live, call in held:
-            self._send(live, call)
+        for held_call in held:
+            self._send(*held_call)
 
-    def _send(self, live: _Live, call: CallShape) -> None:
+    def _send(self, live: _Live, call: CallShape, ready_at: float) -> None:
         self._sent += 1
-        number = self._sent
-        self.running[number] = self.stage.now + self.run.rule.pessimism * self._alone(call)
-        self.stage.send(call.prompt, call.output_tokens, lambda: self._answered(number, live, call))
+        number, sent_at = self._sent, self.stage.now
+        self.running[number] = sent_at + self.run.rule.pessimism * self._alone(call)
 
-    def _answered(self, number: int, live: _Live, call: CallShape) -> None:
-        del self.running[number]
+        def answered(answer: Answer) -> None:
+            del self.running[number]
+            self._note(live, call, ready_at, sent_at, answer)
+            self._answered(live, call)
+
+        self.stage.send(self.run.prompt(call), call.output_tokens, answered)
+
+    def _note(self, live: _Live, call: CallShape, ready_at: float, sent_at: float, answer: Answer) -> None:
+        def since(at: float) -> float:
+            return round(at - self.started_at, 5)
+
+        written, first = (None if at is None else since(at) for at in answer[:2])
+        sizes = live.number, call.node, call.prompt_tokens, call.output_tokens
+        ended = since(self.stage.now)
+        self.calls.append((*sizes, since(ready_at), since(sent_at), written, first, ended, answer.cached_tokens))
+
+    def _answered(self, live: _Live, call: CallShape) -> None:
         live.left -= 1
         if not live.left:
             live.finished_at = self.stage.now

@@ -16,6 +16,13 @@ FIGURES: dict[str, dict[str, Group]] = {
     "closed": {"makespan_s": "time", "p50": "time", "j_per_req": "energy", "power_w": "power"},
     "open": {"p50": "time", "ttft_ms": "time", "itl_ms": "time", "j_per_out_tok": "energy", "power_w": "power"},
     "coalesce": {"p50": "time", "j_per_req": "energy", "power_w": "power"},
+    "burst": {
+        "ttft_first_s": "time",
+        "ttft_mean_s": "time",
+        "ttft_last_s": "time",
+        "makespan_s": "time",
+        "stall_s": "time",
+    },
     "workflows": {"p50_s": "time", "p95_s": "time", "j_per_workflow": "energy", "power_w": "power"},
     "mlenergy": {
         "median_itl_ms": "time",
@@ -31,6 +38,7 @@ LABELS: dict[str, tuple[str, ...]] = {
     "closed": ("name", "conc"),
     "open": ("rate",),
     "coalesce": ("rate", "hold_s"),
+    "burst": ("n", "prompt_tokens", "shared_tokens", "cached", "background"),
     "workflows": ("workload", "rate", "rule"),
     "mlenergy": ("task", "max_num_seqs"),
 }

@@ -25,6 +25,8 @@ class Parameter(NamedTuple):
     path: tuple[str, str]
     low: float
     high: float
+    off: float | None = None
+    """How far its start may be off, relatively; None: as the start says of itself."""
 
 
 def _terms(*names: str) -> list[Parameter]:
@@ -37,11 +39,17 @@ DECODE = [
     Parameter(("cap", "decode_exponent"), 0.3, 1.8),
 ]
 """What rows of decode tell."""
+HOST_OFF = 0.5
+"""Hosts with the same card differ by as much."""
+HOST = [
+    Parameter(("frontend", "input_seconds"), 0.1, 5.0, HOST_OFF),
+    Parameter(("frontend", "output_seconds"), 0.1, 5.0, HOST_OFF),
+    Parameter(("engine", "prompt_step_seconds"), 0.3, 4.0, HOST_OFF),
+]
 PREFILL = [
     *_terms("prefill_token", "attention_pair"),
     Parameter(("cap", "prefill_exponent"), 0.3, 1.8),
-    Parameter(("frontend", "input_seconds"), 0.1, 5.0),
-    Parameter(("frontend", "output_seconds"), 0.1, 5.0),
+    *HOST,
 ]
 SHARED = _terms("repeated_token")
 """What closed rows with a shared prefix tell."""
@@ -80,8 +88,9 @@ def fit(
         raise BenchError("--fit needs scipy: pip install 'joulegate[bench]'") from None
     data = start.model_dump()
     # The start is a prior: what few rows cannot tell stays near it, what many rows say overrules it.
-    trust = np.array([ROW_ERROR / getattr(start.uncertainty, _group(parameter)) for parameter in parameters])
-    first = [float(data[table][name]) for table, name in (parameter.path for parameter in parameters)]
+    parameters = [each for each in parameters if each not in HOST or _value(data, each)]  # a prior may leave them out
+    trust = np.array([ROW_ERROR / (each.off or getattr(start.uncertainty, _group(each))) for each in parameters])
+    first = [_value(data, parameter) for parameter in parameters]
     if 0.0 in first:
         zero = parameters[first.index(0.0)].path
         raise BenchError(f"--fit: {'.'.join(zero)} is 0 in {start.name}, which nothing can be scaled from")
@@ -107,6 +116,11 @@ def fit(
         max_nfev=EVALUATIONS_MAX,
     )
     return at(best.x)
+
+
+def _value(data: dict[str, Any], parameter: Parameter) -> float:
+    table, name = parameter.path
+    return float(data[table][name])
 
 
 def _group(parameter: Parameter) -> str:

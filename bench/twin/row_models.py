@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from bench.programs import BenchError
@@ -71,6 +73,26 @@ class CoalesceRow(_Row):
     n: PositiveInt
 
 
+class BurstRow(_Row):
+    """`n` calls sent in one instant, each `written_s` behind it, beside `background` sequences that decode."""
+
+    n: PositiveInt
+    prompt_tokens: PositiveInt
+    shared_tokens: NonNegativeInt
+    cached: bool
+    output_tokens: PositiveInt
+    background: NonNegativeInt
+    background_tokens: PositiveInt
+    idle_s: NonNegativeFloat
+    written_s: list[NonNegativeFloat]
+
+    @model_validator(mode="after")
+    def _each_is_written(self) -> Self:
+        if len(self.written_s) != self.n:
+            raise ValueError("written_s has not n times")
+        return self
+
+
 class WorkflowsRow(_Row):
     """A run of `twin-live`."""
 
@@ -80,6 +102,7 @@ class WorkflowsRow(_Row):
     rule_options: list[float]
     arrival_seconds: PositiveFloat
     seed: int
+    salt: str = ""
 
 
 MODELS: dict[str, type[_Row]] = {
@@ -88,6 +111,7 @@ MODELS: dict[str, type[_Row]] = {
     "closed": ClosedRow,
     "open": OpenRow,
     "coalesce": CoalesceRow,
+    "burst": BurstRow,
     "workflows": WorkflowsRow,
 }
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from backends.twin.content import Piece
 from backends.twin.request import State
-from bench.twin.crowd import Crowd, Run
+from bench.twin import burst
+from bench.twin.crowd import Answer, Crowd, Run
 from bench.twin.lab import Lab, Sent
 from bench.twin.sweep import OUTPUT_TOKENS, PROMPT_TOKENS, coalesce_arrivals, open_arrivals, shape_of
 
@@ -168,10 +169,14 @@ class _Stage:
     def at(self, time: float, action: Callable[[], None]) -> None:
         self._lab.time.at(time, action)
 
-    def send(self, prompt: tuple[Part, ...], output_tokens: int, done: Callable[[], None]) -> None:
+    def send(self, prompt: tuple[Part, ...], output_tokens: int, done: Callable[[Answer], None]) -> None:
         pieces = [Piece(part.text, part.tokens) for part in prompt]
         tokens = sum(piece.tokens for piece in pieces)
-        self._lab.send(tokens, output_tokens, prefix=pieces, done=lambda _: done())
+
+        def answered(sent: Sent) -> None:
+            done(Answer(sent.sent_at, sent.first_token_at, sent.request.cached_tokens))
+
+        self._lab.send(tokens, output_tokens, prefix=pieces, done=answered)
 
 
 def _workflows(lab: Lab, row: Row, _: list[float]) -> Row:
@@ -189,5 +194,6 @@ PLAYERS: dict[str, Callable[[Lab, Row, list[float]], Row]] = {
     "closed": _closed,
     "open": _open,
     "coalesce": _coalesce,
+    "burst": burst.play,
     "workflows": _workflows,
 }

@@ -58,6 +58,9 @@ class ClientConnection(asyncio.Protocol):
         "write_paused",
     )
 
+    on_sent: None = None
+    """A client learns of what happens from its answer alone."""
+
     def __init__(self, server: Server) -> None:
         self.server = server
         self.transport: asyncio.Transport | None = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxy.keys import Authorized
 
 
@@ -29,6 +31,10 @@ class Client(Protocol):
     """The valid key that this client sent last."""
     write_paused: bool
     """The client reads slower than it is written to."""
+
+    @property
+    def on_sent(self) -> Callable[[], None] | None:
+        """To be called when its request has been written to an engine."""
 
     def write(self, data: bytes) -> None:
         """Bytes of the present answer, head included, as HTTP/1.1 frames them."""

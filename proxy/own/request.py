@@ -28,7 +28,7 @@ _COMPLEX_BYTES = 65_536
 
 
 class OwnRequest:
-    """Handlers are given one and end it by exactly one of `answer…`, `fail` and `end` (after `begin_stream`)."""
+    """Handlers are given one and end it by one of `answer…`, `fail`, or after `begin_stream` `end` or `abort`."""
 
     def __init__(self, gateway: Gateway, client: Client, request: Request, call: Call, key_name: str) -> None:
         self._gateway = gateway
@@ -146,6 +146,13 @@ class OwnRequest:
         keep_alive = self._keep_alive()
         self._finish(Outcome.OK, 200, self.call.reason)
         self._client.answered(keep_alive=keep_alive)
+
+    def abort(self, reason: str) -> None:
+        """The stream cannot be completed, and must not look as if it were: its connection breaks off."""
+        if self.over:
+            return
+        self._finish(Outcome.REFUSED, self.call.status, reason)
+        self._client.abort(reset=self._request.http_1_0)
 
     # --- the client's side (Answering) ---
 

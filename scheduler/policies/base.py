@@ -27,6 +27,8 @@ class Policy(ABC):
     """
 
     name: ClassVar[str]
+    uses_workflows: ClassVar[bool] = False
+    """It decides by what is known of workflows: then those are looked for in calls that say nothing of them, too."""
     options: ClassVar[dict[str, str]] = {}
     """The option names it takes and what each means; all are positive whole numbers so far."""
 

@@ -1,0 +1,237 @@
+"""What does the graph of workflows cost? Declaring, one finished call among very many live nodes, memory a node.
+
+Times are of one core, garbage collection on, in the order in which they are printed; each figure comes from one pass.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import tracemalloc
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, NamedTuple
+
+from scheduler.events import CallArrived, CallFinished
+from scheduler.workflow import NodeSpec, WorkflowBook, WorkflowLimits, WorkflowSpec
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterable
+
+    from scheduler.workflow import Node, Workflow
+
+DECLARED_NODES = 10_000
+DECLARED_MS_MAX = 100.0
+SLACK_US_MAX = 50.0
+HINTED_US_MAX = 30.0
+
+
+class Timing(NamedTuple):
+    """Microseconds of many equal steps."""
+
+    count: int
+    p50: float
+    mean: float
+    p99: float
+    max: float
+
+
+def chains(nodes: int, rng: random.Random) -> list[NodeSpec]:
+    """100 chains side by side."""
+    width = min(100, nodes)
+    return [_node(i, (i - width,) if i >= width else (), rng) for i in range(nodes)]
+
+
+def fan_out(nodes: int, rng: random.Random) -> list[NodeSpec]:
+    """One node that all others wait for."""
+    return [_node(i, (0,) if i else (), rng) for i in range(nodes)]
+
+
+def map_reduce(nodes: int, rng: random.Random) -> list[NodeSpec]:
+    """All but the last side by side, the last waits for all."""
+    return [_node(i, range(nodes - 1) if i == nodes - 1 else (), rng) for i in range(nodes)]
+
+
+def random_dag(nodes: int, rng: random.Random) -> list[NodeSpec]:
+    """Each waits for up to 4 of the 1,000 before it."""
+    return [
+        _node(i, {rng.randrange(max(0, i - 1000), i) for _ in range(rng.randint(0, 4))} if i else (), rng)
+        for i in range(nodes)
+    ]
+
+
+SHAPES: dict[str, Callable[[int, random.Random], list[NodeSpec]]] = {
+    "chains": chains,
+    "fan-out": fan_out,
+    "map-reduce": map_reduce,
+    "random DAG": random_dag,
+}
+
+
+def _node(number: int, after: Iterable[int], rng: random.Random) -> NodeSpec:
+    return NodeSpec(
+        f"n-{number}",
+        tuple(f"n-{other}" for other in after),
+        expected_output_tokens=rng.randint(20, 800),
+        prompt_tokens_estimate=rng.randint(100, 4000),
+        prefix=(1, 2, number),
+    )
+
+
+def _limits(nodes: int) -> WorkflowLimits:
+    return WorkflowLimits(
+        workflows=nodes, nodes_per_workflow=nodes, edges_per_workflow=5 * nodes, nodes=2 * nodes, edges=10 * nodes,
+        prefix_hashes=4 * nodes,
+    )  # fmt: skip
+
+
+def timing(nanoseconds: list[int]) -> Timing:
+    """The figures of one pass."""
+    ordered = sorted(nanoseconds)
+    size = len(ordered)
+    picked = ordered[size // 2], sum(ordered) / size, ordered[min(size - 1, size * 99 // 100)], ordered[-1]
+    return Timing(size, *(round(value / 1000.0, 2) for value in picked))
+
+
+def declare_ms(shape: str, nodes: int, seed: int) -> float:
+    """Milliseconds to declare one graph."""
+    specs = tuple(SHAPES[shape](nodes, random.Random(seed)))
+    book = WorkflowBook(_limits(nodes))
+    begun = perf_counter_ns()
+    book.declare(WorkflowSpec("key", "graph", nodes=specs), 0.0)
+    return (perf_counter_ns() - begun) / 1e6
+
+
+def finishes(book: WorkflowBook, workflows: list[Workflow], calls: int, rng: random.Random) -> dict[str, Timing]:
+    """Run calls of declared workflows: what a start, a finish, and a question for slack after it cost."""
+    ready = [node for workflow in workflows for node in workflow.graph.nodes.values() if node.state == "ready"]
+    rng.shuffle(ready)
+    taken: dict[str, list[int]] = {"arrive": [], "start": [], "finish": [], "slack": []}
+    now = 1.0
+    for number in range(calls):
+        if not ready:
+            break
+        node = ready.pop()
+        now += 0.01
+        arrived = CallArrived(f"c{number}", "key", "model", node.workflow.id, 500, node=node.name)
+        finished = CallFinished(f"c{number}", 500, 100, rng.randint(20, 800))
+        times = [perf_counter_ns()]
+        book.call_arrived(arrived, now)
+        times.append(perf_counter_ns())
+        book.call_started(f"c{number}", now)
+        times.append(perf_counter_ns())
+        change = book.call_finished(finished, now + 1.0)
+        times.append(perf_counter_ns())
+        assert change is not None
+        ask_slack(change.ready[:1] or (ready[-1:] if ready else (node,)), now + 1.0)
+        times.append(perf_counter_ns())
+        for name, begun, ended in zip(taken, times, times[1:], strict=False):
+            taken[name].append(ended - begun)
+        ready.extend(change.ready)
+        if len(ready) > 1:  # a random one next
+            other = rng.randrange(len(ready))
+            ready[-1], ready[other] = ready[other], ready[-1]
+    return {name: timing(values) for name, values in taken.items()}
+
+
+def ask_slack(nodes: Iterable[Node], now: float) -> None:
+    """What a policy asks of a node."""
+    for node in nodes:
+        node.workflow.slack_seconds(node, now)
+        node.workflow.free_slack_seconds(node, now)
+
+
+def one_graph(shape: str, nodes: int, calls: int, seed: int) -> dict[str, Timing]:
+    """Calls of one graph of so many nodes."""
+    rng = random.Random(seed)
+    book = WorkflowBook(_limits(nodes))
+    return finishes(
+        book, [book.declare(WorkflowSpec("key", "graph", nodes=tuple(SHAPES[shape](nodes, rng))), 0.0)], calls, rng
+    )
+
+
+def many_graphs(nodes: int, size: int, calls: int, seed: int) -> dict[str, Timing]:
+    """Calls of many graphs of `size` nodes, all shapes in turn."""
+    rng = random.Random(seed)
+    book = WorkflowBook(_limits(nodes))
+    shapes = list(SHAPES.values())
+    workflows = [
+        book.declare(WorkflowSpec("key", f"graph-{i}", nodes=tuple(shapes[i % len(shapes)](size, rng))), 0.0)
+        for i in range(nodes // size)
+    ]
+    return finishes(book, workflows, calls, rng)
+
+
+def hinted(calls: int, workflows: int) -> Timing:
+    """A call of a workflow that grows call by call: arrival, start and finish together."""
+    book = WorkflowBook(WorkflowLimits(nodes=2 * calls, workflows=2 * workflows))
+    taken: list[int] = []
+    for number in range(calls):
+        now = 0.01 * number
+        arrived = CallArrived(f"c{number}", "key", "model", f"w{number % workflows}", 500, 256)
+        finished = CallFinished(f"c{number}", 500, 100, 50 + number % 200)
+        begun = perf_counter_ns()
+        book.call_arrived(arrived, now)
+        book.call_started(f"c{number}", now)
+        book.call_finished(finished, now + 1.0)
+        taken.append(perf_counter_ns() - begun)
+    return timing(taken)
+
+
+def bytes_a_node(shape: str, nodes: int, seed: int) -> float:
+    """Memory of a declared graph, the specification not counted."""
+    specs = tuple(SHAPES[shape](nodes, random.Random(seed)))
+    tracemalloc.start()
+    book = WorkflowBook(_limits(nodes))
+    book.declare(WorkflowSpec("key", "graph", nodes=specs), 0.0)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert book.tables.node_count == nodes
+    return taken / nodes
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The subcommand's options."""
+    parser.add_argument("--nodes", type=int, default=100_000, help="live nodes (default 100000)")
+    parser.add_argument("--calls", type=int, default=20_000, help="calls that are run of them (default 20000)")
+    parser.add_argument("--seed", type=int, default=1, help="of the random graphs (default 1)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print all figures; 1 if one of the issue's bounds is not kept."""
+    faults: list[str] = []
+    print(f"{sys.implementation.name} {sys.version.split()[0]}, seed {args.seed}\n")
+    print(f"declaring {DECLARED_NODES:,} nodes: ms (at most {DECLARED_MS_MAX:g}); bytes a node")
+    for shape in SHAPES:
+        taken = declare_ms(shape, DECLARED_NODES, args.seed)
+        print(f"  {shape:12} {taken:8.1f} ms {bytes_a_node(shape, DECLARED_NODES, args.seed):8.0f} B")
+        if taken > DECLARED_MS_MAX:
+            faults.append(f"declaring {shape} took {taken:.1f} ms")
+    print(f"\ncalls among {args.nodes:,} live nodes, µs a step (finish + slack: at most {SLACK_US_MAX:g} in the mean)")
+    print(f"  {'':24} {'step':8} {'count':>7} {'p50':>8} {'mean':>8} {'p99':>8} {'max':>10}")
+    for shape in SHAPES:
+        _show(f"one graph, {shape}", one_graph(shape, args.nodes, args.calls, args.seed), faults)
+    _show("graphs of 10", many_graphs(args.nodes, 10, args.calls, args.seed), faults)
+    _show("graphs of 100", many_graphs(args.nodes, 100, args.calls, args.seed), faults)
+    whole = hinted(args.calls, 1000)
+    print(f"\na hinted call, µs for arrival, start and finish (at most {HINTED_US_MAX:g} in the mean)")
+    _row("growing call by call", "all", whole)
+    if whole.mean > HINTED_US_MAX:
+        faults.append(f"a hinted call takes {whole.mean:.1f} µs")
+    for fault in faults:
+        print(f"over the bound: {fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def _show(title: str, figures: dict[str, Timing], faults: list[str]) -> None:
+    for step, figure in figures.items():
+        _row(title, step, figure)
+        title = ""
+    mean = figures["finish"].mean + figures["slack"].mean
+    if mean > SLACK_US_MAX:
+        faults.append(f"finish and slack take {mean:.1f} µs")
+
+
+def _row(title: str, step: str, figure: Timing) -> None:
+    count, p50, mean, p99, most = figure
+    print(f"  {title:24} {step:8} {count:7} {p50:8.1f} {mean:8.1f} {p99:8.1f} {most:10.1f}")

@@ -1,0 +1,217 @@
+"""`/v1/workflows`: submit one, read it, draw it, give a tool's result, end it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from proxy.errors import RequestFault
+from proxy.workflows.mind import Mind
+from proxy.workflows.run import WorkflowRun
+from proxy.workflows.runner import Runner
+from proxy.workflows.stream import RunStream
+from proxy.workflows.submission import Submission, parse
+from proxy.workflows.table import RunTable
+from proxy.workflows.views import node_view, summary
+
+if TYPE_CHECKING:
+    from proxy.gateway import Gateway
+    from proxy.own.request import OwnRequest
+    from proxy.own.router import Router
+    from proxy.workflows.config import WorkflowsConfig
+    from proxy.workflows.run import NodeRun
+
+IDEMPOTENCY_KEY_MAX = 256
+LARGE_BODY_BYTES = 262_144
+"""A larger submission is read beside the event loop."""
+LISTED = (20, 100)
+"""Workflows in a list: by default, at most."""
+_FORMATS = {"dot": b"text/vnd.graphviz; charset=utf-8", "mermaid": b"text/plain; charset=utf-8", "json": b""}
+
+
+class WorkflowDoor:
+    """The handlers, and the runs that they start."""
+
+    def __init__(self, router: Router, gateway: Gateway, config: WorkflowsConfig) -> None:
+        self.table = RunTable(config)
+        self.mind = Mind(gateway)
+        self.runner = Runner(gateway, config, self._over)
+        self._gateway = gateway
+        router.add("POST", "/v1/workflows", self._submit)
+        router.add("GET", "/v1/workflows", self._list)
+        router.add("GET", "/v1/workflows/{id}", self._get)
+        router.add("DELETE", "/v1/workflows/{id}", self._delete)
+        router.add("POST", "/v1/workflows/{id}/nodes/{node}", self._tool)
+
+    def configure(self, config: WorkflowsConfig) -> None:
+        """Other limits."""
+        self.table.config = self.runner.config = config
+
+    def tick(self) -> None:
+        """Called every few seconds: forget what is old, end what waits for a client that does not come."""
+        now = monotonic()
+        self.table.forget_old(now)
+        idle = self.table.config.idle_seconds
+        for run in self.table.running:
+            if self.mind.idle_seconds(run, now) > idle and not any(node.inner for node in run.nodes.values()):
+                self.runner.cancel(run)
+
+    def close(self) -> None:
+        """End what runs."""
+        for run in self.table.running:
+            self.runner.cancel(run)
+        self.runner.close()
+
+    # --- handlers ---
+
+    async def _submit(self, request: OwnRequest) -> None:
+        if self._gateway.server.draining:
+            raise RequestFault(503, "draining", "the gateway is shutting down; try another instance")
+        key_name, body = request.key_name, request.body
+        token = request.header(b"idempotency-key")
+        if token is not None and not 0 < len(token) <= IDEMPOTENCY_KEY_MAX:
+            message = f"must be 1 to {IDEMPOTENCY_KEY_MAX} characters"
+            raise RequestFault(400, "idempotency_key", f"Idempotency-Key {message}", param="idempotency-key")
+        if token is not None and (before := self.table.same_submission(key_name, token, body)) is not None:
+            await self._follow(request, before, await self._read(request))
+            return
+        submission = await self._read(request)
+        if token is not None and (before := self.table.same_submission(key_name, token, body)) is not None:
+            await self._follow(request, before, submission)  # it came twice at the same time
+            return
+        run_id = submission.id or f"wf-{os.urandom(12).hex()}"
+        if submission.declared:
+            self.mind.declare(request.call.id, key_name, run_id, submission)
+            request.answer_json(self._description(key_name, run_id), 201, _location(run_id))
+            return
+        self.table.check_room(key_name, run_id)
+        self.mind.declare(request.call.id, key_name, run_id, submission)
+        run = WorkflowRun(run_id, key_name, submission, monotonic(), self.table.held)
+        if (trace := request.header(b"traceparent")) is not None:
+            run.trace_fields = {b"traceparent": trace.encode("latin-1")}
+        run.listeners.append(lambda event, node: self._changed(run, event, node))
+        self.table.add(run, token, body)
+        self.runner.begin(run)
+        await self._follow(request, run, submission, keep=token is not None or submission.background)
+
+    async def _read(self, request: OwnRequest) -> Submission:
+        nodes_max = self.table.config.nodes
+        if len(request.body) > LARGE_BODY_BYTES:
+            return await asyncio.to_thread(lambda: parse(request.json(), nodes_max))
+        return parse(request.json(), nodes_max)
+
+    async def _follow(
+        self, request: OwnRequest, run: WorkflowRun, submission: Submission, *, keep: bool = True
+    ) -> None:
+        """Answer with what becomes of it. Unless `keep`, it ends when its client leaves."""
+        if submission.background:
+            request.answer_json(self._description(run.key_name, run.id), 202, _location(run.id))
+            return
+        try:
+            if submission.stream:
+                await RunStream(request, run).play()
+            else:
+                await _ended(run)
+                request.answer_json(self._description(run.key_name, run.id), headers=_location(run.id))
+        except asyncio.CancelledError:
+            if not keep:
+                self.runner.cancel(run)
+            raise
+
+    async def _list(self, request: OwnRequest) -> None:
+        query = request.query()
+        default, most = LISTED
+        limit = query.get("limit", str(default))
+        if not limit.isdigit() or not 1 <= int(limit) <= most:
+            raise RequestFault(400, "invalid_limit", f"limit must be 1 to {most}", param="limit")
+        found = self.mind.listed(request.key_name, int(limit))
+        request.answer_json({"object": "list", "data": found})
+
+    async def _get(self, request: OwnRequest) -> None:
+        form = request.query().get("format", "json")
+        if form not in _FORMATS:
+            raise RequestFault(400, "invalid_format", f"format must be one of {', '.join(_FORMATS)}", param="format")
+        run_id = request.params["id"]
+        if form == "json":
+            request.answer_json(self._description(request.key_name, run_id))
+        else:
+            drawn = self.mind.drawn(request.key_name, run_id, form)
+            if drawn is None:
+                raise _unknown(run_id)
+            request.answer(drawn.encode(), content_type=_FORMATS[form])
+
+    async def _delete(self, request: OwnRequest) -> None:
+        key_name, run_id = request.key_name, request.params["id"]
+        run = self.table.get(key_name, run_id)
+        if run is None and not self.mind.knows(key_name, run_id):
+            raise _unknown(run_id)
+        if run is not None:
+            self.runner.cancel(run)
+        self._gateway.cancel_workflow(key_name, run_id)
+        self.mind.ended(key_name, run_id, "cancelled")
+        request.answer_json(self._description(key_name, run_id))
+
+    async def _tool(self, request: OwnRequest) -> None:
+        run = self.table.get(request.key_name, request.params["id"])
+        if run is None:
+            raise _unknown(request.params["id"])
+        body = request.json()
+        output, error = body.get("output"), body.get("error")
+        if (isinstance(output, str) == isinstance(error, str)) or not body.keys() <= {"output", "error"}:
+            message = 'the body must be {"output": "text"}, or {"error": "what went wrong"}'
+            raise RequestFault(400, "invalid_tool_result", message, param="output")
+        run.tool_done(request.params["node"], output, error, monotonic())
+        self.runner.go_on(run)
+        request.answer_json(node_view(run, run.nodes[request.params["node"]]))
+
+    # --- inside ---
+
+    def _changed(self, run: WorkflowRun, event: str, node: NodeRun | None) -> None:
+        """What the scheduler cannot see in the calls: tools, and nodes that were never a call."""
+        if node is not None and event != "node.delta":
+            self.mind.changed(run, event, node)
+
+    def _over(self, run: WorkflowRun) -> None:
+        self.mind.ended(run.key_name, run.id, run.status)
+        self.table.shrink()
+
+    def _description(self, key_name: str, run_id: str) -> dict[str, Any]:
+        """All that is known of a workflow, however it came."""
+        run = self.table.get(key_name, run_id)
+        graph = self.mind.description(key_name, run_id)
+        if run is None and graph is None:
+            raise _unknown(run_id)
+        if run is None:
+            assert graph is not None
+            return graph
+        shown = {**(graph or {}), **summary(run), "created": int(self.table.created_unix_seconds(run))}
+        nodes = {node["id"]: node for node in (graph or {}).get("nodes", ())}
+        shown["nodes"] = [
+            {"id": name, **nodes.get(name, {}), **node_view(run, node)} for name, node in run.nodes.items()
+        ]
+        return shown
+
+
+async def _ended(run: WorkflowRun) -> None:
+    over = asyncio.Event()
+
+    def listen(event: str, node: NodeRun | None) -> None:
+        if node is None:
+            over.set()
+
+    run.listeners.append(listen)
+    try:
+        if not run.over:
+            await over.wait()
+    finally:
+        run.listeners.remove(listen)
+
+
+def _location(run_id: str) -> list[tuple[bytes, bytes]]:
+    return [(b"x-workflow-id", run_id.encode("ascii")), (b"location", b"/v1/workflows/" + run_id.encode("ascii"))]
+
+
+def _unknown(run_id: str) -> RequestFault:
+    return RequestFault(404, "unknown_workflow", f"there is no workflow {run_id[:256]!r}")

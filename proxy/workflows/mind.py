@@ -1,0 +1,103 @@
+"""What the scheduler is told of submitted workflows, and what it knows of all workflows."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from scheduler.events import NodeEnded, WorkflowDeclared, WorkflowEnded
+from scheduler.workflow.spec import NodeSpec, WorkflowSpec
+
+if TYPE_CHECKING:
+    from proxy.gateway import Gateway
+    from proxy.workflows.run import NodeRun, WorkflowRun
+    from proxy.workflows.submission import NodePlan, Submission
+    from scheduler.workflow.workflow import Workflow
+
+BYTES_A_TOKEN = 4
+
+
+class Mind:
+    """The scheduler's graphs, seen from the door: each key sees its own workflows."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def declare(self, call_id: str, key_name: str, workflow_id: str, submission: Submission) -> None:
+        """Announce the whole graph. RequestFault if it cannot be."""
+        spec = WorkflowSpec(
+            key_name,
+            workflow_id,
+            submission.name,
+            submission.workflow_class,
+            None if submission.deadline_ms is None else submission.deadline_ms / 1e3,
+            submission.energy_budget_joules,
+            tuple([_node_spec(plan) for plan in submission.nodes]),
+            submission.outputs,
+            run_here=not submission.declared,
+        )
+        if (refusal := self._gateway.ask(WorkflowDeclared(call_id, spec), call_id)) is not None:
+            raise refusal
+
+    def changed(self, run: WorkflowRun, event: str, node: NodeRun) -> None:
+        """A node that the scheduler sees no call of has ended."""
+        if event == "node.finished" and node.plan.tool:
+            self._gateway.tell(NodeEnded(run.key_name, run.id, node.plan.id, failed=False))
+        elif event == "node.failed":
+            reason = str((node.error or {}).get("code"))
+            self._gateway.tell(NodeEnded(run.key_name, run.id, node.plan.id, failed=True, reason=reason))
+
+    def ended(self, key_name: str, workflow_id: str, outcome: str) -> None:
+        """Nothing more of it will come."""
+        self._gateway.tell(WorkflowEnded(key_name, workflow_id, outcome))
+
+    def knows(self, key_name: str, workflow_id: str) -> bool:
+        """Whether this key has a workflow of that id."""
+        return self._get(key_name, workflow_id) is not None
+
+    def idle_seconds(self, run: WorkflowRun, now: float) -> float:
+        """Since when nothing has happened in it."""
+        workflow = self._get(run.key_name, run.id)
+        return now - (workflow.last_event_at if workflow is not None else run.started_at)
+
+    def description(self, key_name: str, workflow_id: str) -> dict[str, Any] | None:
+        """Graph, states, times and tokens; None for a workflow that is not known."""
+        from scheduler.workflow import describe
+
+        workflow = self._get(key_name, workflow_id)
+        return describe.to_json(workflow, monotonic()) if workflow is not None else None
+
+    def drawn(self, key_name: str, workflow_id: str, form: str) -> str | None:
+        """The graph in the language of graphviz (`dot`) or mermaid."""
+        workflow = self._get(key_name, workflow_id)
+        if workflow is None:
+            return None
+        from scheduler.workflow import describe
+
+        draw = describe.to_dot if form == "dot" else describe.to_mermaid
+        return draw(workflow, monotonic())
+
+    def listed(self, key_name: str, limit: int) -> list[dict[str, Any]]:
+        """A key's latest workflows, in short."""
+        from scheduler.workflow import describe
+
+        now = monotonic()
+        found = self._gateway.scheduler.workflows.of_key(key_name, limit)
+        return [describe.summary(workflow, now) for workflow in found]
+
+    def _get(self, key_name: str, workflow_id: str) -> Workflow | None:
+        return self._gateway.scheduler.workflows.workflow(key_name, workflow_id)
+
+
+def _node_spec(plan: NodePlan) -> NodeSpec:
+    return NodeSpec(
+        plan.id,
+        plan.after,
+        plan.data_from,
+        plan.expected_output_tokens,
+        plan.max_output_tokens,
+        plan.request.size_bytes // BYTES_A_TOKEN if plan.request is not None else None,
+        plan.model,
+        tool=plan.tool,
+        expected_seconds=plan.expected_seconds,
+    )

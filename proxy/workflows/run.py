@@ -1,0 +1,234 @@
+"""One submitted workflow under way: which nodes may run, what they said, what failed and what is therefore not run.
+
+No I/O: `Runner` does that. Times are seconds of the monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from proxy.errors import RequestFault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.inner import InnerCall
+    from proxy.workflows.submission import NodePlan, Submission
+
+    Listener = Callable[[str, "NodeRun | None"], None]
+
+
+class NodeStatus(StrEnum):
+    """Where a node stands."""
+
+    PLANNED = "planned"
+    READY = "ready"
+    """All that it waits for is there; it has not been sent to an engine (it may be held)."""
+    RUNNING = "running"
+    ACTING = "acting"
+    """A tool: its client is at work on it."""
+    FINISHED = "finished"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """Not run, because something it waits for failed."""
+    CANCELLED = "cancelled"
+
+
+OVER = frozenset((NodeStatus.FINISHED, NodeStatus.FAILED, NodeStatus.SKIPPED, NodeStatus.CANCELLED))
+
+
+class NodeRun:
+    """A node of a workflow that runs here."""
+
+    __slots__ = (
+        "attempts",
+        "consumers",
+        "error",
+        "inner",
+        "output",
+        "pieces",
+        "plan",
+        "ready_at",
+        "status",
+        "usage",
+        "waits_for",
+    )
+
+    def __init__(self, plan: NodePlan) -> None:
+        self.plan = plan
+        self.status = NodeStatus.PLANNED
+        self.waits_for = 0
+        """Nodes before it that are not finished."""
+        self.consumers: list[NodeRun] = []
+        self.output: str | None = None
+        self.pieces: list[str] = []
+        """What a stream has said so far."""
+        self.error: dict[str, Any] | None = None
+        self.usage: dict[str, int | None] | None = None
+        self.attempts = 0
+        self.ready_at: float | None = None
+        self.inner: InnerCall | None = None
+
+
+class HeldBytes:
+    """What all runs together keep in memory: requests not yet filled, outputs."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class WorkflowRun:
+    """The graph of one submission, being worked off. `listeners` hear of each change: (event, node)."""
+
+    def __init__(self, run_id: str, key_name: str, submission: Submission, now: float, held: HeldBytes) -> None:
+        self.id = run_id
+        self.key_name = key_name
+        self.submission = submission._replace(nodes=())  # each stands in its node
+        self._held = held
+        self.status = "running"
+        self.started_at = now
+        self.finished_at: float | None = None
+        self.nodes = {plan.id: NodeRun(plan) for plan in submission.nodes}
+        self.ready: deque[NodeRun] = deque()
+        """To be started by the runner."""
+        self.listeners: list[Listener] = []
+        self.unfinished = len(self.nodes)
+        self.trace_fields: dict[bytes, bytes] = {}
+        """The submitter's trace, which the calls belong to."""
+        self.held_bytes = 0
+        for plan in submission.nodes:
+            node = self.nodes[plan.id]
+            before = dict.fromkeys((*plan.after, *plan.data_from))
+            node.waits_for = len(before)
+            for name in before:
+                self.nodes[name].consumers.append(node)
+            self._hold(plan.request.size_bytes if plan.request is not None else 0)
+
+    @property
+    def over(self) -> bool:
+        """Nothing runs and nothing will."""
+        return self.status != "running"
+
+    def begin(self, now: float) -> None:
+        """Start with the nodes that wait for nothing."""
+        for node in self.nodes.values():
+            if not node.waits_for:
+                self._make_ready(node, now)
+
+    def outputs_of(self, plan: NodePlan) -> dict[str, str]:
+        """What a node's request is filled with."""
+        return {name: self.nodes[name].output or "" for name in plan.data_from}
+
+    def sent(self, node: NodeRun) -> None:
+        """The node's call has been written to an engine."""
+        node.status = NodeStatus.RUNNING
+        self._tell("node.started", node)
+
+    def delta(self, node: NodeRun, text: str) -> None:
+        """A stream said something more."""
+        node.pieces.append(text)
+        self._tell("node.delta", node)
+
+    def finished(self, node: NodeRun, output: str, usage: dict[str, int | None] | None, now: float) -> None:
+        """A node has its output: what waited for it may be ready now."""
+        node.status, node.output, node.usage, node.inner = NodeStatus.FINISHED, output, usage, None
+        node.pieces = []
+        self._hold(len(output))
+        self.unfinished -= 1
+        self._tell("node.finished", node)
+        for consumer in node.consumers:
+            consumer.waits_for -= 1
+            if not consumer.waits_for and consumer.status is NodeStatus.PLANNED:
+                self._make_ready(consumer, now)
+        self._end_if_done(now)
+
+    def failed(self, node: NodeRun, error: dict[str, Any], now: float) -> None:
+        """A node will have no output: what is behind it is not run; the rest is."""
+        node.status, node.error, node.inner = NodeStatus.FAILED, error, None
+        node.pieces = []
+        self.unfinished -= 1
+        self._tell("node.failed", node)
+        todo = deque(node.consumers)
+        while todo:
+            behind = todo.popleft()
+            if behind.status is NodeStatus.PLANNED:
+                behind.status = NodeStatus.SKIPPED
+                message = f"not run, because node {node.plan.id!r} failed"
+                behind.error = {"status": None, "code": "skipped", "message": message, "node": node.plan.id}
+                self.unfinished -= 1
+                self._tell("node.skipped", behind)
+                todo += behind.consumers
+        self._end_if_done(now)
+
+    def tool_done(self, node_id: str, output: str | None, error: str | None, now: float) -> None:
+        """A client posts what its tool gave, or why it gave nothing. RequestFault if no tool of that name acts."""
+        node = self.nodes.get(node_id)
+        if node is None or not node.plan.tool:
+            raise RequestFault(404, "unknown_node", f"the workflow has no tool {node_id[:128]!r}", param="node")
+        if node.status is not NodeStatus.ACTING:
+            message = f"tool {node_id!r} is {node.status}; a result is taken once, and while it acts"
+            raise RequestFault(409, "tool_not_acting", message, param="node")
+        if error is not None:
+            self.failed(node, {"status": None, "code": "tool_failed", "message": error}, now)
+        else:
+            self.finished(node, output or "", None, now)
+
+    def cancel(self, now: float) -> list[InnerCall]:
+        """End it; returns the calls that are to be cancelled."""
+        if self.over:
+            return []
+        running = []
+        for node in self.nodes.values():
+            if node.status not in OVER:
+                if node.inner is not None:
+                    running.append(node.inner)
+                    node.inner = None
+                node.status = NodeStatus.CANCELLED
+                self._tell("node.cancelled", node)
+        self.ready.clear()
+        self.unfinished = 0
+        self._end("cancelled", now)
+        return running
+
+    def retrying(self, node: NodeRun) -> None:
+        """A failed attempt is followed by another: what its stream said is void."""
+        node.status, node.inner, node.pieces = NodeStatus.READY, None, []
+        self._tell("node.retrying", node)
+
+    def release(self) -> None:
+        """The run is forgotten: what it held is free."""
+        self._hold(-self.held_bytes)
+
+    # --- inside ---
+
+    def _hold(self, count: int) -> None:
+        self.held_bytes += count
+        self._held.count += count
+
+    def _make_ready(self, node: NodeRun, now: float) -> None:
+        node.ready_at = now
+        if node.plan.tool:
+            node.status = NodeStatus.ACTING
+            self._tell("tool.started", node)
+        else:
+            node.status = NodeStatus.READY
+            self.ready.append(node)
+
+    def _end_if_done(self, now: float) -> None:
+        if not self.unfinished and not self.over:
+            failed = any(node.status is NodeStatus.FAILED for node in self.nodes.values())
+            self._end("failed" if failed else "completed", now)
+
+    def _end(self, status: str, now: float) -> None:
+        self.status, self.finished_at = status, now
+        for node in self.nodes.values():
+            if node.plan.request is not None:
+                self._hold(-node.plan.request.size_bytes)
+                node.plan = node.plan._replace(request=None)
+        self._tell("workflow.finished", None)
+
+    def _tell(self, event: str, node: NodeRun | None) -> None:
+        for listener in list(self.listeners):
+            listener(event, node)

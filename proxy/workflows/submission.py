@@ -1,0 +1,236 @@
+"""What exactly does a client want run? The body of POST /v1/workflows, checked whole before anything is begun."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import orjson
+
+from proxy.errors import RequestFault
+from proxy.workflows.placeholders import NAME, Template, template
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_NODE_NAME = re.compile(NAME)
+_WORKFLOW_ID = re.compile(r"[!-~]{1,256}")
+_MEMBERS = frozenset(
+    "id name class deadline_ms energy_budget_joules nodes outputs inputs mode stream background".split()  # noqa: SIM905
+)
+_NODE_MEMBERS = frozenset(
+    (
+        *("id", "request", "after", "expected_output_tokens", "tool", "retry"),
+        *("endpoint", "expected_seconds", "placeholders"),
+    )
+)
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+_OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+_SET_HERE = ("stream", "stream_options", "workflow")
+"""Members of a request that the gateway decides."""
+RETRY_MAX = 10
+_TEXT_MAX = 256
+_NUMBER_MAX = 1e12
+
+
+class NodePlan(NamedTuple):
+    """One node as submitted. `request` None: nothing to run (a tool, or a call that its client makes itself)."""
+
+    id: str
+    after: tuple[str, ...]
+    endpoint: str
+    request: Template | None
+    model: str | None
+    expected_output_tokens: int | None
+    max_output_tokens: int | None
+    expected_seconds: float | None
+    """Of a tool."""
+    tool: bool
+    retry: int
+    """Further attempts after a failure that is not the request's own fault."""
+
+    @property
+    def data_from(self) -> tuple[str, ...]:
+        """The nodes whose output stands in its request, each once."""
+        return tuple(dict.fromkeys(self.request.references)) if self.request is not None else ()
+
+
+class Submission(NamedTuple):
+    """A workflow as submitted."""
+
+    id: str | None
+    name: str | None
+    workflow_class: str | None
+    deadline_ms: float | None
+    energy_budget_joules: float | None
+    nodes: tuple[NodePlan, ...]
+    outputs: tuple[str, ...]
+    """The nodes whose outputs the user waits for; given, or those that nobody waits for."""
+    declared: bool
+    """The client makes the calls itself."""
+    stream: bool
+    background: bool
+    """Answer at once; the workflow goes on without its client."""
+
+
+def parse(body: Mapping[str, Any], nodes_max: int) -> Submission:
+    """Check a submission. RequestFault 400 or 413 names the path of what is wrong."""
+    _only(body, _MEMBERS, "")
+    mode = body.get("mode", "run")
+    if mode not in ("run", "declared"):
+        _refuse("mode", 'must be "run" or "declared"')
+    declared = mode == "declared"
+    given = body.get("nodes")
+    if not isinstance(given, list) or not given:
+        _refuse("nodes", "must be a list of at least one node")
+    if len(given) > nodes_max:
+        message = f"nodes: {len(given)} are over the limit of {nodes_max} (workflows.nodes)"
+        raise RequestFault(413, "workflow_too_large", message, param="nodes")
+    ids = _ids(given)
+    inputs = _inputs(body.get("inputs"))
+    nodes = tuple([_node(item, at, ids, inputs, declared) for at, item in enumerate(given)])
+    workflow_id = body.get("id")
+    if workflow_id is not None and not (isinstance(workflow_id, str) and _WORKFLOW_ID.fullmatch(workflow_id)):
+        _refuse("id", "must be 1 to 256 printable ASCII characters without blanks")
+    return Submission(
+        workflow_id,
+        _text(body, "name"),
+        _text(body, "class"),
+        _number(body, "deadline_ms"),
+        _number(body, "energy_budget_joules"),
+        nodes,
+        _outputs(body.get("outputs"), nodes, ids),
+        declared,
+        _switch(body, "stream", ""),
+        _switch(body, "background", ""),
+    )
+
+
+def _ids(given: list[Any]) -> dict[str, int]:
+    """Each node's id with its place."""
+    ids: dict[str, int] = {}
+    for at, item in enumerate(given):
+        if not isinstance(item, dict):
+            _refuse(f"nodes[{at}]", "must be an object")
+        node_id = item.get("id")
+        if not isinstance(node_id, str) or not _NODE_NAME.fullmatch(node_id):
+            _refuse(f"nodes[{at}].id", "must be 1 to 128 letters, digits and _ . : -, a letter, digit or _ first")
+        if (before := ids.setdefault(node_id, at)) != at:
+            _refuse(f"nodes[{at}].id", f"{node_id!r} is the id of nodes[{before}] already", "duplicate_node")
+    return ids
+
+
+def _inputs(given: Any) -> dict[str, str]:
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        _refuse("inputs", "must be an object of values")
+    return {name: value if isinstance(value, str) else orjson.dumps(value).decode() for name, value in given.items()}
+
+
+def _node(item: dict[str, Any], at: int, ids: dict[str, int], inputs: dict[str, str], declared: bool) -> NodePlan:
+    place = f"nodes[{at}]"
+    _only(item, _NODE_MEMBERS, f"{place}.")
+    tool = _switch(item, "tool", f"{place}.")
+    request = item.get("request")
+    if request is not None and not isinstance(request, dict):
+        _refuse(f"{place}.request", "must be an object: the body of a call")
+    if tool and request is not None:
+        _refuse(f"{place}.request", "cannot be beside tool: a tool is the client's own work, and it posts the result")
+    if request is None and not tool and not declared:
+        _refuse(f"{place}.request", 'is missing: the body of a call (or "tool": true, or mode "declared")')
+    after = _after(item.get("after"), place, item["id"], ids)
+    cut, model, limit = None, None, None
+    if request is not None:
+        if not _SET_HERE_SET.isdisjoint(request):
+            request = {name: value for name, value in request.items() if name not in _SET_HERE}
+        cut = template(request, inputs, ids.__contains__, f"{place}.request", literal=item.get("placeholders") is False)
+        if item["id"] in cut.references:
+            _refuse(f"{place}.request", f"needs the output of the node itself, {item['id']!r}", "cycle")
+        model, limit = _model(request, place), _limit(request)
+    endpoint = item.get("endpoint", ENDPOINTS[0])
+    if endpoint not in ENDPOINTS:
+        _refuse(f"{place}.endpoint", f"must be one of {', '.join(ENDPOINTS)}")
+    tokens, retry = item.get("expected_output_tokens"), item.get("retry", 0)
+    if tokens is not None and (type(tokens) is not int or not 0 <= tokens < 2**31):
+        _refuse(f"{place}.expected_output_tokens", "must be a whole number of tokens")
+    if type(retry) is not int or not 0 <= retry <= RETRY_MAX:
+        _refuse(f"{place}.retry", f"must be a whole number of further attempts, 0 to {RETRY_MAX}")
+    seconds = _number(item, "expected_seconds", f"{place}.")
+    return NodePlan(item["id"], after, endpoint, cut, model, tokens, limit, seconds, tool, retry)
+
+
+_SET_HERE_SET = frozenset(_SET_HERE)
+
+
+def _after(given: Any, place: str, node_id: str, ids: dict[str, int]) -> tuple[str, ...]:
+    if given is None:
+        return ()
+    if not isinstance(given, list):
+        _refuse(f"{place}.after", "must be a list of node ids")
+    for number, name in enumerate(given):
+        if not isinstance(name, str) or name not in ids:
+            _refuse(f"{place}.after[{number}]", f"there is no node {str(name)[:128]!r}", "unknown_node")
+        if name == node_id:
+            _refuse(f"{place}.after[{number}]", f"{node_id!r} cannot wait for itself", "cycle")
+    return tuple(dict.fromkeys(given))
+
+
+def _outputs(given: Any, nodes: tuple[NodePlan, ...], ids: dict[str, int]) -> tuple[str, ...]:
+    if given is None:
+        waited_for = {name for node in nodes for name in (*node.after, *node.data_from)}
+        return tuple([node.id for node in nodes if node.id not in waited_for])
+    if not isinstance(given, list):
+        _refuse("outputs", "must be a list of node ids")
+    for at, name in enumerate(given):
+        if not isinstance(name, str) or name not in ids:
+            _refuse(f"outputs[{at}]", f"there is no node {str(name)[:128]!r}", "unknown_node")
+    return tuple(dict.fromkeys(given))
+
+
+def _model(request: dict[str, Any], place: str) -> str | None:
+    model = request.get("model")
+    if model is not None and not isinstance(model, str):
+        _refuse(f"{place}.request.model", "must be a string")
+    return model
+
+
+def _limit(request: dict[str, Any]) -> int | None:
+    for name in _OUTPUT_LIMITS:
+        if type(limit := request.get(name)) is int and limit > 0:
+            n = request.get("n")
+            return limit * n if type(n) is int and n > 1 else limit
+    return None
+
+
+def _only(given: Mapping[str, Any], members: frozenset[str], place: str) -> None:
+    if not members.issuperset(given):
+        name = next(name for name in given if name not in members)
+        _refuse(f"{place}{name[:64]}", f"is not known here; known are {', '.join(sorted(members))}", "unknown_member")
+
+
+def _switch(given: Mapping[str, Any], name: str, place: str) -> bool:
+    value = given.get(name)
+    if value is not None and not isinstance(value, bool):
+        _refuse(f"{place}{name}", "must be true or false")
+    return value is True
+
+
+def _text(given: Mapping[str, Any], name: str) -> str | None:
+    value = given.get(name)
+    if value is not None and not (isinstance(value, str) and 0 < len(value) <= _TEXT_MAX and value.isprintable()):
+        _refuse(name, f"must be 1 to {_TEXT_MAX} printable characters")
+    return value
+
+
+def _number(given: Mapping[str, Any], name: str, place: str = "") -> float | None:
+    value = given.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _NUMBER_MAX:
+        _refuse(f"{place}{name}", f"must be a number from 0 to {_NUMBER_MAX:.0f}")
+    return value
+
+
+def _refuse(param: str, what: str, reason: str = "invalid_workflow") -> NoReturn:
+    raise RequestFault(400, reason, f"{param} {what}", param=param)

@@ -1,0 +1,127 @@
+"""Is a declared workflow a graph that can be run? All is checked before anything is made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import networkx as nx
+
+from scheduler.workflow.forecasts import pattern_of
+from scheduler.workflow.node import Edge, Node
+from scheduler.workflow.spec import GraphFault
+
+if TYPE_CHECKING:
+    from scheduler.workflow.forecasts import Forecasts
+    from scheduler.workflow.spec import NodeSpec, WorkflowLimits, WorkflowSpec
+    from scheduler.workflow.workflow import Workflow
+
+SHOWN_NAMES = 8
+SHOWN_CHARACTERS = 64
+
+
+def shown(name: str) -> str:
+    """A name as an error shows it: quoted, of bounded length."""
+    return repr(name if len(name) <= SHOWN_CHARACTERS else name[: SHOWN_CHARACTERS - 1] + "…")
+
+
+def check(spec: WorkflowSpec, limits: WorkflowLimits) -> tuple[dict[str, dict[str, Edge]], list[str]]:
+    """Each node's edges (by the name of what it waits for), and all names in an order in which each comes behind those.
+
+    Raises GraphFault: 413 for too many nodes or edges; 400 for none, duplicates, unknown names, self-edges, cycles.
+    """
+    count = len(spec.nodes)
+    if count > limits.nodes_per_workflow:
+        message = f"the workflow has {count} nodes; at most {limits.nodes_per_workflow} are allowed"
+        raise GraphFault(413, "too_many_nodes", message, "nodes")
+    if not count:
+        raise GraphFault(400, "no_nodes", "a workflow needs one node at least", "nodes")
+    edges: dict[str, dict[str, Edge]] = {}
+    for index, node in enumerate(spec.nodes):
+        if node.id in edges:
+            raise GraphFault(400, "duplicate_node", f"there are two nodes {shown(node.id)}", f"nodes[{index}].id")
+        edges[node.id] = {}
+    total = 0
+    for index, node in enumerate(spec.nodes):
+        total += _read_edges(node, index, edges)
+        if total > limits.edges_per_workflow:
+            message = f"the workflow has more than {limits.edges_per_workflow} edges, which is the most that is allowed"
+            raise GraphFault(413, "too_many_edges", message, "nodes")
+    for index, name in enumerate(spec.outputs):
+        if name not in edges:
+            raise GraphFault(400, "unknown_node", f"there is no node {shown(name)}", f"outputs[{index}]")
+    return edges, _topological(edges)
+
+
+def _read_edges(node: NodeSpec, index: int, edges: dict[str, dict[str, Edge]]) -> int:
+    own = edges[node.id]
+    for field, names, edge in (("after", node.after, _DECLARED), ("data_from", node.data_from, _DATA)):
+        for place, name in enumerate(names):
+            if name not in edges:
+                message = f"node {shown(node.id)} waits for {shown(name)}, which does not exist"
+                raise GraphFault(400, "unknown_node", message, f"nodes[{index}].{field}[{place}]")
+            if name == node.id:
+                message = f"node {shown(name)} waits for itself"
+                raise GraphFault(400, "self_edge", message, f"nodes[{index}].{field}[{place}]")
+            own[name] = edge
+    return len(own)
+
+
+_DECLARED, _DATA = Edge("declared"), Edge("data")
+
+
+def _topological(edges: dict[str, dict[str, Edge]]) -> list[str]:
+    """Kahn's algorithm; of nodes that could come next, the one declared first."""
+    waits_for = {name: len(before) for name, before in edges.items()}
+    behind: dict[str, list[str]] = {name: [] for name in edges}
+    for name, before in edges.items():
+        for other in before:
+            behind[other].append(name)
+    order = [name for name, count in waits_for.items() if not count]
+    for name in order:
+        for after in behind[name]:
+            waits_for[after] -= 1
+            if not waits_for[after]:
+                order.append(after)
+    if len(order) < len(edges):
+        rest: nx.DiGraph[str] = nx.DiGraph()
+        rest.add_edges_from((before, name) for name in edges if waits_for[name] for before in edges[name])
+        raise _cycle_fault([edge[0] for edge in nx.find_cycle(rest)], list(edges))
+    return order
+
+
+def _cycle_fault(cycle: list[str], names: list[str]) -> GraphFault:
+    text = " → ".join(shown(name) for name in cycle[:SHOWN_NAMES])
+    if len(cycle) > SHOWN_NAMES:
+        text += f" → … ({len(cycle)} nodes in all)"
+    message = f"the nodes wait for each other in a circle: {text} → {shown(cycle[0])}"
+    return GraphFault(400, "cycle", message, f"nodes[{names.index(cycle[0])}].after")
+
+
+def build(workflow: Workflow, spec: WorkflowSpec, forecasts: Forecasts) -> None:
+    """Fill an empty workflow with the nodes of a specification. Raises GraphFault and leaves it as it was."""
+    edges, order = check(spec, workflow.limits)
+    graph = workflow.graph
+    by_name = {node.id: node for node in spec.nodes}
+    for name in order:
+        node = _node(workflow, by_name[name])
+        graph.add(node)
+        for before, edge in edges[name].items():
+            graph.link(graph.nodes[before], node, edge)
+        node.seconds, spread = forecasts.predict(node)
+        node.variance = spread * spread
+    for name in reversed(order):
+        graph.critical.recompute(graph.nodes[name])
+
+
+def _node(workflow: Workflow, spec: NodeSpec) -> Node:
+    node = Node(workflow, spec.id, pattern_of(spec.id))
+    node.declared = True
+    node.tool = spec.tool
+    node.model = spec.model
+    node.prefix = spec.prefix
+    node.criterion = spec.criterion
+    node.prompt_tokens_estimate = spec.prompt_tokens_estimate
+    node.max_output_tokens = spec.max_output_tokens
+    node.expected_output_tokens = spec.expected_output_tokens
+    node.expected_seconds = spec.expected_seconds
+    return node

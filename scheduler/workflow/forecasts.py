@@ -1,0 +1,144 @@
+"""How many tokens will a node produce, how many of its prompt are new, and when does a client come back?
+
+Looked up by place (key, workflow name, node name with its numbers blotted out: `map-7` learns from `map-3`), else by
+key and model, else by nothing. Nothing ever passes from one key to another.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from scheduler.workflow.durations import DurationModel, LearnedDurations, SecondsForecast
+from scheduler.workflow.quantiles import LruTable, RecentQuantiles
+
+if TYPE_CHECKING:
+    from scheduler.workflow.node import Node
+    from scheduler.workflow.spec import WorkflowLimits
+
+OUTPUT_TOKENS_UNSEEN = (256.0, 1024.0)
+PROMPT_TOKENS_UNSEEN = 512.0
+TOOL_SECONDS_UNSEEN = (1.0, 5.0)
+PAUSE_SECONDS_UNSEEN = (0.0, 0.0)
+"""Of a client between two calls: nothing is known, so nothing is assumed."""
+LEARNING_RATE = 0.125
+_NUMBERS = re.compile(r"[0-9]+")
+
+
+class Forecast(NamedTuple):
+    """Median and upper quantile of a quantity that its user names."""
+
+    median: float
+    upper: float
+
+
+def pattern_of(name: str) -> str:
+    """A node's name with its numbers blotted out."""
+    return _NUMBERS.sub("#", name)
+
+
+class History:
+    """What calls of one place, or of one model, were like."""
+
+    __slots__ = ("calls", "output_tokens", "pauses", "prompt_tokens", "uncached_share")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.output_tokens = RecentQuantiles()
+        self.pauses = RecentQuantiles()
+        """Seconds: a tool's run, or from what a call waited for to the call."""
+        self.prompt_tokens = PROMPT_TOKENS_UNSEEN
+        self.uncached_share = 1.0
+        """Of the estimated prompt tokens, those the engine had to compute; it corrects the estimate, too."""
+
+    def learn(self, estimate: int, prompt_tokens: int, cached_tokens: int, output_tokens: int) -> None:
+        """A call finished."""
+        rate = LEARNING_RATE if self.calls else 1.0
+        self.calls += 1
+        self.output_tokens.add(output_tokens)
+        self.prompt_tokens += rate * (prompt_tokens - self.prompt_tokens)
+        self.uncached_share += rate * ((prompt_tokens - cached_tokens) / max(1, estimate) - self.uncached_share)
+
+
+Place = tuple[str, str | None, str]
+
+
+class Forecasts:
+    """All that is remembered of earlier calls, bounded, and the predictions made from it."""
+
+    def __init__(self, limits: WorkflowLimits, durations: DurationModel | None = None) -> None:
+        self.durations: DurationModel = durations or LearnedDurations()
+        self.places: LruTable[Place, History] = LruTable(limits.history_places, History)
+        self.models: LruTable[tuple[str, str | None], History] = LruTable(limits.history_models, History)
+
+    def _histories(self, node: Node) -> tuple[History | None, History | None]:
+        workflow = node.workflow
+        place = self.places.get((workflow.key, workflow.name, node.pattern))
+        return place, self.models.get((workflow.key, node.model))
+
+    def predict(self, node: Node) -> SecondsForecast:
+        """The node's duration; notes the forecast of its output tokens in it."""
+        if node.tool:
+            usual = self.pause(node)
+            if node.expected_seconds is not None:
+                usual = Forecast(node.expected_seconds, max(node.expected_seconds, usual.upper))
+            elif usual is _NO_PAUSE:
+                usual = Forecast(*TOOL_SECONDS_UNSEEN)
+            return SecondsForecast(usual.median, usual.upper - usual.median)
+        place, model = self._histories(node)
+        tokens = self._output_tokens(node, place, model)
+        node.output_tokens_forecast, node.output_tokens_upper = tokens
+        known = place if place is not None and place.calls else model
+        prompt: float | None = node.prompt_tokens_estimate
+        if known is not None:
+            prompt = (known.prompt_tokens if prompt is None else prompt) * known.uncached_share
+        elif prompt is None:
+            prompt = PROMPT_TOKENS_UNSEEN
+        return self.durations.forecast(node.model, prompt, *tokens)
+
+    @staticmethod
+    def _output_tokens(node: Node, place: History | None, model: History | None) -> Forecast:
+        seen = place.output_tokens if place is not None and place.calls else None
+        coarse = model.output_tokens if model is not None and model.calls else None
+        if seen is not None:
+            usual, upper = seen.median, seen.upper
+            if coarse is not None and not seen.upper_is_sure:
+                upper = max(upper, coarse.upper)
+        elif coarse is not None:
+            usual, upper = coarse.median, coarse.upper
+        else:
+            usual, upper = OUTPUT_TOKENS_UNSEEN
+        declared, most = node.expected_output_tokens, node.max_output_tokens
+        if declared is not None:
+            upper = max(declared, upper) if seen is not None else declared
+            usual = declared
+        if most is not None:
+            usual, upper = min(usual, most), min(upper, most)
+        return Forecast(usual, upper)
+
+    def pause(self, node: Node) -> Forecast:
+        """A tool's run, or how long the client thinks before it makes this call; in seconds."""
+        workflow = node.workflow
+        place = self.places.get((workflow.key, workflow.name, node.pattern))
+        if place is not None and place.pauses.count:
+            return Forecast(place.pauses.median, place.pauses.upper)
+        return _NO_PAUSE
+
+    def learn_pause(self, node: Node, seconds: float) -> None:
+        """A tool ran, or a client thought, so long."""
+        workflow = node.workflow
+        self.places.take((workflow.key, workflow.name, node.pattern)).pauses.add(seconds)
+
+    def learn(self, node: Node) -> None:
+        """The node's call finished; without the engine's count of tokens it teaches nothing."""
+        prompt, output = node.prompt_tokens, node.output_tokens
+        if prompt is None or output is None:
+            return
+        cached, workflow = node.cached_tokens or 0, node.workflow
+        estimate = prompt if node.prompt_tokens_estimate is None else node.prompt_tokens_estimate
+        self.places.take((workflow.key, workflow.name, node.pattern)).learn(estimate, prompt, cached, output)
+        self.models.take((workflow.key, node.model)).learn(estimate, prompt, cached, output)
+        self.durations.observe(node.model, prompt - cached, output, node.lasted_seconds)
+
+
+_NO_PAUSE = Forecast(*PAUSE_SECONDS_UNSEEN)

@@ -1,0 +1,276 @@
+"""What waits for what in one workflow, and how its nodes come to their states. A networkx DAG of `Node` objects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import networkx as nx
+
+from scheduler.workflow.critical import FRONTIER_STATES, CriticalPath
+from scheduler.workflow.node import OVER_STATES, Edge
+from scheduler.workflow.order import admit_edge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from scheduler.workflow.node import Node, NodeState
+    from scheduler.workflow.spec import EdgeKind
+
+_NO_EDGE: dict[str, Edge] = {}
+EDGE_RANK = {"inferred": 0, "declared": 1, "data": 2}
+"""A stronger reason replaces a weaker one."""
+
+
+class WorkflowGraph:
+    """Nodes by name, edges with their reasons. Every change keeps tails, the frontier and a topological order."""
+
+    __slots__ = (
+        "_next_number", "critical", "dag", "edge_count", "forgotten_nodes", "nodes", "stopped_count", "unfinished",
+        "version",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.dag: nx.DiGraph[Node] = nx.DiGraph()
+        self.nodes: dict[str, Node] = {}
+        self.critical = CriticalPath(self.dag)
+        self.edge_count = 0
+        self.unfinished = 0
+        """Nodes that are not over."""
+        self.stopped_count = 0
+        """Nodes that are over and have not finished."""
+        self.version = 0
+        """Changes with the structure: what was deduced from an older one is out of date."""
+        self.forgotten_nodes = 0
+        """Finished nodes that were taken out to make room."""
+        self._next_number = 0
+
+    # --- structure ---
+
+    def add(self, node: Node) -> None:
+        """A new node without edges, behind all others in the order. Its name must be new."""
+        assert node.name not in self.nodes, node.name
+        node.number = node.order = self._next_number
+        self._next_number += 1
+        self.nodes[node.name] = node
+        self.dag.add_node(node)
+        self.unfinished += not node.over
+        self.version += 1
+
+    def edge(self, before: Node, after: Node) -> Edge | None:
+        """The edge between two nodes."""
+        data: dict[str, Edge] = self.dag.get_edge_data(before, after, _NO_EDGE)
+        return data.get("edge")
+
+    def edges(self) -> Iterator[tuple[Node, Node, Edge]]:
+        """All edges with their reasons."""
+        return iter(self.dag.edges(data="edge"))
+
+    def connect(self, before: Node, after: Node, kind: EdgeKind, confidence: float = 1.0) -> bool:
+        """`after` waits for `before`. False, and nothing has changed, if that would be a cycle.
+
+        An edge that exists keeps the stronger of both reasons.
+        """
+        known = self.edge(before, after)
+        if known is not None:
+            stronger = (EDGE_RANK[kind], confidence) > (EDGE_RANK[known.kind], known.confidence)
+            if stronger:
+                self.dag.add_edge(before, after, edge=Edge(kind, confidence))
+            return True
+        if before is after or not admit_edge(self.dag, before, after):
+            return False
+        self.link(before, after, Edge(kind, confidence))
+        if before.state == "finished":
+            self._moves_head(before, after)
+            if after.state in FRONTIER_STATES:
+                self.critical.enter(after)
+        else:
+            if after.state == "ready":  # not after all
+                self.critical.leave(after)
+                after.state, after.ready_at = "planned", None
+            self.critical.refresh(before)
+        return True
+
+    def link(self, before: Node, after: Node, edge: Edge) -> None:
+        """An edge that is new and fits the order; tails are the caller's to bring up to date."""
+        self.dag.add_edge(before, after, edge=edge)
+        self.edge_count += 1
+        self.version += 1
+        after.waiting_for += before.state != "finished"
+        after.level = max(after.level, before.level + 1)
+
+    def disconnect(self, before: Node, after: Node) -> None:
+        """Take an edge out again: a guess that turned out wrong. KeyError if there is none."""
+        self.dag.remove_edge(before, after)
+        self.edge_count -= 1
+        self.version += 1
+        after.waiting_for -= before.state != "finished"
+        if not before.over:
+            self.critical.refresh(before)
+
+    def forget(self, count: int) -> list[Node]:
+        """Take out up to `count` nodes, oldest first, that are over and that nobody waits for; returns them."""
+        old: list[Node] = []
+        for node in self.nodes.values():
+            if len(old) == count:
+                break
+            if node.state == "finished" or (node.over and all(after.over for after in self.dag.successors(node))):
+                old.append(node)
+        for node in old:
+            self._remove(node)
+        self.forgotten_nodes += len(old)
+        return old
+
+    def _remove(self, node: Node) -> None:
+        dag = self.dag
+        self.edge_count -= len(dag.pred[node]) + len(dag.succ[node])
+        if node.state != "finished":
+            self.stopped_count -= 1
+            for after in dag.successors(node):
+                after.waiting_for -= 1
+        unfinished = [before for before in dag.predecessors(node) if not before.over]
+        dag.remove_node(node)
+        del self.nodes[node.name]
+        self.version += 1
+        self.critical.refresh(*unfinished)
+
+    def absorb(self, other: WorkflowGraph, shift_seconds: float) -> None:
+        """Take over all nodes of another graph, behind those that are here; names must differ. The other workflow came
+        `shift_seconds` later."""
+        for node in sorted(other.dag, key=lambda node: node.order):
+            assert node.name not in self.nodes, node.name
+            node.number = node.order = self._next_number
+            self._next_number += 1
+            node.head_seconds += shift_seconds
+            self.nodes[node.name] = node
+            self.dag.add_node(node)
+            if node.state in FRONTIER_STATES:
+                self.critical.enter(node)
+        self.dag.add_edges_from(other.dag.edges(data=True))
+        self.edge_count += other.edge_count
+        self.unfinished += other.unfinished
+        self.stopped_count += other.stopped_count
+        self.forgotten_nodes += other.forgotten_nodes
+        self.version += 1
+        done = other.critical.done_seconds
+        if done:
+            self.critical.done_seconds = max(self.critical.done_seconds, done + shift_seconds)
+
+    # --- a node's life ---
+
+    def becomes_ready(self, node: Node, now: float, pause_seconds: float = 0.0) -> None:
+        """All it waits for has finished: a tool acts from now on, a call is expected after the client's pause."""
+        node.ready_at = node.start_at = now
+        if node.tool:
+            node.state, node.started_at = "acting", now
+        else:
+            node.state = "ready"
+            node.start_at += pause_seconds
+        self.critical.enter(node)
+
+    def revived(self, node: Node) -> None:
+        """It was over without a result and is tried again."""
+        assert node.over and node.state != "finished", node
+        node.state, node.over = "planned", False
+        node.error = node.finished_at = node.started_at = None
+        self.unfinished += 1
+        self.stopped_count -= 1
+        self.critical.refresh(node, *[before for before in self.dag.predecessors(node) if not before.over])
+
+    def queued(self, node: Node, now: float) -> None:
+        """Its call is here."""
+        node.state, node.queued_at, node.start_at = "queued", now, now
+        self.critical.enter(node)
+
+    def started(self, node: Node, now: float) -> None:
+        """Its call was sent to an engine."""
+        node.state, node.started_at, node.start_at = "running", now, now
+        self.critical.enter(node)
+
+    def requeued(self, node: Node, now: float) -> None:
+        """Its call is back here, to be sent once more."""
+        node.state, node.started_at, node.start_at = "queued", None, now
+        self.critical.enter(node)
+
+    def finished(self, node: Node, now: float) -> list[Node]:
+        """It is done; returns what waits for nothing any more (and is still `planned`)."""
+        free: list[Node] = []
+        node.finished_at = now
+        self._ends(node, "finished")
+        done = node.head_seconds + node.lasted_seconds
+        self.critical.done_seconds = max(self.critical.done_seconds, done)
+        for after in self.dag.successors(node):
+            after.waiting_for -= 1
+            if done > after.head_seconds:
+                after.head_seconds = done
+                if after.state in FRONTIER_STATES:
+                    self.critical.enter(after)
+            if not after.waiting_for and after.state == "planned":
+                free.append(after)
+        return free
+
+    def stopped(self, node: Node, now: float, state: NodeState, error: str | None) -> None:
+        """It is over without a result: failed, skipped or cancelled. What waits for it waits on."""
+        node.finished_at, node.error = now, error
+        self._ends(node, state)
+        self.stopped_count += 1
+
+    def stop_all(self, now: float, state: NodeState, error: str) -> list[Node]:
+        """Everything that is not over ends without a result; returns it."""
+        stopped = [node for node in self.nodes.values() if not node.over]
+        for node in stopped:
+            self.critical.leave(node)
+            node.state, node.over, node.finished_at, node.error = state, True, now, error
+        self.unfinished -= len(stopped)
+        self.stopped_count += len(stopped)
+        return stopped
+
+    def skip_behind(self, node: Node, now: float) -> list[Node]:
+        """Skip everything that needs this node's result and has not come so far; returns what was skipped."""
+        skipped: list[Node] = []
+        stack = [node]
+        while stack:
+            for after in self.dag.successors(stack.pop()):
+                if after.state in {"planned", "ready"}:
+                    self.stopped(after, now, "skipped", f"{node.name} did not finish")
+                    skipped.append(after)
+                    stack.append(after)
+        return skipped
+
+    def _ends(self, node: Node, state: NodeState) -> None:
+        self.critical.leave(node)
+        node.state, node.over = state, True
+        self.unfinished -= 1
+        if node.waiting_for:  # it came before its time, or is skipped: those before it have less behind them now
+            self.critical.refresh(*[before for before in self.dag.predecessors(node) if not before.over])
+
+    def _moves_head(self, before: Node, after: Node) -> None:
+        after.head_seconds = max(after.head_seconds, before.head_seconds + before.lasted_seconds)
+
+    # --- predictions ---
+
+    def predicted(self, node: Node, seconds: float, spread_seconds: float) -> None:
+        """Another prediction of the node's own duration: the median, and how far above it the upper quantile lies."""
+        node.seconds, node.variance = seconds, spread_seconds * spread_seconds
+        self.critical.refresh(node)
+
+    def validate(self) -> None:
+        """Every invariant of the structure, the states and the tails. AssertionError names what does not hold."""
+        assert len(self.nodes) == self.dag.number_of_nodes()
+        assert self.edge_count == self.dag.number_of_edges()
+        assert self.unfinished == sum(not node.over for node in self.dag)
+        assert self.stopped_count == sum(node.over and node.state != "finished" for node in self.dag)
+        assert nx.is_directed_acyclic_graph(self.dag)
+        for before, after, edge in self.edges():
+            assert before.order < after.order, f"{before} is behind {after}"
+            assert 0.0 < edge.confidence <= 1.0
+            assert edge.kind == "inferred" or edge.confidence == 1.0
+        for name, node in self.nodes.items():
+            assert node.name == name and node in self.dag
+            assert node.over == (node.state in OVER_STATES), node
+            assert node.waiting_for == sum(before.state != "finished" for before in self.dag.predecessors(node)), node
+            assert node.seconds >= 0.0 and node.variance >= 0.0
+            if node.state in {"ready", "acting"}:
+                assert not node.waiting_for, node
+            if node.state == "planned":
+                assert node.waiting_for, f"{node} waits for nothing"
+        self.critical.validate()

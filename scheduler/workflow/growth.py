@@ -1,0 +1,138 @@
+"""A call names its workflow: which node is it, and what does it follow?
+
+What the client says (`after`) is an edge as `declared`. Where it says nothing, order says something: a call that
+comes when nothing else is live follows all that nothing follows so far; one that comes while others run follows the
+latest call of its own agent, else the latest that finished. Such edges are `inferred`, and forecasts alone use them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scheduler.workflow.forecasts import pattern_of
+from scheduler.workflow.node import Node
+
+if TYPE_CHECKING:
+    from scheduler.events import CallArrived
+    from scheduler.workflow.spec import EdgeKind
+    from scheduler.workflow.workflow import Workflow
+
+SAME_AGENT = 0.9
+"""The agent's next call comes behind its last one."""
+ALL_DONE = 0.9
+"""Nothing else was live: it had to wait for all there was."""
+STARTED_BY = 0.8
+"""An agent's first call comes behind what its parent had said by then."""
+ORDER_ALONE = 0.5
+"""Others were live: it follows the latest finished, or something else."""
+FOLLOWS_MAX = 256
+"""Edges that one call gets without saying so: the latest."""
+
+
+def node_of(workflow: Workflow, event: CallArrived) -> Node:
+    """The node of a call that arrived: declared, or failed and tried again, or new (with its edges)."""
+    name = event.node
+    if name is None:
+        return _only_ready(workflow) or _grown(workflow, event, name_for_unnamed(workflow))
+    known = workflow.graph.nodes.get(name)
+    if known is None:
+        return _grown(workflow, event, name)
+    latest = workflow.latest.get(name, known)
+    for node in (known, latest):
+        if not node.tool and (node.state in {"planned", "ready"} or (node.over and node.state != "finished")):
+            _follow_said(workflow, node, event)
+            return node
+    return _grown(workflow, event, _next_name(workflow, latest, name))
+
+
+def _only_ready(workflow: Workflow) -> Node | None:
+    """The declared node that an unnamed call must be, because no other's time has come."""
+    if workflow.origin != "declared":
+        return None
+    only: Node | None = None
+    for node in workflow.graph.critical.ends.keys:
+        if node.state == "ready":
+            if only is not None:
+                return None
+            only = node
+    return only
+
+
+def name_for_unnamed(workflow: Workflow) -> str:
+    """`call-3`."""
+    while True:
+        workflow.calls_named += 1
+        if (name := f"call-{workflow.calls_named}") not in workflow.graph.nodes:
+            return name
+
+
+def _next_name(workflow: Workflow, latest: Node, name: str) -> str:
+    """`name#2` for the second call of that name."""
+    last = latest.name.removeprefix(f"{name}#")
+    number = int(last) + 1 if last != latest.name and last.isdecimal() else 2
+    while (free := f"{name}#{number}") in workflow.graph.nodes:
+        number += 1
+    return free
+
+
+def _grown(workflow: Workflow, event: CallArrived, name: str) -> Node:
+    node = Node(workflow, name, pattern_of(name))
+    guessed = () if event.after else _guessed(workflow, event)
+    workflow.graph.add(node)
+    for before, confidence in guessed:
+        connect(workflow, before, node, "inferred", confidence)
+    _follow_said(workflow, node, event)
+    if workflow.pending and (waiting := workflow.pending.pop(name, None)) is not None:
+        workflow.pending_count -= len(waiting)
+        for after in waiting:
+            connect(workflow, node, after, "declared", 1.0)
+    return node
+
+
+def _follow_said(workflow: Workflow, node: Node, event: CallArrived) -> None:
+    """The edges of `after`. A name stands for the latest call that had it; one that no call has had so far may belong
+    to a call that comes later, so it is kept, as far as there is room."""
+    nodes, latest, pending, most = (
+        workflow.graph.nodes,
+        workflow.latest,
+        workflow.pending,
+        workflow.limits.pending_names,
+    )
+    for name in event.after:
+        before = latest.get(name) or nodes.get(name)
+        if before is not None:
+            if before is not node:
+                connect(workflow, before, node, "declared", 1.0)
+            continue
+        waiting = pending.get(name)
+        if waiting is None and len(pending) < most:
+            waiting = pending[name] = []
+        if waiting is None or len(waiting) >= most or workflow.edges_left <= 0:
+            workflow.skipped_edges += 1
+        elif node not in waiting:
+            waiting.append(node)
+            workflow.pending_count += 1
+
+
+def connect(workflow: Workflow, before: Node, after: Node, kind: EdgeKind, confidence: float) -> None:
+    """An edge, if there is room and it closes no cycle; else it is counted as left out."""
+    graph = workflow.graph
+    if workflow.edges_left <= 0 or not graph.connect(before, after, kind, confidence):
+        workflow.skipped_edges += 1
+    else:
+        workflow.loose_ends.pop(before, None)
+
+
+def _guessed(workflow: Workflow, event: CallArrived) -> list[tuple[Node, float]]:
+    """What a call follows that says nothing about it, and how sure that is."""
+    if not workflow.live_calls and workflow.origin != "declared":
+        return [(before, ALL_DONE) for before in list(workflow.loose_ends)[-FOLLOWS_MAX:]]
+    own = workflow.latest.get(event.node or "")
+    if own is not None and own.state == "finished":
+        return [(own, SAME_AGENT if event.node else ORDER_ALONE)]
+    if event.node is not None and event.parent_id is not None:
+        parent = workflow.latest.get("" if event.parent_id == workflow.id else event.parent_id)
+        if parent is not None and parent.state == "finished":
+            return [(parent, STARTED_BY)]
+    last = workflow.last_finished
+    return [] if last is None else [(last, ORDER_ALONE)]

@@ -1,0 +1,99 @@
+"""What are the usual and the upper values of something seen again and again?
+
+The last 64 values, kept sorted. Of n exchangeable values the next one stays below the k-th smallest with probability
+k / (n + 1), whatever their distribution: that is the whole justification, and it needs no parameters to be tuned.
+The window lets it follow a drift; 64 are enough for a 0.9 quantile and cost 1 KiB and a microsecond.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from math import ceil
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WINDOW_VALUES = 64
+UPPER_QUANTILE = 0.9
+KeyT = TypeVar("KeyT")
+EntryT = TypeVar("EntryT")
+
+
+class RecentQuantiles:
+    """Median and upper quantile of the last values."""
+
+    __slots__ = ("_oldest", "_ring", "_sorted", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        """Values seen in all."""
+        self._oldest = 0
+        self._ring = array("d")
+        self._sorted = array("d")
+
+    def add(self, value: float) -> None:
+        """One more value; the oldest of a full window goes."""
+        self.count += 1
+        if len(self._ring) < WINDOW_VALUES:
+            self._ring.append(value)
+        else:
+            del self._sorted[bisect_left(self._sorted, self._ring[self._oldest])]
+            self._ring[self._oldest] = value
+            self._oldest = (self._oldest + 1) % WINDOW_VALUES
+        insort(self._sorted, value)
+
+    @property
+    def median(self) -> float:
+        """The middle value, of two middle ones the larger. IndexError without values."""
+        return self._sorted[len(self._sorted) // 2]
+
+    @property
+    def upper(self) -> float:
+        """The smallest value that the next one stays below with the asked-for probability; with too few values for
+        that (fewer than 9), the largest. IndexError without values."""
+        size = len(self._sorted)
+        return self._sorted[min(size, ceil(UPPER_QUANTILE * (size + 1))) - 1]
+
+    @property
+    def upper_is_sure(self) -> bool:
+        """Are there enough values for the upper quantile?"""
+        size = len(self._sorted)
+        return UPPER_QUANTILE * (size + 1) <= size
+
+    def validate(self) -> None:
+        """The sorted window holds the window. AssertionError otherwise."""
+        assert sorted(self._ring) == list(self._sorted)
+        assert len(self._ring) == min(self.count, WINDOW_VALUES)
+
+
+class LruTable(Generic[KeyT, EntryT]):
+    """A table of at most `entries_max` entries; the one not used for longest makes room for a new one."""
+
+    __slots__ = ("_entries", "_make", "entries_max")
+
+    def __init__(self, entries_max: int, make: Callable[[], EntryT]) -> None:
+        self.entries_max = entries_max
+        self._make = make
+        self._entries: OrderedDict[KeyT, EntryT] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: KeyT) -> EntryT | None:
+        """The entry, which now counts as used."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            self._entries.move_to_end(key)
+        return entry
+
+    def take(self, key: KeyT) -> EntryT:
+        """The entry, made if there is none."""
+        entry = self.get(key)
+        if entry is None:
+            entry = self._entries[key] = self._make()
+            if len(self._entries) > self.entries_max:
+                self._entries.popitem(last=False)
+        return entry

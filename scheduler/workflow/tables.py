@@ -1,0 +1,239 @@
+"""Which workflows are known, which of them go when there is no room, and when?
+
+Live ones stand in a line, those longest without an event first; unnamed calls (each a workflow of its own until its
+content says otherwise) stand in a line apart, so that a flood of them pushes no named workflow out. Closed ones are
+kept for reading, for a while.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from scheduler.workflow.prefixes import PrefixGroups
+from scheduler.workflow.templates import Templates
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from scheduler.workflow.node import Node
+    from scheduler.workflow.spec import WorkflowLimits
+    from scheduler.workflow.workflow import Outcome, Workflow
+
+Name = tuple[str, str]
+"""(key, workflow id)"""
+LOOKED_AT_MAX = 64
+"""Workflows looked at to find one that can go; all of them busy: there is no room."""
+FORGOTTEN_SHARE = 8
+"""A workflow that has reached its limit of nodes forgets one in so many, oldest first."""
+Line = OrderedDict[Name, "Workflow"]
+
+
+class WorkflowTables:
+    """Live and closed workflows, the calls of the live ones, and what all of them take."""
+
+    def __init__(self, limits: WorkflowLimits) -> None:
+        self.limits = limits
+        self.named: Line = OrderedDict()
+        self.unnamed: Line = OrderedDict()
+        self.closed: Line = OrderedDict()
+        self.aliases: OrderedDict[Name, str] = OrderedDict()
+        """Ids of workflows that became part of another, and that one's id."""
+        self.by_call: dict[str, Node] = {}
+        """The last call of each node of the live workflows."""
+        self.node_count = 0
+        self.edge_count = 0
+        """Both of all workflows together, pending edges included."""
+        self._entered = 0
+        self.prefixes = PrefixGroups(limits.prefix_hashes)
+        self.templates = Templates(limits.templates)
+
+    def live(self) -> Iterator[Workflow]:
+        """All live workflows."""
+        yield from self.named.values()
+        yield from self.unnamed.values()
+
+    def live_named(self, name: Name) -> Workflow | None:
+        """A live workflow by key and id."""
+        return self.named.get(name) or self.unnamed.get(name)
+
+    def find(self, name: Name) -> Workflow | None:
+        """A workflow, live or closed; ids that were merged lead to what they became part of."""
+        while (merged := self.aliases.get(name)) is not None:
+            name = (name[0], merged)
+        return self.live_named(name) or self.closed.get(name)
+
+    def _line(self, workflow: Workflow) -> Line:
+        return self.unnamed if workflow.origin == "content" else self.named
+
+    def enter(self, workflow: Workflow) -> None:
+        """A new live workflow; a closed one of the same id makes way for it."""
+        name = (workflow.key, workflow.id)
+        if name in self.closed:
+            self.drop(self.closed.pop(name))
+        self.aliases.pop(name, None)
+        self._entered += 1
+        workflow.number = self._entered
+        self._line(workflow)[name] = workflow
+
+    def touch(self, workflow: Workflow, now: float) -> None:
+        """Something was heard of it: it goes to the end of its line."""
+        workflow.last_event_at = workflow.order_at = now
+        self._line(workflow).move_to_end((workflow.key, workflow.id))
+
+    # --- room ---
+
+    def has_room(self, origin: str, nodes: int, edges: int, workflows: int, now: float) -> bool:
+        """Whether so much more can be taken, once what is dispensable has gone."""
+        limits = self.limits
+        if nodes > limits.nodes or edges > limits.edges:
+            return False
+        while self.node_count + nodes > limits.nodes or self.edge_count + edges > limits.edges:
+            if self.closed:
+                self.drop(self.closed.popitem(last=False)[1])
+            elif not self._displace(self.unnamed, now) and not self._displace(self.named, now):
+                return False
+        line = self.unnamed if origin == "content" else self.named
+        return len(line) + workflows <= limits.workflows or self._displace(line, now)
+
+    def edges_allowed(self, workflow: Workflow) -> int:
+        """How many edges a workflow may have, with what the others have."""
+        own = workflow.graph.edge_count + workflow.pending_count
+        return min(self.limits.edges_per_workflow, own + self.limits.edges - self.edge_count)
+
+    def _displace(self, line: Line, now: float) -> bool:
+        """Close and drop the workflow of a line that has been silent for longest."""
+        for looked_at, workflow in enumerate(line.values()):
+            if not workflow.live_calls:
+                self.close(workflow, "displaced", now)
+                if self.closed.pop((workflow.key, workflow.id), None) is not None:
+                    self.drop(workflow)
+                return True
+            if looked_at == LOOKED_AT_MAX:
+                break
+        return False
+
+    def forget_oldest(self, workflow: Workflow) -> bool:
+        """A workflow that grows call by call is at its limit: its oldest finished calls go. False: there are none."""
+        graph = workflow.graph
+        edges = graph.edge_count
+        old = graph.forget(max(1, self.limits.nodes_per_workflow // FORGOTTEN_SHARE))
+        self.edge_count += graph.edge_count - edges
+        self.node_count -= len(old)
+        gone = set(old)
+        for node in old:
+            self._forget_call(node)
+            workflow.loose_ends.pop(node, None)
+        workflow.latest = {name: node for name, node in workflow.latest.items() if node not in gone}
+        if workflow.last_finished in gone:
+            workflow.last_finished = None
+        return bool(old)
+
+    def _forget_call(self, node: Node) -> None:
+        if node.call_id is not None:
+            self.by_call.pop(node.call_id, None)
+        if node.prefix:
+            self.prefixes.remove(node)
+
+    # --- the end ---
+
+    def close(self, workflow: Workflow, outcome: Outcome, now: float) -> None:
+        """It is over: what has not finished never will. It is kept for reading unless it is a lone unnamed call."""
+        name = (workflow.key, workflow.id)
+        del self._line(workflow)[name]
+        if outcome not in {"cancelled", "merged"}:
+            self.templates.learn(workflow)
+        for node in workflow.graph.nodes.values():
+            self._forget_call(node)
+        workflow.graph.stop_all(now, "cancelled", f"the workflow was closed ({outcome})")
+        workflow.live_calls = 0
+        workflow.acting_since = None
+        workflow.closed_at, workflow.outcome = now, outcome
+        self.edge_count -= workflow.pending_count
+        workflow.pending.clear()
+        workflow.pending_count = 0
+        workflow.latest.clear()
+        workflow.loose_ends.clear()
+        if workflow.origin == "content" and len(workflow.graph.nodes) < 2:
+            self.drop(workflow)
+            return
+        self.closed[name] = workflow
+        while len(self.closed) > self.limits.closed_workflows:
+            self.drop(self.closed.popitem(last=False)[1])
+
+    def drop(self, workflow: Workflow) -> None:
+        """Forget a closed workflow that stands in no table any more."""
+        self.node_count -= len(workflow.graph.nodes)
+        self.edge_count -= workflow.graph.edge_count
+
+    def expire(self, now: float) -> list[Workflow]:
+        """Close what has been silent for too long, forget what was kept long enough; returns what was closed."""
+        expired: list[Workflow] = []
+        for line in (self.named, self.unnamed):
+            while line:
+                workflow = next(iter(line.values()))
+                if workflow.order_at + self.limits.idle_seconds > now:
+                    break
+                promised = workflow.deadline_at is not None and now < workflow.deadline_at and workflow.graph.unfinished
+                if workflow.live_calls or promised:
+                    workflow.order_at = now
+                    line.move_to_end((workflow.key, workflow.id))
+                else:
+                    self.close(workflow, "idle", now)
+                    expired.append(workflow)
+        while self.closed:
+            workflow = next(iter(self.closed.values()))
+            assert workflow.closed_at is not None
+            if workflow.closed_at + self.limits.closed_seconds > now:
+                break
+            self.drop(self.closed.popitem(last=False)[1])
+        return expired
+
+    def next_expiry(self) -> float | None:
+        """The earliest time at which `expire` may have something to do."""
+        times = [next(iter(line.values())).order_at + self.limits.idle_seconds for line in self._lines() if line]
+        if self.closed:
+            closed_at = next(iter(self.closed.values())).closed_at
+            assert closed_at is not None
+            times.append(closed_at + self.limits.closed_seconds)
+        return min(times, default=None)
+
+    def _lines(self) -> tuple[Line, Line]:
+        return self.named, self.unnamed
+
+    def remember_alias(self, key: str, merged_id: str, into_id: str) -> None:
+        """A workflow became part of another of the same key."""
+        self.aliases[key, merged_id] = into_id
+        if len(self.aliases) > self.limits.workflows:
+            self.aliases.popitem(last=False)
+
+    def validate(self) -> None:
+        """Every invariant of the tables and all workflows in them. AssertionError names what does not hold."""
+        limits = self.limits
+        nodes = edges = 0
+        calls: dict[str, Node] = {}
+        unfinished: list[Node] = []
+        for line, origins in ((self.named, {"declared", "hinted"}), (self.unnamed, {"content"})):
+            assert len(line) <= limits.workflows
+            order = [workflow.order_at for workflow in line.values()]
+            assert order == sorted(order), "the line is out of order"
+            for name, workflow in line.items():
+                assert (workflow.key, workflow.id) == name and workflow.origin in origins
+                assert workflow.closed_at is None
+                workflow.validate()
+                nodes += len(workflow.graph.nodes)
+                edges += workflow.graph.edge_count + workflow.pending_count
+                calls.update((node.call_id, node) for node in workflow.graph.nodes.values() if node.call_id is not None)
+                unfinished.extend(node for node in workflow.graph.nodes.values() if not node.over)
+        assert not self.named.keys() & self.unnamed.keys()
+        for name, workflow in self.closed.items():
+            assert (workflow.key, workflow.id) == name and self.live_named(name) is None
+            assert not workflow.graph.unfinished
+            workflow.validate()
+            nodes += len(workflow.graph.nodes)
+            edges += workflow.graph.edge_count
+        assert self.by_call == calls, "a call is lost or left behind"
+        assert self.node_count == nodes <= limits.nodes, f"{self.node_count} nodes are counted, there are {nodes}"
+        assert self.edge_count == edges <= limits.edges, f"{self.edge_count} edges are counted, there are {edges}"
+        assert len(self.closed) <= limits.closed_workflows
+        self.prefixes.validate([node for node in unfinished if node.prefix])

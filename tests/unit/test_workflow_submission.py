@@ -1,0 +1,114 @@
+"""What is taken as a workflow, and where exactly it is wrong if not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.errors import RequestFault
+from proxy.workflows.placeholders import template
+from proxy.workflows.submission import parse
+
+ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+def node(name: str, content: str = "hi", **more: Any) -> dict[str, Any]:
+    return {"id": name, "request": {"messages": [{"role": "user", "content": content}]}, **more}
+
+
+def refused(body: dict[str, Any], nodes_max: int = 100) -> RequestFault:
+    with pytest.raises(RequestFault) as caught:
+        parse(body, nodes_max)
+    return caught.value
+
+
+def test_edges_are_what_is_said_and_what_is_quoted() -> None:
+    nodes = [node("a"), node("b", after=["a"]), node("c", "sum up {{a}} and {{ b }} and {{a}}: {{input.ask}}")]
+    found = parse({"nodes": nodes, "inputs": {"ask": "{{a}} \"quoted\"\n"}}, 100)
+    a, b, c = found.nodes
+    assert (a.after, a.data_from) == ((), ())
+    assert (b.after, b.data_from) == (("a",), ())
+    assert (c.after, c.data_from) == ((), ("a", "b"))
+    assert found.outputs == ("c",)
+    assert c.request is not None
+    filled = json.loads(c.request.fill({"a": 'A "1"\n{{b}}', "b": "é\u2028"}))
+    assert filled["messages"][0]["content"] == (
+        'sum up A "1"\n{{b}} and é\u2028 and A "1"\n{{b}}: {{a}} "quoted"\n'  # neither outputs nor inputs are templates
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({}, 400, "nodes"),
+        ({"nodes": []}, 400, "nodes"),
+        ({"nodes": [1]}, 400, "nodes[0]"),
+        ({"nodes": [{}]}, 400, "nodes[0].id"),
+        ({"nodes": [node("a b")]}, 400, "nodes[0].id"),
+        ({"nodes": [node("a"), node("b"), node("a")]}, 400, "nodes[2].id"),
+        ({"nodes": [{"id": "a"}]}, 400, "nodes[0].request"),
+        ({"nodes": [node("a", tool=True)]}, 400, "nodes[0].request"),
+        ({"nodes": [node("a", after=["b"])]}, 400, "nodes[0].after[0]"),
+        ({"nodes": [node("a"), node("b", after=["a", "b"])]}, 400, "nodes[1].after[1]"),
+        ({"nodes": [node("a"), node("b", "{{a}} {{nobody}}")]}, 400, "nodes[1].request.messages[0].content"),
+        ({"nodes": [node("a", "{{input.x}}")], "inputs": {"y": "1"}}, 400, "nodes[0].request.messages[0].content"),
+        ({"nodes": [node("a", "{{a}}")]}, 400, "nodes[0].request"),
+        ({"nodes": [node("a", retry=11)]}, 400, "nodes[0].retry"),
+        ({"nodes": [node("a", retry=True)]}, 400, "nodes[0].retry"),
+        ({"nodes": [node("a", endpoint="/v1/embeddings")]}, 400, "nodes[0].endpoint"),
+        ({"nodes": [node("a", expected_output_tokens=-1)]}, 400, "nodes[0].expected_output_tokens"),
+        ({"nodes": [node("a", colour="red")]}, 400, "nodes[0].colour"),
+        ({"nodes": [{"id": "a", "request": {"model": 1}}]}, 400, "nodes[0].request.model"),
+        ({"nodes": [node("a")], "outputs": ["b"]}, 400, "outputs[0]"),
+        ({"nodes": [node("a")], "deadline_ms": float("nan")}, 400, "deadline_ms"),
+        ({"nodes": [node("a")], "mode": "dry"}, 400, "mode"),
+        ({"nodes": [node("a")], "id": "with blank"}, 400, "id"),
+        ({"nodes": [node("a")], "stream": "yes"}, 400, "stream"),
+        ({"nodes": [node("a")], "surprise": 1}, 400, "surprise"),
+        ({"nodes": [node(f"n{at}") for at in range(101)]}, 413, "nodes"),
+    ],
+)
+def test_what_is_wrong_is_named(body: dict[str, Any], status: int, param: str) -> None:
+    fault = refused(body)
+    assert (fault.status, fault.param) == (status, param)
+    assert param.split("[", 1)[0].split(".")[0] in fault.message
+
+
+def test_declared_nodes_need_no_request() -> None:
+    found = parse({"mode": "declared", "nodes": [{"id": "a"}, {"id": "b", "after": ["a"]}]}, 100)
+    assert found.declared and all(plan.request is None for plan in found.nodes)
+
+
+def test_braces_that_are_no_placeholders_stay() -> None:
+    text = "{{ a + b }} {{}} {{{a}}} {a} {{a b}} {{é}}"
+    request = {"messages": [{"content": text}]}
+    cut = template(request, {}, {"a": 0}.__contains__, "request", literal=False)
+    assert cut.references == ("a",)
+    assert json.loads(cut.fill({"a": "!"}))["messages"][0]["content"] == text.replace("{{a}}", "!", 1)
+    literal = template(request, {}, {"a": 0}.__contains__, "request", literal=True)
+    assert json.loads(literal.fill({}))["messages"][0]["content"] == text
+
+
+TEXTS = st.text(st.sampled_from('ab{}" \\\né'), max_size=30)
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=4), TEXTS, TEXTS)
+def test_filling_is_replacing(texts: list[str], one: str, two: str) -> None:
+    """Against the plain way: each text on its own, on Python strings."""
+    request = {"messages": [{"content": f"{{{{n1}}}}{text}{{{{n2}}}}"} for text in texts], "stop": ["{{n1}}"]}
+    known = {"n1": one, "n2": two}.__contains__
+    try:
+        cut = template(request, {}, known, "request", literal=False)
+    except RequestFault as fault:
+        assert fault.reason == "unknown_placeholder"
+        assert any("{{a" in text or "{{b" in text or "{{ a" in text or "{{ b" in text for text in texts)
+        return
+    filled = json.loads(cut.fill({"n1": one, "n2": two}))
+    for message, text in zip(filled["messages"], texts, strict=True):
+        if "{" not in text and "}" not in text:
+            assert message["content"] == f"{one}{text}{two}"
+    assert filled["stop"] == [one]
