@@ -7,7 +7,7 @@ once; whatever does not look exactly so is read event by event.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -19,22 +19,11 @@ if TYPE_CHECKING:
 _STRING = re.compile(rb'(?:[^"\\]|\\.)*', re.DOTALL)
 
 
-class _Events(NamedTuple):
-    """How events of one choice look: all that have `each` begin their text with `text`, or are one of `empty`."""
-
-    each: bytes
-    text: bytes
-    empty: tuple[bytes, ...]
-
-
-_ALIKE = (
-    _Events(
-        b'"delta":',
-        b'"index":0,"delta":{"content":"',
-        (b'"index":0,"delta":{"role":"assistant","content":""', b'"index":0,"delta":{}'),
-    ),
-    _Events(b'"text":', b'"index":0,"text":"', ()),
-)
+_TEXT_BEGINS = (b'"index":0,"delta":{"content":"', b'"index":0,"text":"')
+"""In an event of one choice, of chat and of completions, as vLLM writes them."""
+_TOOLS = b'"tool_calls":[{'
+_PARTIAL = "partial"
+"""The JSON of a tool's arguments, as far as it has come."""
 _DONE = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete)"')
 
 
@@ -76,7 +65,7 @@ def event_texts(body: bytes) -> tuple[str, ...]:
         return found
     choices: dict[int, _Choice] = {}
     blocks: dict[int, dict[str, Any]] = {}
-    deltas: dict[object, list[str]] = {}
+    deltas: dict[int, list[str]] = {}
     for event in _events(body):
         for number, choice in enumerate(_objects(event.get("choices"))):
             index = choice.get("index", number)
@@ -84,7 +73,8 @@ def event_texts(body: bytes) -> tuple[str, ...]:
                 choices.setdefault(index, _Choice()).add(choice)
         kind = event.get("type")
         if kind == "response.output_text.delta" and isinstance(text := event.get("delta"), str):
-            deltas.setdefault((event.get("output_index"), event.get("item_id")), []).append(text)
+            index = event.get("output_index")
+            deltas.setdefault(index if isinstance(index, int) else 0, []).append(text)
         elif isinstance(kind, str) and kind.startswith("content_block_"):
             _add_block(blocks, event)
     texts = [text for index in sorted(choices) for text in choices[index].texts()]
@@ -120,6 +110,15 @@ class _Choice:
             if isinstance(part := given.get("arguments"), str):
                 tool["arguments"] = tool.get("arguments", "") + part
 
+    def take(self, events: bytes) -> bool:
+        """These events' parts; False if there is more than one choice's text."""
+        for event in _events(events):
+            for choice in _objects(event.get("choices")):
+                self.add(choice)
+                if choice.get("index") != 0 or self._tools:
+                    return False
+        return True
+
     def texts(self) -> list[str]:
         """As of a whole answer."""
         content = "".join(self._content)
@@ -128,19 +127,26 @@ class _Choice:
 
 
 def _cut_out(body: bytes) -> str | None:
-    """The text of a stream of one choice without tools, as vLLM sends it; None: read it event by event."""
-    for alike in _ALIKE:
-        parts = body.split(alike.text)
-        if len(parts) == 1:
+    """The text of a stream of one choice without tools, as vLLM sends it; None: read it event by event.
+
+    What stands between two texts is the same each time. An end of line in it shows that it lies between two events,
+    since there is none within JSON; and what is left is no string if it holds anything else.
+    """
+    for begins in _TEXT_BEGINS:
+        head, *parts = body.split(begins)
+        if len(parts) < 2 or (first := _STRING.match(parts[0])) is None:
             continue
-        if body.count(alike.each) != len(parts) - 1 + sum(map(body.count, alike.empty)):
+        between, last = parts[0][first.end() :], parts.pop()
+        size = len(between)
+        texts = [part[:-size] for part in parts if part.endswith(between)]
+        middle = _read(b'"%b"' % b"".join(texts))
+        if len(texts) != len(parts) or between.count(b"\n") != 2 or _TOOLS in between or not isinstance(middle, str):
             return None
-        if b'\\"' in body:
-            escaped = b"".join([match[0] for part in parts[1:] if (match := _STRING.match(part)) is not None])
-        else:
-            escaped = b"".join([part[: part.find(b'"')] for part in parts[1:]])
-        text = _read(b'"%b"' % escaped)
-        return text if isinstance(text, str) else None
+        event = head.rfind(b"\n") + 1
+        around = _Choice()
+        if not around.take(head[:event]) or around.texts() or not around.take(head[event:] + begins + last):
+            return None
+        return middle + "".join(around.texts())
     return None
 
 
@@ -164,22 +170,22 @@ def _add_block(blocks: dict[int, dict[str, Any]], event: dict[str, Any]) -> None
     if not isinstance(index, int):
         return
     if isinstance(block := event.get("content_block"), dict):
-        blocks[index] = dict(block)
+        blocks[index] = {name: value for name, value in block.items() if name != _PARTIAL}
     elif isinstance(delta := event.get("delta"), dict):
         block = blocks.setdefault(index, {"type": "text", "text": ""})
         if isinstance(text := delta.get("text"), str):
             block["text"] = (block["text"] if isinstance(block.get("text"), str) else "") + text
         if isinstance(part := delta.get("partial_json"), str):
-            block["partial"] = block.get("partial", "") + part
+            block[_PARTIAL] = block.get(_PARTIAL, "") + part
 
 
 def _blocks(blocks: list[dict[str, Any]]) -> list[str]:
-    """Anthropic's blocks as one message, its thinking left out."""
+    """Anthropic's blocks as one message."""
     texts = []
     for block in blocks:
-        if block.get("partial"):
-            block = {**block, "input": _read(block["partial"].encode("utf-8", "surrogatepass"))}
-        if block.get("type") != "thinking" and (text := part_text(block)):
+        if partial := block.get(_PARTIAL):
+            block = {**block, "input": _read(partial.encode("utf-8", "surrogatepass"))}
+        if text := part_text(block):
             texts.append(text)
     return _all_and_first(texts)
 

@@ -19,6 +19,7 @@ from proxy.engines import Engine, EngineWatch
 from proxy.gateway import Gateway
 from proxy.metrics import GaugeSnapshot, Metrics
 from proxy.own.api import OwnApi
+from proxy.workflow_metrics import WorkflowMetrics
 from scheduler.breaker import BreakerRule
 from scheduler.core import Scheduler, SchedulerConfig
 from scheduler.events import (
@@ -124,6 +125,7 @@ class App:
         self.gateway = Gateway(config, scheduler, self.metrics, self.log, tracing, event_log)
         self.gateway.configure_watch(config.workflows)
         self.own = OwnApi(self.gateway, config)
+        self.metrics.registry.register(WorkflowMetrics(self.gateway, self.own))
         for engine in config.engines:
             self._add_engine(engine)
         if config.state_dir is not None and (restored := budgets.load(config.state_dir)) is not None:
@@ -179,6 +181,7 @@ class App:
         running = len(gateway.exchanges)
         self.log.event("draining", calls=running, seconds=self.config.timeouts.drain_seconds)
         gateway.drain()
+        await self.own.drain()
         for watch in self._watches.values():
             watch.stop()
         until = monotonic() + self.config.timeouts.drain_seconds

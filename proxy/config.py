@@ -268,7 +268,7 @@ class Config(Table):
     engines: tuple[EngineConfig, ...] = Field(min_length=1)
     """the engines, at least one"""
     state_dir: OptionalPath = None
-    """folder in which token budgets are kept over a restart; empty = not kept"""
+    """folder for token budgets and for batches with their files, kept over a restart; empty = not kept"""
     listen: ListenConfig = ListenConfig()
     policy: PolicyConfig = PolicyConfig()
     limits: LimitsConfig = LimitsConfig()

@@ -146,7 +146,11 @@ class InnerCall:
         whole = self._whole and self._bytes <= self._calls.answer_bytes_max
         if self._whole and not whole and self.call is not None:
             self.call.reason = "answer_too_large"
-        self._on_done(InnerAnswer(self._status, self._headers, b"".join(self._pieces), whole, self.call))
+        answer = InnerAnswer(self._status, self._headers, b"".join(self._pieces), whole, self.call)
+        try:
+            self._on_done(answer)
+        except Exception as error:  # noqa: BLE001  (reported; it is one call's)
+            self._calls.report("what follows an inner call", error)
 
 
 class InnerCalls:
@@ -156,6 +160,7 @@ class InnerCalls:
         self._gateway = gateway
         self.answer_bytes_max = answer_bytes_max
         """Of an answer that is kept whole; a longer one counts as failed (`answer_too_large`)."""
+        self.report = gateway.faults.report
         self.loop = asyncio.get_running_loop()
         self.running: set[InnerCall] = set()
 

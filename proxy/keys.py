@@ -48,6 +48,7 @@ class KeyRing:
         hashes = ((key.sha256.get_secret_value(), key.name) for key in keys)
         self._by_hash: dict[str, tuple[str, str | None]] = {stored: (stored, name) for stored, name in hashes}
         self.configured = bool(self._by_hash)
+        self.names = frozenset(name for _, name in self._by_hash.values() if name is not None)
 
     def authenticate(self, fields: dict[bytes, bytes]) -> str | None:
         """The name of the key in a request's headers (by lowercase name); None if there is no valid one."""

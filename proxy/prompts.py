@@ -19,8 +19,10 @@ Segment = tuple[str, str]
 MESSAGES_MAX = 4096
 """A request with more has no segments: it is no conversation."""
 _MARK_CHARACTERS = 96
-_TEXTS = ("text", "input_text", "output_text", "thinking", "refusal")
-"""Members that hold the text of a part, by the part's type: nearly all are called `text`."""
+_DEPTH_MAX = 2
+_TEXTS = ("text", "input_text", "output_text", "refusal")
+_THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
+"""Not compared: some clients send them back and some do not."""
 
 
 def segments(route_label: str, body: dict[str, Any]) -> list[Segment]:
@@ -59,23 +61,25 @@ def chat_message(message: dict[str, Any]) -> list[str]:
     return texts
 
 
-def content_text(content: object) -> str:
+def content_text(content: object, depth: int = 0) -> str:
     """What stands in a content: a string, or parts, one a line. "" for anything else."""
     if isinstance(content, str):
         return content
-    return "\n".join([text for part in _dicts(content, strings=True) if (text := part_text(part))])
+    return "\n".join([text for part in _dicts(content, strings=True) if (text := part_text(part, depth))])
 
 
-def part_text(part: dict[str, Any]) -> str:
-    """What a part of a content says, or a mark for one that is no text."""
+def part_text(part: dict[str, Any], depth: int = 0) -> str:
+    """What a part of a content says, or a mark for one that is no text. Results of tools hold parts again."""
     kind = part.get("type", "text")
     if kind in _TEXTS:
-        text = part.get(kind if kind in {"thinking", "refusal"} else "text")
+        text = part.get("refusal" if kind == "refusal" else "text")
         return text if isinstance(text, str) else ""
+    if kind in _THOUGHTS:
+        return ""
     if kind == "tool_use":
         return tool_text(part.get("id"), part.get("name"), part.get("input"))
     if kind == "tool_result":
-        return content_text(part.get("content"))
+        return content_text(part.get("content"), depth + 1) if depth < _DEPTH_MAX else ""
     return _mark(part)
 
 

@@ -221,4 +221,4 @@ class BatchDoor:
 
     def _key_exists(self, name: str) -> bool:
         keys = self.gateway.admission.keys
-        return any(known == name for _, known in keys._by_hash.values()) if keys.configured else name == "-"
+        return name in keys.names if keys.configured else name == "-"

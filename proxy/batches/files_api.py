@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from proxy.batches import form
 from proxy.batches.files import StoredFile, new_id
 from proxy.errors import RequestFault
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from proxy.batches.door import BatchDoor
     from proxy.own.request import OwnRequest
 
@@ -64,29 +66,27 @@ class FilesApi:
     async def content(self, request: OwnRequest) -> None:
         """GET /v1/files/{id}/content"""
         path = self._door.work.files.path(self._file(request).id)
+        request.begin_stream(b"application/octet-stream")
         try:
-            source = await asyncio.to_thread(path.open, "rb")
-        except OSError:
-            raise _not_found() from None
-        try:
-            request.begin_stream(b"application/octet-stream")
-            await self._send(request, source)
+            await self._send(request, path)
         except TimeoutError:
             request.abort("client_stalled")
+        except OSError:
+            request.abort("file_cut")  # deleted meanwhile: a part must not look like the whole
         except BaseException:
-            request.abort("file_cut")  # a part must not look like the whole
+            request.abort("file_cut")
             raise
-        finally:
-            await asyncio.to_thread(source.close)
 
-    async def _send(self, request: OwnRequest, source: IO[bytes]) -> None:
+    async def _send(self, request: OwnRequest, path: Path) -> None:
         may_write = asyncio.Event()
         may_write.set()
         request.on_pause, request.on_resume = may_write.clear, may_write.set
         if request.write_paused:
             may_write.clear()
-        while piece := await asyncio.to_thread(source.read, PIECE_BYTES):
+        offset = 0
+        while piece := await asyncio.to_thread(_read_piece, path, offset):
             request.send(piece)
+            offset += len(piece)
             async with asyncio.timeout(self._door.gateway.timeouts.idle_seconds):
                 await may_write.wait()
         request.end()
@@ -96,6 +96,12 @@ class FilesApi:
         if file is None:
             raise _not_found()
         return file
+
+
+def _read_piece(path: Path, offset: int) -> bytes:
+    with path.open("rb") as file:  # anew for each: no file stays open for as long as a client likes
+        file.seek(offset)
+        return file.read(PIECE_BYTES)
 
 
 def _not_found() -> RequestFault:

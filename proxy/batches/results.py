@@ -6,10 +6,12 @@ only record of which lines are done: a line's number is in the id of its result.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
+from proxy.batches.lines import GIVE_WAY_LINES, GIVE_WAY_SECONDS
 from proxy.batches.record import Usage
 
 if TYPE_CHECKING:
@@ -131,6 +133,8 @@ class Results:
                         break
                     done[found[0]] = True
                     count += 1
+                    if not count % GIVE_WAY_LINES:
+                        time.sleep(GIVE_WAY_SECONDS)
                     size += len(data)
                     usage.add(found[1])
                 file.truncate(size)

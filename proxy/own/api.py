@@ -37,6 +37,10 @@ class OwnApi:
         self.parrot.tick(monotonic())
         self.batches.tick()
 
+    async def drain(self) -> None:
+        """The process is going down: what goes on after a restart stops now, and holds nobody up."""
+        await self.batches.close()
+
     async def close(self) -> None:
         """End what runs."""
         await self._gateway.router.close()

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs
 import orjson
 
 from proxy.call import Outcome
-from proxy.errors import RequestFault, error_answer, status_line
+from proxy.errors import RequestFault, error_answer, error_object, status_line
 from proxy.http.relay import CHUNKED_END
 from proxy.jsonsize import over
 
@@ -34,7 +34,8 @@ class OwnRequest:
         self._gateway = gateway
         self._client = client
         self._request = request
-        self._streaming = False
+        self._streaming = b""
+        """What kind of stream has begun."""
         self.call = call
         self.key_name = key_name
         """"-" where no keys are configured."""
@@ -90,9 +91,9 @@ class OwnRequest:
         """The client reads slower than it is written to."""
         return self._client.write_paused
 
-    def answer_json(self, value: Any, status: int = 200, headers: Headers = ()) -> None:
-        """Answer with a JSON body."""
-        self.answer(orjson.dumps(value), status=status, headers=headers)
+    def answer_json(self, value: Any, status: int = 200, headers: Headers = (), reason: str | None = None) -> None:
+        """Answer with a JSON body. `reason`: the machine-readable word, if it is an error."""
+        self.answer(orjson.dumps(value), status=status, headers=headers, reason=reason)
 
     def answer(
         self,
@@ -101,6 +102,7 @@ class OwnRequest:
         status: int = 200,
         content_type: bytes = b"application/json",
         headers: Headers = (),
+        reason: str | None = None,
     ) -> None:
         """Answer with a whole body."""
         if self.over:
@@ -108,16 +110,22 @@ class OwnRequest:
         keep_alive = self._keep_alive()
         head = self._head(status, content_type, b"content-length: %d\r\n" % len(body), headers, keep_alive)
         self._client.write(head if self._request.method == b"HEAD" else head + body)
-        self._finish(Outcome.OK if status < 400 else Outcome.REFUSED, status, None if status < 400 else "own_error")
+        self._finish(Outcome.OK if status < 400 else Outcome.REFUSED, status, reason)
         self._client.answered(keep_alive=keep_alive)
 
     def fail(self, fault: RequestFault) -> None:
-        """Answer with an error; within a stream it is an event, and the stream ends."""
+        """Answer with an error. Among events it is an event, and the stream ends; any other stream breaks off."""
         if self.over:
             return
-        if self._streaming:
+        if self._streaming == b"text/event-stream":
             self.call.reason = fault.reason
+            self.send(
+                b"event: error\ndata: %b\n\n" % error_object(fault.status, fault.reason, fault.message, fault.param)
+            )
             self.end()
+            return
+        if self._streaming:
+            self.abort(fault.reason)
             return
         keep_alive = self._keep_alive() and not fault.close
         extra = self._gateway.error_headers(self.call)
@@ -128,7 +136,7 @@ class OwnRequest:
 
     def begin_stream(self, content_type: bytes = b"text/event-stream; charset=utf-8", headers: Headers = ()) -> None:
         """Begin an answer whose length is not known."""
-        self._streaming = True
+        self._streaming = content_type.partition(b";")[0]
         chunked = b"" if self._request.http_1_0 else b"transfer-encoding: chunked\r\n"
         self._client.write(self._head(200, content_type, chunked, headers, self._keep_alive() and bool(chunked)))
 

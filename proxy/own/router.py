@@ -27,10 +27,11 @@ PREFIXES = (
     b"/v1/session",
     b"/v1/semantic_",
     b"/v1/py_native_call",
+    b"/v1/submit_py_native_call",
     b"/parrot/",
 )
 """No engine has paths that begin so."""
-KEYLESS = (b"/v1/session", b"/v1/semantic_", b"/v1/py_native_call", b"/parrot/")
+KEYLESS = (b"/v1/session", b"/v1/semantic_", b"/v1/py_native_call", b"/v1/submit_py_native_call", b"/parrot/")
 """Parrot's front end names its key once, in the body that opens a session: its handlers look for themselves."""
 
 

@@ -99,6 +99,7 @@ class ParrotDoor:
                 ("POST", "/v1/semantic_var/{id}", self._set),
                 ("GET", "/v1/semantic_var/{id}", self._get),
                 ("POST", "/v1/py_native_call", self._native),
+                ("POST", "/v1/submit_py_native_call", self._native),  # as the asynchronous client has it
             ):
                 router.add(method, base + path, _handler(answerer))
 
@@ -236,7 +237,7 @@ def _refuse(request: OwnRequest, fault: RequestFault) -> None:
         headers.append((b"www-authenticate", b"Bearer"))
     if fault.status in (429, 503):
         headers.append((b"retry-after", b"%d" % max(1, round(fault.retry_after_seconds or 1))))
-    request.answer_json({"error": fault.message}, fault.status, headers)
+    request.answer_json({"error": fault.message}, fault.status, headers, fault.reason)
 
 
 def _workflow(request: OwnRequest) -> list[tuple[bytes, bytes]]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 LEARNT_MAX = 1_024
 _SHOWN_MAX = 8
+_NO_TEMPLATE = (b"must provide a chat template", b"no chat template", b"chat template is not set")
+"""What vLLM and the transformers library say, blanks for underscores: that there is none, not that one went wrong."""
 
 
 class Models:
@@ -49,7 +51,8 @@ class Models:
 
     def learn(self, model: str | None, answer: InnerAnswer) -> bool:
         """A chat was refused: whether that is because the model has no chat template, and so is a base model."""
-        if answer.status != 400 or b"chat template" not in answer.body.lower().replace(b"_", b" "):
+        words = answer.body.lower().replace(b"_", b" ")
+        if answer.status != 400 or not any(sign in words for sign in _NO_TEMPLATE):
             return False
         self._learnt[model] = None
         while len(self._learnt) > LEARNT_MAX:

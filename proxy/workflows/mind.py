@@ -6,6 +6,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from scheduler.events import NodeEnded, WorkflowDeclared, WorkflowEnded
+from scheduler.workflow.describe import status, to_json
+from scheduler.workflow.draw import to_dot, to_mermaid
 from scheduler.workflow.spec import NodeSpec, WorkflowSpec
 
 if TYPE_CHECKING:
@@ -62,31 +64,42 @@ class Mind:
 
     def description(self, key_name: str, workflow_id: str) -> dict[str, Any] | None:
         """Graph, states, times and tokens; None for a workflow that is not known."""
-        from scheduler.workflow import describe
-
         workflow = self._get(key_name, workflow_id)
-        return describe.to_json(workflow, monotonic()) if workflow is not None else None
+        return to_json(workflow, monotonic()) if workflow is not None else None
 
     def drawn(self, key_name: str, workflow_id: str, form: str) -> str | None:
         """The graph in the language of graphviz (`dot`) or mermaid."""
         workflow = self._get(key_name, workflow_id)
         if workflow is None:
             return None
-        from scheduler.workflow import describe
-
-        draw = describe.to_dot if form == "dot" else describe.to_mermaid
+        draw = to_dot if form == "dot" else to_mermaid
         return draw(workflow, monotonic())
 
     def listed(self, key_name: str, limit: int) -> list[dict[str, Any]]:
         """A key's latest workflows, in short."""
-        from scheduler.workflow import describe
-
         now = monotonic()
-        found = self._gateway.scheduler.workflows.of_key(key_name, limit)
-        return [describe.summary(workflow, now) for workflow in found]
+        tables = self._gateway.scheduler.workflows.tables
+        lines = (tables.closed, tables.unnamed, tables.named)
+        found = [workflow for line in lines for (key, _), workflow in line.items() if key == key_name]
+        found.sort(key=lambda workflow: workflow.arrived_at, reverse=True)
+        return [_listed(workflow, now) for workflow in found[:limit]]
 
     def _get(self, key_name: str, workflow_id: str) -> Workflow | None:
         return self._gateway.scheduler.workflows.workflow(key_name, workflow_id)
+
+
+def _listed(workflow: Workflow, now: float) -> dict[str, Any]:
+    return {
+        "id": workflow.id,
+        "object": "workflow",
+        "name": workflow.name,
+        "status": status(workflow),
+        "origin": workflow.origin,
+        "class": workflow.effective_class,
+        "age_seconds": round(now - workflow.arrived_at, 3),
+        "nodes": len(workflow.graph.nodes),
+        "unfinished_nodes": workflow.graph.unfinished,
+    }
 
 
 def _node_spec(plan: NodePlan) -> NodeSpec:

@@ -9,20 +9,20 @@ from proxy.workflows.run import NodeStatus
 if TYPE_CHECKING:
     from proxy.workflows.run import NodeRun, WorkflowRun
 
-UNAVAILABLE = {"joules": None, "source": "unavailable"}
+UNAVAILABLE = {"energy_joules": None, "energy_source": "unavailable"}
 """No meter, no model: unknown is not 0."""
 
 
 def node_view(run: WorkflowRun, node: NodeRun) -> dict[str, Any]:
     """What a node gave, or why it gave nothing."""
-    view: dict[str, Any] = {"status": node.status, "attempts": node.attempts}
+    view: dict[str, Any] = {"state": node.status, "attempts": node.attempts}
     if node.output is not None:
         view["output"] = node.output
     if node.error is not None:
         view["error"] = node.error
     if node.status is NodeStatus.FINISHED and not node.plan.tool:
         view["usage"] = node.usage
-        view["energy"] = UNAVAILABLE
+        view.update(UNAVAILABLE)
     return view
 
 
@@ -44,7 +44,7 @@ def summary(run: WorkflowRun) -> dict[str, Any]:
             name: _sum([node.usage[name] for node in finished if node.usage is not None])
             for name in ("prompt_tokens", "cached_tokens", "output_tokens")
         },
-        "energy": UNAVAILABLE,
+        **UNAVAILABLE,
     }
 
 

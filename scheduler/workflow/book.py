@@ -63,8 +63,7 @@ class WorkflowBook:
             message = f"a workflow {shown(spec.workflow_id)} is under way; wait for its end or use another id"
             raise GraphFault(409, "workflow_exists", message, "id")
         workflow = Workflow(spec.key, spec.workflow_id, "declared", now, self.limits)
-        workflow.name = spec.name
-        workflow.fingerprint = spec.nodes[0].id if spec.nodes else None
+        workflow.known_as(spec.name, spec.nodes[0].id if spec.nodes else None)
         workflow.workflow_class = spec.workflow_class
         workflow.energy_budget_joules = spec.energy_budget_joules
         workflow.run_here = spec.run_here
@@ -116,7 +115,7 @@ class WorkflowBook:
                 event.key, event.workflow_id or event.call_id, "hinted" if event.workflow_id else "content", now,
                 self.limits,
             )  # fmt: skip
-            workflow.fingerprint = event.node or event.model
+            workflow.known_as(None, event.node or event.model)
             tables.enter(workflow)
         elif not self._room_for(workflow, event, now):
             return None
@@ -335,7 +334,7 @@ class WorkflowBook:
         if node.tool:
             self.forecasts.learn_pause(node, node.lasted_seconds)
         workflow.last_finished = node
-        if not workflow.graph.dag.succ[node]:
+        if not workflow.graph.is_followed(node):
             workflow.loose_ends[node] = None
         return tuple(ready)
 

@@ -31,19 +31,27 @@ class CriticalPath:
     def __init__(self, dag: nx.DiGraph[Node]) -> None:
         self.dag = dag
         self.ends = LazyMaxHeap()
-        """By start + tail: when the end comes if all lasts as predicted."""
+        """By start + tail: when the end comes if all lasts as predicted. Only of what has started or is expected to
+        start later than it could: for the others `floors` says at least as much."""
         self.floors = LazyMaxHeap()
         """By what comes after this moment at least: the whole tail of what has not started, else the tail behind it."""
         self.isolated = LazyMaxHeap()
-        """By head + tail: how long the workflow would take had nothing been held back."""
+        """By head + tail: how long the workflow would take had nothing been held back. Its nodes are the frontier."""
         self.done_seconds = 0.0
         """Of the nodes that finished, the largest head + duration."""
 
     def enter(self, node: Node) -> None:
         """The node is in the frontier, now or still, and its numbers may have changed."""
         tail = node.tail_seconds
-        self.ends.put(node, node.start_at + tail)
-        self.floors.put(node, tail - node.seconds if node.state in STARTED_STATES else tail)
+        if node.state in STARTED_STATES:
+            self.ends.put(node, node.start_at + tail)
+            self.floors.put(node, tail - node.seconds)
+        else:
+            if node.state == "ready" and node.start_at != node.ready_at:
+                self.ends.put(node, node.start_at + tail)
+            else:
+                self.ends.drop(node)
+            self.floors.put(node, tail)
         self.isolated.put(node, node.head_seconds + tail)
 
     def leave(self, node: Node) -> None:
@@ -96,12 +104,12 @@ class CriticalPath:
 
     def projected_end(self, now: float) -> float | None:
         """When the last node will have finished, by medians; None if nothing is in the frontier."""
-        last = self.ends.top()
-        if last is None:
-            return None
         longest = self.floors.top()
-        assert longest is not None
-        return max(self.ends.keys[last], now + self.floors.keys[longest])
+        if longest is None:
+            return None
+        end = now + self.floors.keys[longest]
+        last = self.ends.top()
+        return end if last is None else max(end, self.ends.keys[last])
 
     def isolated_seconds(self) -> float:
         """How long the whole workflow would take had nothing been held back; what is to come as predicted."""
@@ -128,10 +136,10 @@ class CriticalPath:
 
     def _deciding(self, now: float) -> Node | None:
         last, longest = self.ends.top(), self.floors.top()
-        if last is None or longest is None:
+        if longest is None:
             ended = [node for node in self.dag if node.finished_at is not None]
             return max(ended, key=lambda node: (node.finished_at or 0.0, -node.number), default=None)
-        return last if self.ends.keys[last] >= now + self.floors.keys[longest] else longest
+        return last if last is not None and self.ends.keys[last] >= now + self.floors.keys[longest] else longest
 
     def _latest_finished(self, node: Node) -> Node | None:
         ended = [before for before in self.dag.predecessors(node) if before.finished_at is not None]
@@ -146,8 +154,12 @@ class CriticalPath:
     def validate(self) -> None:
         """Tails are what their successors' tails make them; the frontier is whole. AssertionError otherwise."""
         frontier = {node for node in self.dag if node.state in FRONTIER_STATES}
+        assert self.floors.keys.keys() == self.isolated.keys.keys() == frontier, (
+            "the frontier is not what the states say"
+        )
+        started = {node for node in frontier if node.state in STARTED_STATES}
+        assert started <= self.ends.keys.keys() <= frontier
         for heap in (self.ends, self.floors, self.isolated):
-            assert set(heap.keys) == frontier, "the frontier is not what the states say"
             heap.validate()
         for node in self.dag:
             if not node.over:
@@ -155,6 +167,7 @@ class CriticalPath:
                 assert node.tail_upper_seconds >= node.tail_seconds - 1e-9 * (1.0 + node.tail_seconds)
         for node in frontier:
             tail = node.tail_seconds
-            assert self.ends.keys[node] == node.start_at + tail
+            if node in self.ends.keys:
+                assert self.ends.keys[node] == node.start_at + tail
             assert self.floors.keys[node] == (tail - node.seconds if node.state in STARTED_STATES else tail)
             assert self.isolated.keys[node] == node.head_seconds + tail

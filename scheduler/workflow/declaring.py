@@ -100,17 +100,13 @@ def _cycle_fault(cycle: list[str], names: list[str]) -> GraphFault:
 def build(workflow: Workflow, spec: WorkflowSpec, forecasts: Forecasts) -> None:
     """Fill an empty workflow with the nodes of a specification. Raises GraphFault and leaves it as it was."""
     edges, order = check(spec, workflow.limits)
-    graph = workflow.graph
     by_name = {node.id: node for node in spec.nodes}
-    for name in order:
-        node = _node(workflow, by_name[name])
-        graph.add(node)
-        for before, edge in edges[name].items():
-            graph.link(graph.nodes[before], node, edge)
-        node.seconds, spread = forecasts.predict(node)
-        node.variance = spread * spread
-    for name in reversed(order):
-        graph.critical.recompute(graph.nodes[name])
+    nodes = {name: _node(workflow, by_name[name]) for name in order}
+    workflow.graph.fill(nodes, edges)
+    forecasts.predict_all(nodes.values())
+    recompute = workflow.graph.critical.recompute
+    for node in reversed(nodes.values()):
+        recompute(node)
 
 
 def _node(workflow: Workflow, spec: NodeSpec) -> Node:

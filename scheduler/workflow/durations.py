@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from scheduler.workflow.quantiles import LruTable, RecentQuantiles
+from scheduler.workflow.quantiles import SURE_FROM_VALUES, LruTable, RecentQuantiles
 
 MODELS_MAX = 256
 PRIOR = (0.1, 1.0 / 20_000.0, 0.012)
@@ -48,20 +48,33 @@ class DurationModel(Protocol):
         ...
 
 
+_PRECISION = [(NOISE_RELATIVE / (PRIOR_RELATIVE_SPREAD * value)) ** 2 for value in PRIOR]
+_FILLED = [(1.0 - KEPT) * precision for precision in _PRECISION]
+_PRIOR_MATRIX = ((0, _FILLED[0]), (1, 0.0), (2, 0.0), (3, _FILLED[1]), (4, 0.0), (5, _FILLED[2]))
+_PRIOR_RIGHT = tuple((place, _FILLED[place] * PRIOR[place]) for place in range(3))
+
+
 class _Fit:
     """One model's coefficients, and how the calls' times spread around them."""
 
     __slots__ = ("coefficients", "matrix", "ratios", "right", "since_refit")
 
     def __init__(self) -> None:
-        precision = [(NOISE_RELATIVE / (PRIOR_RELATIVE_SPREAD * value)) ** 2 for value in PRIOR]
-        self.matrix = [precision[0], 0.0, 0.0, precision[1], 0.0, precision[2]]
+        self.matrix = [_PRECISION[0], 0.0, 0.0, _PRECISION[1], 0.0, _PRECISION[2]]
         """Upper triangle, by rows."""
-        self.right = [weight * value for weight, value in zip(precision, PRIOR, strict=True)]
+        self.right = [weight * value for weight, value in zip(_PRECISION, PRIOR, strict=True)]
         self.coefficients = PRIOR
         self.ratios = RecentQuantiles()
         """Measured seconds / fitted seconds."""
         self.since_refit = 0
+
+    def forget_a_little(self) -> None:
+        """What is forgotten of the calls is filled up with the prior."""
+        matrix, right = self.matrix, self.right
+        for place, base in _PRIOR_MATRIX:
+            matrix[place] = KEPT * matrix[place] + base
+        for place, base in _PRIOR_RIGHT:
+            right[place] = KEPT * right[place] + base
 
     def fitted(self, uncached_tokens: float, output_tokens: float) -> float:
         fixed, prompt, output = self.coefficients
@@ -85,7 +98,7 @@ class LearnedDurations:
         seconds = fit.fitted(uncached_tokens, output_tokens)
         ratios = fit.ratios
         usual, upper = (ratios.median, ratios.upper) if ratios.count else (1.0, UPPER_RATIO_UNSEEN)
-        if not ratios.upper_is_sure:
+        if ratios.count < SURE_FROM_VALUES:
             upper = max(upper, usual * UPPER_RATIO_UNSEEN)
         longer = fit.coefficients[2] * max(0.0, output_tokens_upper - output_tokens) * usual
         slower = seconds * (upper - usual)
@@ -101,17 +114,18 @@ class LearnedDurations:
         fit.ratios.add(seconds / fitted)
         tolerated = HUBER_NOISES * NOISE_RELATIVE
         weight = (1.0 if error <= tolerated else tolerated / error) / (fitted * fitted)
-        x, y = uncached_tokens, output_tokens
-        fresh, forgotten = (weight, weight * x, weight * y, weight * x * x, weight * x * y, weight * y * y), 1.0 - KEPT
-        prior = _PRIOR_FIT
-        fit.matrix = [
-            KEPT * old + forgotten * base + new for old, base, new in zip(fit.matrix, prior.matrix, fresh, strict=True)
-        ]
-        seen = weight * seconds
-        fit.right = [
-            KEPT * old + forgotten * base + new
-            for old, base, new in zip(fit.right, prior.right, (seen, seen * x, seen * y), strict=True)
-        ]
+        fit.forget_a_little()
+        prompt, output = weight * uncached_tokens, weight * output_tokens
+        matrix, right = fit.matrix, fit.right
+        matrix[0] += weight
+        matrix[1] += prompt
+        matrix[2] += output
+        matrix[3] += prompt * uncached_tokens
+        matrix[4] += prompt * output_tokens
+        matrix[5] += output * output_tokens
+        right[0] += weight * seconds
+        right[1] += prompt * seconds
+        right[2] += output * seconds
         fit.since_refit += 1
         if fit.since_refit >= REFIT_CALLS or fit.ratios.count <= REFIT_CALLS:
             fit.since_refit = 0

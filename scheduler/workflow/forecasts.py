@@ -10,9 +10,11 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.workflow.durations import DurationModel, LearnedDurations, SecondsForecast
-from scheduler.workflow.quantiles import LruTable, RecentQuantiles
+from scheduler.workflow.quantiles import SURE_FROM_VALUES, WINDOW_VALUES, LruTable, RecentQuantiles
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from scheduler.workflow.node import Node
     from scheduler.workflow.spec import WorkflowLimits
 
@@ -71,50 +73,59 @@ class Forecasts:
         self.places: LruTable[Place, History] = LruTable(limits.history_places, History)
         self.models: LruTable[tuple[str, str | None], History] = LruTable(limits.history_models, History)
 
-    def _histories(self, node: Node) -> tuple[History | None, History | None]:
-        workflow = node.workflow
-        place = self.places.get((workflow.key, workflow.name, node.pattern))
-        return place, self.models.get((workflow.key, node.model))
-
     def predict(self, node: Node) -> SecondsForecast:
         """The node's duration; notes the forecast of its output tokens in it."""
         if node.tool:
-            usual = self.pause(node)
-            if node.expected_seconds is not None:
-                usual = Forecast(node.expected_seconds, max(node.expected_seconds, usual.upper))
-            elif usual is _NO_PAUSE:
-                usual = Forecast(*TOOL_SECONDS_UNSEEN)
-            return SecondsForecast(usual.median, usual.upper - usual.median)
-        place, model = self._histories(node)
-        tokens = self._output_tokens(node, place, model)
-        node.output_tokens_forecast, node.output_tokens_upper = tokens
-        known = place if place is not None and place.calls else model
+            return self._predict_tool(node)
+        workflow = node.workflow
+        place = self.places.get((workflow.key, workflow.name, node.pattern))
+        return self._predict_call(node, place, self.models.get((workflow.key, node.model)))
+
+    def predict_all(self, nodes: Iterable[Node]) -> None:
+        """Durations and output tokens of all nodes of one workflow, noted in them."""
+        known: dict[tuple[str, str | None], tuple[History | None, History | None]] = {}
+        for node in nodes:
+            if node.tool:
+                forecast = self._predict_tool(node)
+            else:
+                kind = (node.pattern, node.model)
+                histories = known.get(kind)
+                if histories is None:
+                    key, name = node.workflow.key, node.workflow.name
+                    histories = self.places.get((key, name, node.pattern)), self.models.get((key, node.model))
+                    known[kind] = histories
+                forecast = self._predict_call(node, *histories)
+            node.seconds, spread = forecast
+            node.variance = spread * spread
+
+    def _predict_tool(self, node: Node) -> SecondsForecast:
+        usual, upper = self.pause(node)
+        if node.expected_seconds is not None:
+            usual = node.expected_seconds
+        elif not usual and not upper:
+            usual, upper = TOOL_SECONDS_UNSEEN
+        return SecondsForecast(usual, max(0.0, upper - usual))
+
+    def _predict_call(self, node: Node, place: History | None, model: History | None) -> SecondsForecast:
+        """By the history of its place as far as there is one, else by that of its model."""
+        known = place if place is not None and place.calls else model if model is not None and model.calls else None
+        usual, upper = OUTPUT_TOKENS_UNSEEN
         prompt: float | None = node.prompt_tokens_estimate
         if known is not None:
+            usual, upper = known.output_tokens.median, known.output_tokens.upper
+            if known is place and known.calls < SURE_FROM_VALUES and model is not None and model.calls:
+                upper = max(upper, model.output_tokens.upper)
             prompt = (known.prompt_tokens if prompt is None else prompt) * known.uncached_share
         elif prompt is None:
             prompt = PROMPT_TOKENS_UNSEEN
-        return self.durations.forecast(node.model, prompt, *tokens)
-
-    @staticmethod
-    def _output_tokens(node: Node, place: History | None, model: History | None) -> Forecast:
-        seen = place.output_tokens if place is not None and place.calls else None
-        coarse = model.output_tokens if model is not None and model.calls else None
-        if seen is not None:
-            usual, upper = seen.median, seen.upper
-            if coarse is not None and not seen.upper_is_sure:
-                upper = max(upper, coarse.upper)
-        elif coarse is not None:
-            usual, upper = coarse.median, coarse.upper
-        else:
-            usual, upper = OUTPUT_TOKENS_UNSEEN
         declared, most = node.expected_output_tokens, node.max_output_tokens
         if declared is not None:
-            upper = max(declared, upper) if seen is not None else declared
+            upper = max(declared, upper) if known is place and place is not None else declared
             usual = declared
         if most is not None:
             usual, upper = min(usual, most), min(upper, most)
-        return Forecast(usual, upper)
+        node.output_tokens_forecast, node.output_tokens_upper = usual, upper
+        return self.durations.forecast(node.model, prompt, usual, upper)
 
     def pause(self, node: Node) -> Forecast:
         """A tool's run, or how long the client thinks before it makes this call; in seconds."""
@@ -136,8 +147,12 @@ class Forecasts:
             return
         cached, workflow = node.cached_tokens or 0, node.workflow
         estimate = prompt if node.prompt_tokens_estimate is None else node.prompt_tokens_estimate
-        self.places.take((workflow.key, workflow.name, node.pattern)).learn(estimate, prompt, cached, output)
-        self.models.take((workflow.key, node.model)).learn(estimate, prompt, cached, output)
+        place = self.places.take((workflow.key, workflow.name, node.pattern))
+        if place.calls < WINDOW_VALUES:
+            # Asked only about new places, the model's history learns from places while they are new: so the busiest
+            # place does not speak for all.
+            self.models.take((workflow.key, node.model)).learn(estimate, prompt, cached, output)
+        place.learn(estimate, prompt, cached, output)
         self.durations.observe(node.model, prompt - cached, output, node.lasted_seconds)
 
 

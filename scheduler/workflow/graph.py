@@ -11,10 +11,9 @@ from scheduler.workflow.node import OVER_STATES, Edge
 from scheduler.workflow.order import admit_edge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from scheduler.workflow.node import Node, NodeState
-    from scheduler.workflow.spec import EdgeKind
 
 _NO_EDGE: dict[str, Edge] = {}
 EDGE_RANK = {"inferred": 0, "declared": 1, "data": 2}
@@ -56,6 +55,25 @@ class WorkflowGraph:
         self.unfinished += not node.over
         self.version += 1
 
+    def fill(self, nodes: dict[str, Node], edges: Mapping[str, Mapping[str, Edge]]) -> None:
+        """Everything at once into an empty graph: nodes in an order in which each comes behind those it waits for, by
+        name its edges. Tails are the caller's to compute."""
+        assert not self.nodes
+        for number, (name, node) in enumerate(nodes.items()):
+            node.number = node.order = number
+            before = edges[name]
+            node.waiting_for = len(before)
+            if before:
+                self.edge_count += len(before)
+                node.level = 1 + max([nodes[other].level for other in before])
+        self._next_number = self.unfinished = len(nodes)
+        self.nodes = nodes
+        self.dag.add_nodes_from(nodes.values())
+        self.dag.add_edges_from(
+            (nodes[other], node, {"edge": edge}) for name, node in nodes.items() for other, edge in edges[name].items()
+        )
+        self.version += 1
+
     def edge(self, before: Node, after: Node) -> Edge | None:
         """The edge between two nodes."""
         data: dict[str, Edge] = self.dag.get_edge_data(before, after, _NO_EDGE)
@@ -65,38 +83,39 @@ class WorkflowGraph:
         """All edges with their reasons."""
         return iter(self.dag.edges(data="edge"))
 
-    def connect(self, before: Node, after: Node, kind: EdgeKind, confidence: float = 1.0) -> bool:
+    def is_followed(self, node: Node) -> bool:
+        """Whether anything waits, or waited, for the node."""
+        return next(self.dag.successors(node), None) is not None
+
+    def connect(self, before: Node, after: Node, edge: Edge) -> bool:
         """`after` waits for `before`. False, and nothing has changed, if that would be a cycle.
 
         An edge that exists keeps the stronger of both reasons.
         """
         known = self.edge(before, after)
         if known is not None:
-            stronger = (EDGE_RANK[kind], confidence) > (EDGE_RANK[known.kind], known.confidence)
-            if stronger:
-                self.dag.add_edge(before, after, edge=Edge(kind, confidence))
+            if (EDGE_RANK[edge.kind], edge.confidence) > (EDGE_RANK[known.kind], known.confidence):
+                self.dag.add_edge(before, after, edge=edge)
             return True
-        if before is after or not admit_edge(self.dag, before, after):
+        if before.order >= after.order and not admit_edge(self.dag, before, after):
             return False
-        self.link(before, after, Edge(kind, confidence))
-        if before.state == "finished":
-            self._moves_head(before, after)
-            if after.state in FRONTIER_STATES:
-                self.critical.enter(after)
-        else:
-            if after.state == "ready":  # not after all
-                self.critical.leave(after)
-                after.state, after.ready_at = "planned", None
-            self.critical.refresh(before)
-        return True
-
-    def link(self, before: Node, after: Node, edge: Edge) -> None:
-        """An edge that is new and fits the order; tails are the caller's to bring up to date."""
         self.dag.add_edge(before, after, edge=edge)
         self.edge_count += 1
         self.version += 1
-        after.waiting_for += before.state != "finished"
         after.level = max(after.level, before.level + 1)
+        if before.state == "finished":
+            done = before.head_seconds + before.lasted_seconds
+            if done > after.head_seconds:
+                after.head_seconds = done
+                if after.state in FRONTIER_STATES:
+                    self.critical.enter(after)
+            return True
+        after.waiting_for += 1
+        if after.state == "ready":  # not after all
+            self.critical.leave(after)
+            after.state, after.ready_at = "planned", None
+        self.critical.refresh(before)
+        return True
 
     def disconnect(self, before: Node, after: Node) -> None:
         """Take an edge out again: a guess that turned out wrong. KeyError if there is none."""
@@ -129,9 +148,18 @@ class WorkflowGraph:
                 after.waiting_for -= 1
         unfinished = [before for before in dag.predecessors(node) if not before.over]
         dag.remove_node(node)
+        node.group = None
         del self.nodes[node.name]
         self.version += 1
         self.critical.refresh(*unfinished)
+
+    def clear(self) -> None:
+        """Let go of all nodes: without the circles through their workflow and groups they are freed at once."""
+        for node in self.nodes.values():
+            node.group = None
+        self.nodes = {}
+        self.dag.clear()
+        self.critical = CriticalPath(self.dag)
 
     def absorb(self, other: WorkflowGraph, shift_seconds: float) -> None:
         """Take over all nodes of another graph, behind those that are here; names must differ. The other workflow came
@@ -243,15 +271,15 @@ class WorkflowGraph:
         if node.waiting_for:  # it came before its time, or is skipped: those before it have less behind them now
             self.critical.refresh(*[before for before in self.dag.predecessors(node) if not before.over])
 
-    def _moves_head(self, before: Node, after: Node) -> None:
-        after.head_seconds = max(after.head_seconds, before.head_seconds + before.lasted_seconds)
-
     # --- predictions ---
 
     def predicted(self, node: Node, seconds: float, spread_seconds: float) -> None:
         """Another prediction of the node's own duration: the median, and how far above it the upper quantile lies."""
         node.seconds, node.variance = seconds, spread_seconds * spread_seconds
-        self.critical.refresh(node)
+        if node.waiting_for:
+            self.critical.refresh(node)
+        elif self.critical.recompute(node) and node.state in FRONTIER_STATES:
+            self.critical.enter(node)
 
     def validate(self) -> None:
         """Every invariant of the structure, the states and the tails. AssertionError names what does not hold."""

@@ -10,20 +10,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scheduler.workflow.forecasts import pattern_of
-from scheduler.workflow.node import Node
+from scheduler.workflow.node import Edge, Node
 
 if TYPE_CHECKING:
     from scheduler.events import CallArrived
-    from scheduler.workflow.spec import EdgeKind
     from scheduler.workflow.workflow import Workflow
 
-SAME_AGENT = 0.9
+DECLARED = Edge("declared")
+SAME_AGENT = Edge("inferred", 0.9)
 """The agent's next call comes behind its last one."""
-ALL_DONE = 0.9
+ALL_DONE = Edge("inferred", 0.9)
 """Nothing else was live: it had to wait for all there was."""
-STARTED_BY = 0.8
+STARTED_BY = Edge("inferred", 0.8)
 """An agent's first call comes behind what its parent had said by then."""
-ORDER_ALONE = 0.5
+ORDER_ALONE = Edge("inferred", 0.5)
 """Others were live: it follows the latest finished, or something else."""
 FOLLOWS_MAX = 256
 """Edges that one call gets without saying so: the latest."""
@@ -50,7 +50,7 @@ def _only_ready(workflow: Workflow) -> Node | None:
     if workflow.origin != "declared":
         return None
     only: Node | None = None
-    for node in workflow.graph.critical.ends.keys:
+    for node in workflow.graph.critical.isolated.keys:
         if node.state == "ready":
             if only is not None:
                 return None
@@ -79,13 +79,13 @@ def _grown(workflow: Workflow, event: CallArrived, name: str) -> Node:
     node = Node(workflow, name, pattern_of(name))
     guessed = () if event.after else _guessed(workflow, event)
     workflow.graph.add(node)
-    for before, confidence in guessed:
-        connect(workflow, before, node, "inferred", confidence)
+    for before, edge in guessed:
+        connect(workflow, before, node, edge)
     _follow_said(workflow, node, event)
     if workflow.pending and (waiting := workflow.pending.pop(name, None)) is not None:
         workflow.pending_count -= len(waiting)
         for after in waiting:
-            connect(workflow, node, after, "declared", 1.0)
+            connect(workflow, node, after, DECLARED)
     return node
 
 
@@ -102,7 +102,7 @@ def _follow_said(workflow: Workflow, node: Node, event: CallArrived) -> None:
         before = latest.get(name) or nodes.get(name)
         if before is not None:
             if before is not node:
-                connect(workflow, before, node, "declared", 1.0)
+                connect(workflow, before, node, DECLARED)
             continue
         waiting = pending.get(name)
         if waiting is None and len(pending) < most:
@@ -114,16 +114,16 @@ def _follow_said(workflow: Workflow, node: Node, event: CallArrived) -> None:
             workflow.pending_count += 1
 
 
-def connect(workflow: Workflow, before: Node, after: Node, kind: EdgeKind, confidence: float) -> None:
+def connect(workflow: Workflow, before: Node, after: Node, edge: Edge) -> None:
     """An edge, if there is room and it closes no cycle; else it is counted as left out."""
     graph = workflow.graph
-    if workflow.edges_left <= 0 or not graph.connect(before, after, kind, confidence):
+    if workflow.edges_left <= 0 or not graph.connect(before, after, edge):
         workflow.skipped_edges += 1
     else:
         workflow.loose_ends.pop(before, None)
 
 
-def _guessed(workflow: Workflow, event: CallArrived) -> list[tuple[Node, float]]:
+def _guessed(workflow: Workflow, event: CallArrived) -> list[tuple[Node, Edge]]:
     """What a call follows that says nothing about it, and how sure that is."""
     if not workflow.live_calls and workflow.origin != "declared":
         return [(before, ALL_DONE) for before in list(workflow.loose_ends)[-FOLLOWS_MAX:]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scheduler.workflow.growth import ORDER_ALONE, connect, name_for_unnamed
+from scheduler.workflow.node import Edge
 
 if TYPE_CHECKING:
     from scheduler.workflow.node import Node
@@ -18,7 +19,7 @@ def place(
     """Connect a call with the earlier ones that its content names, `found` with their confidences; merge the
     workflows of unnamed calls that turn out to be one."""
     if fingerprint is not None and node.workflow.origin == "content" and len(node.workflow.graph.nodes) == 1:
-        node.workflow.fingerprint = fingerprint
+        node.workflow.known_as(None, fingerprint)
     sources: list[tuple[Node, float]] = []
     for call_id, confidence in found:
         other = tables.by_call.get(call_id)
@@ -37,13 +38,13 @@ def place(
     others = {other for other, _ in sources}
     for before in list(graph.dag.predecessors(node)):
         edge = graph.edge(before, node)
-        guessed = edge is not None and edge.kind == "inferred" and edge.confidence <= ORDER_ALONE < surest
+        guessed = edge is not None and edge.kind == "inferred" and edge.confidence <= ORDER_ALONE.confidence < surest
         if guessed and before not in others:  # order alone had suggested it; now there is something better
             graph.disconnect(before, node)
-            if before.state == "finished" and not graph.dag.succ[before]:
+            if before.state == "finished" and not graph.is_followed(before):
                 workflow.loose_ends[before] = None
     for other, confidence in sources:
-        connect(workflow, other, node, "inferred", confidence)
+        connect(workflow, other, node, Edge("inferred", confidence))
     tables.edge_count += graph.edge_count - edges
 
 

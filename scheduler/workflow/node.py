@@ -6,6 +6,7 @@ from math import sqrt
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
+    from scheduler.workflow.objective import TaskGroup
     from scheduler.workflow.spec import Criterion, EdgeKind
     from scheduler.workflow.workflow import Workflow
 
@@ -32,11 +33,12 @@ class Node:
 
     __slots__ = (
         "attempts", "cached_tokens", "call_id", "criterion", "declared", "error", "expected_output_tokens",
-        "expected_seconds", "finished_at", "head_seconds", "level", "max_output_tokens", "model", "name", "number",
-        "objective", "objective_version", "order", "output_tokens", "output_tokens_forecast", "output_tokens_upper",
-        "over", "pattern", "prefix", "prompt_tokens", "prompt_tokens_estimate", "queued_at", "ready_at",
-        "remainder_seconds", "remainder_variance", "seconds", "start_at", "started_at", "state", "tail_mean",
-        "tail_seconds", "tail_variance", "tool", "variance", "waiting_for", "workflow",
+        "expected_seconds", "finished_at", "group", "group_version", "head_seconds", "level", "max_output_tokens",
+        "model", "name", "number", "objective", "objective_version", "order", "output_tokens",
+        "output_tokens_forecast", "output_tokens_upper", "over", "pattern", "prefix", "prompt_tokens",
+        "prompt_tokens_estimate", "queued_at", "ready_at", "remainder_seconds", "remainder_variance", "seconds",
+        "start_at", "started_at", "state", "tail_mean", "tail_seconds", "tail_variance", "tool", "variance",
+        "waiting_for", "workflow",
     )  # fmt: skip
 
     def __init__(self, workflow: Workflow, name: str, pattern: str) -> None:
@@ -94,6 +96,9 @@ class Node:
         self.cached_tokens: int | None = None
         self.output_tokens: int | None = None
         self.objective: Criterion | None = None
+        self.group: TaskGroup | None = None
+        """Its producers, as `group_version` of the graph has them."""
+        self.group_version = -1
         self.objective_version = -1
         """The structure of the graph for which `objective` was deduced."""
 

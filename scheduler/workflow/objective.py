@@ -22,24 +22,29 @@ LOOKED_AT_MAX = 4096
 
 
 class TaskGroup(NamedTuple):
-    """All producers of one consumer that run side by side: those that are no step on the way to another of them."""
+    """All producers of one consumer that run side by side: those that are no direct step to another of them."""
 
     consumer: Node
-    members: tuple[Node, ...]
+    members: dict[Node, None]
+    """An ordered set."""
 
 
 def task_group(workflow: Workflow, consumer: Node) -> TaskGroup:
-    """The group that feeds `consumer`; it may have one member or none."""
+    """The group that feeds `consumer`; it may have one member or none. Remembered until the graph changes."""
+    version = workflow.graph.version
+    if consumer.group is not None and consumer.group_version == version:
+        return consumer.group
     dag = workflow.graph.dag
-    producers = dict.fromkeys(dag.predecessors(consumer))
+    members = dict.fromkeys(dag.predecessors(consumer))
     looked_at = 0
-    for producer in list(producers):
-        looked_at += dag.in_degree[producer] if len(producers) > 1 else 0
+    for producer in list(members) if len(members) > 1 else ():
+        looked_at += dag.in_degree[producer]
         if looked_at > LOOKED_AT_MAX:
             break
         for before in dag.predecessors(producer):
-            producers.pop(before, None)
-    return TaskGroup(consumer, tuple(producers))
+            members.pop(before, None)
+    consumer.group, consumer.group_version = TaskGroup(consumer, members), version
+    return consumer.group
 
 
 def task_groups(workflow: Workflow, node: Node) -> list[TaskGroup]:
@@ -72,16 +77,15 @@ def _next_step(workflow: Workflow, node: Node, looked_at: list[int]) -> tuple[Cr
     """The node's objective, or the node from which it inherits."""
     dag = workflow.graph.dag
     looked_at[0] += 1
-    if node.name in workflow.outputs or not dag.succ[node] or looked_at[0] > LOOKED_AT_MAX:
+    if node.name in workflow.outputs or not workflow.graph.is_followed(node) or looked_at[0] > LOOKED_AT_MAX:
         return "latency", None
     alone_before: list[Node] = []
     member = False
     for consumer in dag.successors(node):
-        producers = len(dag.pred[consumer])
-        looked_at[0] += producers
+        looked_at[0] += 1
         if looked_at[0] > LOOKED_AT_MAX:
-            return ("throughput", None) if producers > LOOKED_AT_MAX else ("latency", None)
-        members = task_group(workflow, consumer).members if producers > 1 else (node,)
+            return "latency", None
+        members = task_group(workflow, consumer).members
         if node in members:
             member = member or len(members) > 1
             if len(members) == 1:
@@ -106,7 +110,7 @@ def _meeting(workflow: Workflow, node: Node, looked_at: list[int]) -> Node | Non
     while len(open_nodes) > 1:
         step = heappop(open_nodes)[2]
         looked_at[0] += 1
-        if not dag.succ[step] or step.name in workflow.outputs or looked_at[0] > LOOKED_AT_MAX:
+        if not workflow.graph.is_followed(step) or step.name in workflow.outputs or looked_at[0] > LOOKED_AT_MAX:
             return None
         for after in dag.successors(step):
             if after not in seen:

@@ -28,7 +28,8 @@ class PrefixGroups:
 
     def add(self, node: Node) -> None:
         """Enter a node by its `prefix`, cut to 16 hashes; where there is no room it is left out."""
-        node.prefix = tuple(dict.fromkeys(node.prefix[:HASHES_PER_NODE]))
+        if len(set(node.prefix)) < len(node.prefix) or len(node.prefix) > HASHES_PER_NODE:
+            node.prefix = tuple(dict.fromkeys(node.prefix))[:HASHES_PER_NODE]
         if self.hashes + len(node.prefix) > self.hashes_max:
             node.prefix = ()
         key, groups = node.workflow.key, self._groups

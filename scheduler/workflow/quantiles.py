@@ -22,14 +22,24 @@ KeyT = TypeVar("KeyT")
 EntryT = TypeVar("EntryT")
 
 
-class RecentQuantiles:
-    """Median and upper quantile of the last values."""
+_UPPER_PLACES = tuple(min(size, ceil(UPPER_QUANTILE * (size + 1))) - 1 for size in range(WINDOW_VALUES + 1))
+SURE_FROM_VALUES = ceil(UPPER_QUANTILE / (1.0 - UPPER_QUANTILE) - 1e-9)
+"""With fewer values than these 9 there is no k with k / (n + 1) large enough."""
 
-    __slots__ = ("_oldest", "_ring", "_sorted", "count")
+
+class RecentQuantiles:
+    """Median and upper quantile of the last values; both 0 before there is one."""
+
+    __slots__ = ("_oldest", "_ring", "_sorted", "count", "median", "upper")
 
     def __init__(self) -> None:
         self.count = 0
         """Values seen in all."""
+        self.median = 0.0
+        """The middle value, of two middle ones the larger."""
+        self.upper = 0.0
+        """The smallest value that the next one stays below with the asked-for probability; the largest, where there are
+        too few for that."""
         self._oldest = 0
         self._ring = array("d")
         self._sorted = array("d")
@@ -37,31 +47,18 @@ class RecentQuantiles:
     def add(self, value: float) -> None:
         """One more value; the oldest of a full window goes."""
         self.count += 1
-        if len(self._ring) < WINDOW_VALUES:
-            self._ring.append(value)
+        ordered, ring = self._sorted, self._ring
+        if len(ring) < WINDOW_VALUES:
+            ring.append(value)
         else:
-            del self._sorted[bisect_left(self._sorted, self._ring[self._oldest])]
-            self._ring[self._oldest] = value
-            self._oldest = (self._oldest + 1) % WINDOW_VALUES
-        insort(self._sorted, value)
-
-    @property
-    def median(self) -> float:
-        """The middle value, of two middle ones the larger. IndexError without values."""
-        return self._sorted[len(self._sorted) // 2]
-
-    @property
-    def upper(self) -> float:
-        """The smallest value that the next one stays below with the asked-for probability; with too few values for
-        that (fewer than 9), the largest. IndexError without values."""
-        size = len(self._sorted)
-        return self._sorted[min(size, ceil(UPPER_QUANTILE * (size + 1))) - 1]
-
-    @property
-    def upper_is_sure(self) -> bool:
-        """Are there enough values for the upper quantile?"""
-        size = len(self._sorted)
-        return UPPER_QUANTILE * (size + 1) <= size
+            oldest = self._oldest
+            del ordered[bisect_left(ordered, ring[oldest])]
+            ring[oldest] = value
+            self._oldest = (oldest + 1) % WINDOW_VALUES
+        insort(ordered, value)
+        size = len(ordered)
+        self.median = ordered[size // 2]
+        self.upper = ordered[_UPPER_PLACES[size]]
 
     def validate(self) -> None:
         """The sorted window holds the window. AssertionError otherwise."""

@@ -154,6 +154,7 @@ class WorkflowTables:
         workflow.pending_count = 0
         workflow.latest.clear()
         workflow.loose_ends.clear()
+        workflow.last_finished = None
         if workflow.origin == "content" and len(workflow.graph.nodes) < 2:
             self.drop(workflow)
             return
@@ -165,6 +166,8 @@ class WorkflowTables:
         """Forget a closed workflow that stands in no table any more."""
         self.node_count -= len(workflow.graph.nodes)
         self.edge_count -= workflow.graph.edge_count
+        workflow.graph.clear()
+        workflow.last_finished = None
 
     def expire(self, now: float) -> list[Workflow]:
         """Close what has been silent for too long, forget what was kept long enough; returns what was closed."""

@@ -25,7 +25,7 @@ class Workflow:
         "energy_budget_joules", "fingerprint", "forecast_calls", "graph", "id", "key", "last_event_at",
         "last_finished", "latest", "limits", "live_calls", "loose_ends", "name", "number", "order_at", "origin",
         "outcome", "outputs", "pending", "pending_count", "return_forecast", "run_here", "skipped_edges",
-        "workflow_class",
+        "template_key", "workflow_class",
     )  # fmt: skip
 
     def __init__(self, key: str, workflow_id: str, origin: Origin, now: float, limits: WorkflowLimits) -> None:
@@ -33,6 +33,8 @@ class Workflow:
         self.id = workflow_id
         self.origin: Origin = origin
         self.limits = limits
+        self.template_key = (key, "")
+        """Which runs it is like: those of its name, else of its fingerprint."""
         self.name: str | None = None
         self.fingerprint: str | None = None
         """Stands for the name where there is none: equal for runs of the same agent."""
@@ -103,7 +105,7 @@ class Workflow:
         """How long it would take alone at the present load, the client's own pauses included."""
         critical = self.graph.critical
         isolated = critical.isolated_seconds()
-        if not critical.ends.keys and self.last_finished is not None and self.acting_since is not None:
+        if not critical.isolated.keys and self.last_finished is not None and self.acting_since is not None:
             isolated += self.last_finished.remainder_seconds
         return isolated
 
@@ -146,10 +148,10 @@ class Workflow:
         """The nodes that decide when it ends, in order, those that finished included."""
         return self.graph.critical.path(now)
 
-    @property
-    def template_key(self) -> tuple[str, str]:
-        """Which runs it is like: those of its name, else of its fingerprint."""
-        return (self.key, f"name {self.name}" if self.name is not None else f"print {self.fingerprint}")
+    def known_as(self, name: str | None, fingerprint: str | None) -> None:
+        """What it is called, which decides of which earlier runs it is one more."""
+        self.name, self.fingerprint = name, fingerprint
+        self.template_key = (self.key, f"print {fingerprint}" if name is None else f"name {name}")
 
     def __repr__(self) -> str:
         return f"<workflow {self.id} of {self.key}: {len(self.graph.nodes)} nodes>"
@@ -169,7 +171,7 @@ class Workflow:
         assert len(self.pending) <= self.limits.pending_names
         for node in self.loose_ends:
             assert node.state == "finished" and nodes.get(node.name) is node
-            assert not self.graph.dag.succ[node], f"{node} is followed"
+            assert not self.graph.is_followed(node), f"{node} is followed"
         for node in self.latest.values():
             assert nodes.get(node.name) is node
         assert self.last_finished is None or nodes.get(self.last_finished.name) is self.last_finished

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from proxy.gateway import Gateway
+from proxy.keys import hash_key
 from proxy.parrot import work
-from proxy.parrot.config import ParrotConfig
-from proxy.parrot.door import ParrotDoor, register
+from proxy.parrot.door import ParrotDoor
 from proxy.parrot.sessions import Session
 from scheduler.workflow.spec import NodeSpec
 from tests.e2e.harness import Answer, Client, EngineRequest, RunningGateway, ScriptedEngine, engine, gateway, run, until
@@ -118,17 +118,18 @@ def refusal(answer: Answer, status: int, reason: str | None = None) -> str:
 
 
 @contextlib.asynccontextmanager
-async def parrot(*engines: ScriptedEngine | str, limits: Any = None, **tables: Any) -> AsyncIterator[Api]:
-    """A whole gateway with Parrot's API on it; `limits` are [parrot]'s. At the end nothing is left."""
-    async with gateway(*engines, **tables.pop("tables", {}), **tables) as running:
-        inside = running.app.gateway
-        door = register(inside.router, inside, ParrotConfig(**(limits or {})))
-        try:
-            yield Api(running, door)
-            door.tick(float("inf"))
-            assert (door.sessions_open, door.variables, door.held_bytes) == (0, 0, 0)
-        finally:
-            door.close()
+async def parrot_api(*engines: ScriptedEngine | str, **tables: Any) -> AsyncIterator[Api]:
+    """A client of a whole gateway; `tables` as in the configuration file. At the end no session is left."""
+    async with gateway(*engines, **tables) as running:
+        door = running.app.own.parrot
+        yield Api(running, door)
+        door.close()
+        assert (door.sessions_open, door.variables, door.held_bytes) == (0, 0, 0)
+
+
+def keys(**names: Any) -> list[dict[str, Any]]:
+    """[[keys]] whose key is `key-NAME`."""
+    return [{"name": name, "sha256": hash_key(f"key-{name}"), **limits} for name, limits in names.items()]
 
 
 def text_of(request: EngineRequest) -> str:
@@ -174,13 +175,10 @@ class Held:
             await echo(request)
 
 
-Answering = Callable[[EngineRequest], Awaitable[None]]
-
-
 @pytest.mark.parametrize("base", ["", "/parrot"])
 def test_a_call_is_one_user_message_under_both_addresses(base: str) -> None:
     async def main() -> None:
-        async with engine(echo) as upstream, parrot(upstream) as api:
+        async with engine(echo) as upstream, parrot_api(upstream) as api:
             api.base = base
             await api.begin(api_key="1")
             sampling = {"temperature": 0.5, "max_gen_length": 50, "stop_str": "END", "n": 1}
@@ -205,7 +203,7 @@ def test_a_call_is_one_user_message_under_both_addresses(base: str) -> None:
 
 def test_asking_for_the_last_runs_all_that_it_needs_and_nothing_else() -> None:
     async def main() -> None:
-        async with engine(echo) as upstream, parrot(upstream) as api:
+        async with engine(echo) as upstream, parrot_api(upstream) as api:
             await api.begin()
             maps = [(await api.call("map {{x}}: {{y}}", x=f"part {number}"))["y"] for number in range(3)]
             unused = (await api.call("unused {{y}}"))["y"]
@@ -222,7 +220,7 @@ def test_asking_for_the_last_runs_all_that_it_needs_and_nothing_else() -> None:
 
 def test_output_criteria_run_a_call_that_nobody_asks_for() -> None:
     async def main() -> None:
-        async with engine(echo) as upstream, parrot(upstream) as api:
+        async with engine(echo) as upstream, parrot_api(upstream) as api:
             await api.begin()
             first = (await api.call("first {{y}}"))["y"]
             await api.call("second {{x}} {{y}}{{z}}", "y z", {"output_criteria": "throughput"}, x=(first,))
@@ -236,7 +234,7 @@ def test_several_outputs_come_one_after_another_each_seeing_what_stands_before_i
         async def letters(request: EngineRequest) -> None:
             await say(request, "ABC"[len(upstream.requests) - 1])
 
-        async with engine(letters) as upstream, parrot(upstream) as api:
+        async with engine(letters) as upstream, parrot_api(upstream) as api:
             await api.begin()
             ids = await api.call("1 {{p}} 2 {{x}} {{q}}{{r}}", "p q r", x="in")
             assert await api.get(ids["r"]) == "C"
@@ -248,7 +246,7 @@ def test_several_outputs_come_one_after_another_each_seeing_what_stands_before_i
 
 def test_variables_may_be_written_after_they_were_used_and_asked_for() -> None:
     async def main() -> None:
-        async with engine(echo) as upstream, parrot(upstream) as api:
+        async with engine(echo) as upstream, parrot_api(upstream) as api:
             await api.begin()
             late = await api.new("late")
             output = (await api.call("say {{x}} {{y}}", x=(late,)))["y"]
@@ -277,13 +275,23 @@ def test_models_without_a_chat_template_are_found_out_and_remembered() -> None:
             else:
                 await echo(request)
 
-        async with engine(base_model) as upstream, parrot(upstream) as api:
+        async with engine(base_model) as upstream, parrot_api(upstream) as api:
             await api.begin()
             assert await api.get((await api.call("one {{y}}"))["y"]) == "[one ]"
             assert await api.get((await api.call("two {{y}}"))["y"]) == "[two ]"
             chat, completion = "/v1/chat/completions", "/v1/completions"
             assert [request.target for request in upstream.requests] == [chat, completion, completion]
-        async with engine(base_model) as upstream, parrot(upstream, limits={"completion_models": ["m"]}) as api:
+
+        async def bad_template(request: EngineRequest) -> None:
+            body = b'{"error": {"message": "An error occurred while applying chat template"}}'
+            await request.answer(body, status="400 Bad Request")
+
+        async with engine(bad_template) as upstream, parrot_api(upstream) as api:
+            await api.begin()
+            output = (await api.call("one {{y}}"))["y"]
+            assert "applying" in await api.refused("GET", f"/semantic_var/{output}", api.get_body(), 400)
+            assert len(upstream.requests) == 1, "a template that goes wrong is one"
+        async with engine(base_model) as upstream, parrot_api(upstream, parrot={"completion_models": ["m"]}) as api:
             await api.begin()
             assert await api.get((await api.call("one {{y}}"))["y"]) == "[one ]"
             assert [request.json["prompt"] for request in upstream.requests] == ["one "]
@@ -295,7 +303,7 @@ def test_a_call_names_its_models_or_gets_the_default() -> None:
     async def main() -> None:
         async with (
             engine(echo, models=("a", "b")) as upstream,
-            parrot(upstream, limits={"default_model": "b"}) as api,
+            parrot_api(upstream, parrot={"default_model": "b"}) as api,
         ):
             await api.begin()
             for models in ([], ["gone", "a"], ["b"]):
@@ -311,7 +319,7 @@ def test_a_call_names_its_models_or_gets_the_default() -> None:
 def test_a_session_is_one_workflow_in_the_log(tmp_path: Path) -> None:
     async def main() -> None:
         log = tmp_path / "calls.jsonl"
-        async with engine(echo) as upstream, parrot(upstream, log=str(log)) as api:
+        async with engine(echo) as upstream, parrot_api(upstream, log=str(log)) as api:
             await api.begin()
             ids = await api.call("a {{p}} {{q}}", "p q", {"func_name": "f"})
             await api.get(ids["q"])
@@ -347,7 +355,7 @@ def test_the_scheduler_is_told_of_the_graph_before_its_calls_come(monkeypatch: p
             assert len(told) == 1 + text_of(request).startswith("more")
             await echo(request)
 
-        async with engine(look) as upstream, parrot(upstream) as api:
+        async with engine(look) as upstream, parrot_api(upstream) as api:
             await api.begin()
             first = (await api.call("a {{y}}", more={"func_name": "f"}))["y"]
             ids = await api.call("b {{x}}{{p}}-{{q}}", "p q", {"models": ["m"]}, x=(first,))

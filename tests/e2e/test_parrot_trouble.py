@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from time import monotonic
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import pytest
 
 from proxy.errors import RequestFault
-from proxy.keys import hash_key
-from tests.e2e.harness import EngineRequest, configuration, engine, post, run, until
-from tests.e2e.test_parrot import Api, Held, echo, only, parrot, refusal, text_of
+from tests.e2e.harness import EngineRequest, engine, post, run, until
+from tests.e2e.test_parrot import Held, echo, keys, only, parrot_api, refusal, text_of
 
 TOO_LONG = "This model's maximum context length is 2048 tokens"
 
@@ -23,17 +21,12 @@ async def too_long(request: EngineRequest) -> None:
     await request.answer(body.encode(), status="400 Bad Request")
 
 
-def keys(**names: Any) -> list[dict[str, Any]]:
-    """[[keys]] whose key is `key-NAME`."""
-    return [{"name": name, "sha256": hash_key(f"key-{name}"), **limits} for name, limits in names.items()]
-
-
 # --- engines ---
 
 
 def test_what_an_engine_refuses_fails_with_its_words_and_so_does_all_behind_it() -> None:
     async def main() -> None:
-        async with engine(too_long) as upstream, parrot(upstream) as api:
+        async with engine(too_long) as upstream, parrot_api(upstream) as api:
             await api.begin()
             first = (await api.call("a {{y}}", more={"func_name": "sum"}))["y"]
             behind = await api.call("b {{x}} {{y}} {{z}}", "y z", x=(first,))
@@ -62,7 +55,7 @@ def test_other_answers_that_help_nobody(status: str, answer: bytes, told: int, w
         async def odd(request: EngineRequest) -> None:
             await request.answer(answer, status=status)
 
-        async with engine(odd) as upstream, parrot(upstream) as api:
+        async with engine(odd) as upstream, parrot_api(upstream) as api:
             await api.begin()
             output = (await api.call("a {{y}}"))["y"]
             assert words in await api.refused("GET", f"/semantic_var/{output}", api.get_body(), told)
@@ -76,7 +69,7 @@ def test_an_engine_that_dies_fails_the_call() -> None:
             await request.send(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{")
             request.reset()
 
-        async with engine(dies) as upstream, parrot(upstream) as api:
+        async with engine(dies) as upstream, parrot_api(upstream) as api:
             await api.begin()
             output = (await api.call("a {{y}}"))["y"]
             words = await api.refused("GET", f"/semantic_var/{output}", api.get_body(), 502, "engine_reset")
@@ -91,7 +84,7 @@ def test_an_engine_that_dies_fails_the_call() -> None:
 def test_a_client_that_leaves_ends_its_wait_and_not_the_call() -> None:
     async def main() -> None:
         held = Held()
-        async with engine(held) as upstream, parrot(upstream) as api:
+        async with engine(held) as upstream, parrot_api(upstream) as api:
             await api.begin()
             output = (await api.call("a {{y}}"))["y"]
             leaves, stays = await api.getting(output), await api.getting(output)
@@ -110,7 +103,7 @@ def test_a_client_that_leaves_ends_its_wait_and_not_the_call() -> None:
 def test_deleting_a_session_cancels_what_runs_and_tells_who_waits() -> None:
     async def main() -> None:
         held = Held()
-        async with engine(held) as upstream, parrot(upstream, limits={"running_calls": 1}) as api:
+        async with engine(held) as upstream, parrot_api(upstream, parrot={"running_calls": 1}) as api:
             await api.begin()
             running = (await api.call("a {{y}}"))["y"]
             await api.call("b {{y}}", more={"output_criteria": "latency"})
@@ -128,7 +121,7 @@ def test_deleting_a_session_cancels_what_runs_and_tells_who_waits() -> None:
 def test_sessions_expire_but_not_while_they_work() -> None:
     async def main() -> None:
         held = Held()
-        async with engine(held) as upstream, parrot(upstream) as api:
+        async with engine(held) as upstream, parrot_api(upstream) as api:
             await api.begin()
             never = (await api.call("a {{x}} {{y}}", x=(await api.new(),)))["y"]
             works = (await api.call("b {{y}}"))["y"]
@@ -150,7 +143,7 @@ def test_sessions_expire_but_not_while_they_work() -> None:
 
 def test_at_the_end_who_waits_is_told() -> None:
     async def main() -> None:
-        async with engine(echo) as upstream, parrot(upstream) as api:
+        async with engine(echo) as upstream, parrot_api(upstream) as api:
             await api.begin()
             waits = await api.getting((await api.call("a {{x}} {{y}}", x=(await api.new(),)))["y"])
             await until(lambda: any(v.watchers for v in only(api).graph.variables.values()), "the wait")
@@ -165,7 +158,7 @@ def test_at_the_end_who_waits_is_told() -> None:
 
 def test_what_cannot_be_taken_is_refused_with_the_path_of_the_field() -> None:
     async def main() -> None:
-        async with engine(echo) as upstream, parrot(upstream) as api:
+        async with engine(echo) as upstream, parrot_api(upstream) as api:
             await api.begin()
             unwritten, session = await api.new("empty"), {"session_id": api.session_id}
             written = await api.new()
@@ -207,7 +200,7 @@ def test_what_cannot_be_taken_is_refused_with_the_path_of_the_field() -> None:
 
 def test_client_byte_code_is_refused_with_an_explanation() -> None:
     async def main() -> None:
-        async with engine(echo) as upstream, parrot(upstream) as api:
+        async with engine(echo) as upstream, parrot_api(upstream) as api:
             await api.begin()
             body = {"session_id": api.session_id, "func_name": "f", "func_code": "4wAAAA==", "parameters": []}
             for sent in (body, {**body, "func_code": None}, b"\x80\x04", b""):
@@ -224,7 +217,7 @@ def test_client_byte_code_is_refused_with_an_explanation() -> None:
 def test_a_session_runs_so_many_calls_at_once() -> None:
     async def main() -> None:
         held = Held()
-        async with engine(held) as upstream, parrot(upstream, limits={"running_calls": 2}) as api:
+        async with engine(held) as upstream, parrot_api(upstream, parrot={"running_calls": 2}) as api:
             await api.begin()
             ids = [(await api.call(f"{number} {{{{y}}}}"))["y"] for number in range(5)]
             inputs: dict[str, Any] = {f"x{number}": (var_id,) for number, var_id in enumerate(ids)}
@@ -243,7 +236,7 @@ def test_calls_that_a_key_may_not_make_at_once_wait_for_their_turn() -> None:
     async def main() -> None:
         held = Held()
         limited = keys(a={"max_concurrency": 2})
-        async with engine(held) as upstream, parrot(upstream, keys=limited) as api:
+        async with engine(held) as upstream, parrot_api(upstream, keys=limited) as api:
             await api.begin(api_key="key-a")
             ids = [(await api.call(f"{n} {{{{y}}}}", more={"output_criteria": "throughput"}))["y"] for n in range(9)]
             waits = [await api.getting(var_id) for var_id in ids]
@@ -260,7 +253,7 @@ def test_where_another_has_all_the_places_a_session_tries_again() -> None:
     async def main() -> None:
         held = Held()
         limited = keys(a={"max_concurrency": 1})
-        async with engine(held) as upstream, parrot(upstream, keys=limited) as api:
+        async with engine(held) as upstream, parrot_api(upstream, keys=limited) as api:
             other = await api.running.connect()
             body = {"model": "m", "messages": [{"content": "direct", "role": "user"}]}
             await other.send(post("/v1/chat/completions", body, "authorization: Bearer key-a\r\n"))
@@ -281,7 +274,7 @@ def test_what_is_turned_away_for_too_long_fails() -> None:
     async def main() -> None:
         held = Held()
         limited = keys(a={"requests_per_minute": 1})
-        async with engine(held) as upstream, parrot(upstream, keys=limited, limits={"turn_seconds": 1e-9}) as api:
+        async with engine(held) as upstream, parrot_api(upstream, keys=limited, parrot={"turn_seconds": 1e-9}) as api:
             held.open.set()
             await api.begin(api_key="key-a")
             await api.get((await api.call("first {{y}}"))["y"])
@@ -298,7 +291,7 @@ def test_texts_and_outputs_have_limits() -> None:
         narrow = {"body_bytes": 1_000}
         async with (
             engine(echo) as upstream,
-            parrot(upstream, limits={"session_bytes": 1_500}, tables={"limits": narrow}) as api,
+            parrot_api(upstream, parrot={"session_bytes": 1_500}, limits=narrow) as api,
         ):
             await api.begin()
             big = await api.new()
@@ -314,88 +307,9 @@ def test_texts_and_outputs_have_limits() -> None:
     run(main)
 
 
-# --- keys ---
-
-
-def test_a_sessions_key_counts_wherever_it_stands() -> None:
-    async def main() -> None:
-        async with engine(echo) as upstream, parrot(upstream, keys=keys(a={}, b={})) as api:
-            basic = base64.b64encode(b"any:key-b").decode()
-            for headers, body, owner in (
-                ("", {"api_key": "key-a"}, "a"),
-                ("authorization: Bearer key-b\r\n", {"api_key": "1"}, "b"),
-                (f"authorization: Basic {basic}\r\n", {"api_key": "1"}, "b"),
-                ("x-api-key: key-b\r\n", {}, "b"),
-            ):
-                api.headers = headers
-                await api.begin(**body)
-                assert only(api).key_name == owner
-                assert await api.get((await api.call("a {{y}}"))["y"]) == "[a ]"
-                await api.end()
-            for headers, body in (
-                ("", {"api_key": "1"}),
-                ("", {"api_key": ["key-a"]}),
-                ("", {}),
-                ("", []),
-                ("authorization: Bearer key-c\r\n", {}),
-                ("authorization: Basic !\r\n", {}),
-                ("authorization: Digest key-a\r\n", {}),
-            ):
-                api.headers = headers
-                answer = await api.ask("POST", "/session", body)
-                refusal(answer, 401, "invalid_api_key")
-                assert answer.header("www-authenticate") == "Bearer"
-            assert api.door.sessions_open == 0
-
-    run(main)
-
-
-def test_another_keys_session_does_not_exist() -> None:
-    async def main() -> None:
-        async with engine(echo) as upstream, parrot(upstream, keys=keys(a={}, b={})) as api:
-            await api.begin(api_key="key-a")
-            variable = await api.new()
-            other = await Api(api.running, api.door).begin(api_key="key-b")
-            requests = (
-                ("POST", "/semantic_call", api.call_body("a {{y}}")),
-                ("POST", "/semantic_var", {"session_id": api.session_id, "var_name": "v"}),
-                ("POST", f"/semantic_var/{variable}", {"session_id": api.session_id, "content": "c"}),
-                ("GET", f"/semantic_var/{variable}", api.get_body()),
-                ("DELETE", f"/session/{api.session_id}", {}),
-            )
-            api.headers = "authorization: Bearer key-b\r\n"
-            for method, path, body in requests:
-                told = await api.refused(method, path, body, 404, "unknown_session")
-                assert told == await api.refused(method, path, {**body, "session_id": 7}, 404) or method == "DELETE"
-            api.headers = "authorization: Bearer nobody\r\n"
-            for method, path, body in requests:
-                await api.refused(method, path, body, 401, "invalid_api_key")
-            foreign = await other.refused("GET", f"/semantic_var/{variable}", other.get_body(), 404, "unknown_variable")
-            assert foreign == await other.refused("GET", "/semantic_var/nothing", other.get_body(), 404)
-            api.headers = ""
-            await api.set(variable, "mine")
-            assert await api.get(variable) == "mine"
-
-    run(main)
-
-
-def test_a_key_that_is_taken_away_ends_the_use_of_its_sessions() -> None:
-    async def main() -> None:
-        async with engine(echo) as upstream, parrot(upstream, keys=keys(a={}, b={})) as api:
-            await api.begin(api_key="key-a")
-            variable = await api.new()
-            for names, status in (({"a": {}}, 200), ({"b": {}}, 401), ({"a": {}}, 200)):
-                api.running.app.gateway.admission.configure(configuration(upstream, keys=keys(**names)))
-                body = {"session_id": api.session_id, "var_name": "v"}
-                assert (await api.ask("POST", "/semantic_var", body)).status == status
-            await api.set(variable, "still mine")
-
-    run(main)
-
-
 def test_a_fault_of_ours_fails_the_call_and_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        async with engine(echo) as upstream, parrot(upstream) as api:
+        async with engine(echo) as upstream, parrot_api(upstream) as api:
             await api.begin()
 
             def broken(*_: Any, **__: Any) -> None:

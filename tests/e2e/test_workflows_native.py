@@ -56,9 +56,9 @@ def test_a_graph_runs_in_its_order_and_the_answer_has_all() -> None:
             assert body["status"] == "completed"
             assert body["outputs"] == {"d": "[[b of [start]]+[c of [start]]]"}
             assert body["usage"] == {"prompt_tokens": 28, "cached_tokens": 8, "output_tokens": 12}
-            assert body["energy"] == {"joules": None, "source": "unavailable"}
+            assert (body["energy_joules"], body["energy_source"]) == (None, "unavailable")
             nodes = by_id(body)
-            assert nodes["b"]["output"] == "[b of [start]]" and nodes["b"]["status"] == "finished"
+            assert nodes["b"]["output"] == "[b of [start]]" and nodes["b"]["state"] == "finished"
             assert [asked(request) for request in upstream.requests][0] == "start"
             assert asked(upstream.requests[-1]) == "[b of [start]]+[c of [start]]"
             assert all("workflow" not in request.json for request in upstream.requests)
@@ -120,7 +120,7 @@ def test_a_failure_stops_what_is_behind_it_and_nothing_else() -> None:
             nodes = [node("a"), node("bad", "bad {{a}}"), node("c", "{{bad}}"), node("d", "{{c}}"), node("e", "{{a}}")]
             body = (await running.post("/v1/workflows", {"nodes": nodes})).json
             found = by_id(body)
-            assert {name: item["status"] for name, item in found.items()} == {
+            assert {name: item["state"] for name, item in found.items()} == {
                 "a": "finished", "bad": "failed", "c": "skipped", "d": "skipped", "e": "finished"
             }  # fmt: skip
             assert found["bad"]["error"] == {
@@ -215,7 +215,7 @@ def test_a_tool_is_the_clients_own_work() -> None:
             path = "/v1/workflows/w/nodes/t"
             while (early := await running.post(path, {"output": "x"})).status == 409:
                 early.assert_error(409, "tool_not_acting")
-            assert early.status == 200 and early.json["status"] == "finished"
+            assert early.status == 200 and early.json["state"] == "finished"
             (await running.post(path, {"output": "y"})).assert_error(409, "tool_not_acting")
             (await running.post("/v1/workflows/w/nodes/a", {"output": "y"})).assert_error(404, "unknown_node")
             (await running.post(path, {"result": "y"})).assert_error(400, "invalid_tool_result")

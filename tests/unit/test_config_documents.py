@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from proxy import config as config_module
 from proxy.config import Config
 from proxy.config_file import load
 from scheduler.policies import POLICIES
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+    from typing_extensions import TypeIs
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def documented_tables() -> str:
     """The tables of docs/configuration.md, from the models and the texts below their fields."""
-    tree = ast.parse(Path(config_module.__file__).read_text())
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    modules = {inspect.getfile(field) for field in map(table_of, Config.model_fields.values()) if field is not None}
+    sources = [Path(path).read_text() for path in sorted(modules)]
+    classes = {node.name: node for text in sources for node in ast.parse(text).body if isinstance(node, ast.ClassDef)}
     texts: dict[tuple[str, str], str] = {}
     for name, node in classes.items():
         for field, text in zip(node.body, node.body[1:], strict=False):
@@ -29,16 +35,20 @@ def documented_tables() -> str:
                 texts[name, field.target.id] = " ".join(str(text.value.value).split())
     parts = [table("", Config, texts)]
     for name, field in Config.model_fields.items():
-        model = next(
-            (part for part in (field.annotation, *getattr(field.annotation, "__args__", ())) if is_model(part)), None
-        )
+        model = table_of(field)
         if model is not None:
             heading = f"[[{name}]]" if name in ("engines", "keys") else f"[{name}]"
             parts.append(f"## `{heading}`\n\n{model.__doc__}\n\n{table(name, model, texts)}")
     return "\n".join(parts)
 
 
-def is_model(kind: object) -> bool:
+def table_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The table, or the kind of table, that a field of the configuration is."""
+    kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
+    return next((kind for kind in kinds if is_model(kind)), None)
+
+
+def is_model(kind: object) -> TypeIs[type[BaseModel]]:
     """Whether it is a table of ours."""
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
@@ -67,6 +77,8 @@ def in_toml(value: object) -> str:
     """A default as it would stand in the file."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(in_toml, value))}]"
     if isinstance(value, int | float):
         return f"{value:g}" if value != int(value) else str(int(value)) if value < 10_000 else f"{int(value):_}"
     return f'"{value}"'

@@ -133,6 +133,42 @@ def test_a_field_that_cannot_be_taken_is_named(change: dict[str, Any], path: str
     assert refused(body(**change)).startswith(f"{path}: ")
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["{{x}}", "a{{y}}", "x", "y", "latency"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "n", "1"]), inner, max_size=3),
+    max_leaves=6,
+)
+ENTRY = st.fixed_dictionaries(
+    {"name": st.sampled_from(["x", "y"]) | JSON, "is_output": st.booleans() | JSON},
+    optional=dict.fromkeys(("var_id", "value", "sampling_config"), JSON),
+)
+FIELDS = ("models", "model_type", "remove_pure_fill", "cache_prefix", "output_criteria", "fuse_fill", "func_name")
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "template": st.sampled_from(["a{{y}}", "{{x}} {{y}} b"]) | JSON,
+            "parameters": st.lists(ENTRY | JSON, max_size=3) | JSON,
+            **dict.fromkeys(FIELDS, JSON),
+        },
+    )
+)
+def test_any_body_is_taken_or_refused_with_a_path(anything: dict[str, Any]) -> None:
+    form = fault = None
+    try:
+        form = semantic_call(anything)
+    except RequestFault as refusal:
+        fault = refusal
+    if form is not None:
+        last = form.pieces[-1]
+        assert isinstance(last, Placeholder) and isinstance(form.parameters[last.name], Output)
+    else:
+        assert fault is not None and 400 <= fault.status < 500
+        assert fault.param is not None and fault.message.startswith(f"{fault.param}: ")
+
+
 @pytest.mark.parametrize("name", ["template", "parameters"])
 def test_a_field_that_is_missing_is_named(name: str) -> None:
     incomplete = body()

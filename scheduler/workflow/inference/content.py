@@ -8,7 +8,7 @@ from scheduler.workflow.inference.memory import OWNERS_MAX, TABLED_BYTES, TEXTS_
 from scheduler.workflow.inference.pieces import pieces
 from scheduler.workflow.inference.place import Place
 from scheduler.workflow.inference.placement import Counters, Placement
-from scheduler.workflow.inference.reading import Prompt, prefixes
+from scheduler.workflow.inference.reading import Prompt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,13 +56,11 @@ class ContentInference:
             raise ValueError(f"call {call_id!r} arrived twice")
         self._expire(now)
         counters.calls += 1
-        prompt = Prompt(segments)
-        lead = prompt.lead()
-        prefix = prefixes(lead, model)
+        prompt = Prompt(segments, model)
         call = memory.open(call_id, key, now)
-        place = Place(call, prompt, prefix, memory.sieve, counters)
-        placement = Placement(*place.find(), prompt.fingerprint(model), prefix)
-        self._remember(call, prompt, prefix)
+        place = Place(call, prompt, memory.sieve, counters)
+        placement = Placement(*place.find(), prompt.fingerprint(), prompt.prefix)
+        self._remember(call, prompt)
         counters.evicted += memory.shrink()
         return placement
 
@@ -94,13 +92,13 @@ class ContentInference:
             self._memory.forget(oldest)
             self.counters.expired += 1
 
-    def _remember(self, call: Call, prompt: Prompt, prefix: tuple[int, ...]) -> None:
+    def _remember(self, call: Call, prompt: Prompt) -> None:
         key = call.key
         for digest in prompt.digests:
             if digest not in key.messages:
                 key.messages[digest] = call
                 call.messages.append(digest)
-        for one in prefix:
+        for one in prompt.prefix:
             if one not in key.prefixes:
                 key.prefixes[one] = call
                 call.prefixes.append(one)

@@ -5,27 +5,7 @@ Not cryptographic: whoever makes two texts collide deceives their own key alone,
 
 from __future__ import annotations
 
-try:
-    from xxhash import xxh3_64_intdigest as _number
-    from xxhash import xxh3_128 as running
-    from xxhash import xxh3_128_digest as digest
-except ImportError:  # slower by far, for a checkout whose environment is older than the dependency
-    from functools import partial
-    from hashlib import blake2b
+from xxhash import xxh3_64_intdigest as number
+from xxhash import xxh3_128_digest as digest_of
 
-    running = partial(blake2b, digest_size=16)  # type: ignore[assignment,misc]
-
-    def digest(data: bytes, seed: int = 0) -> bytes:  # type: ignore[misc]
-        return blake2b(data, digest_size=16).digest()
-
-    def _number(data: bytes, seed: int = 0) -> int:  # type: ignore[misc]
-        return int.from_bytes(blake2b(data, digest_size=8, salt=seed.to_bytes(8, "big")).digest(), "big")
-
-
-__all__ = ["digest", "number", "running"]
-
-
-def number(data: bytes | memoryview, seed: int = 0) -> int:
-    """64 bits; seeds tell families of texts apart."""
-    found: int = _number(data, seed)
-    return found
+__all__ = ["digest_of", "number"]

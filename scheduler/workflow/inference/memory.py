@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
-from scheduler.workflow.inference.hashing import digest as digest_of
+from scheduler.workflow.inference.hashing import digest_of
 from scheduler.workflow.inference.sampling import SHORTEST, STEP, Sieve, window_keys
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scheduler.workflow.inference import quotes
-from scheduler.workflow.inference.hashing import digest as digest_of
+from scheduler.workflow.inference.hashing import digest_of
 from scheduler.workflow.inference.memory import QUOTE_BYTES
 from scheduler.workflow.inference.placement import LIKELY, POSSIBLE, PREFIX_BYTES, SURE, WEAK
 
@@ -34,12 +34,11 @@ if TYPE_CHECKING:
 class Place:
     """The search for one call's place: made, asked once, thrown away."""
 
-    __slots__ = ("_call", "_counters", "_flows", "_key", "_prefix", "_prompt", "_sieve", "_turn")
+    __slots__ = ("_call", "_counters", "_flows", "_key", "_prompt", "_sieve", "_turn")
 
-    def __init__(self, call: Call, prompt: Prompt, prefix: tuple[int, ...], sieve: Sieve, counters: Counters) -> None:
+    def __init__(self, call: Call, prompt: Prompt, sieve: Sieve, counters: Counters) -> None:
         self._call, self._key = call, call.key
-        self._prompt, self._prefix = prompt, prefix
-        self._sieve, self._counters = sieve, counters
+        self._prompt, self._sieve, self._counters = prompt, sieve, counters
         self._turn: tuple[Call, float] | None = None
         self._flows: set[int] = set()
 
@@ -150,7 +149,7 @@ class Place:
         if quote.escaped:
             return False
         end = self._prompt.lead_end(number, quote.end)
-        for one, length in zip(self._prefix, PREFIX_BYTES, strict=False):
+        for one, length in zip(self._prompt.prefix, PREFIX_BYTES, strict=False):
             if length >= end:
                 first = self._key.prefixes.get(one)
                 return first is not None and first.since < quote.text.since

@@ -8,7 +8,7 @@ from typing import NamedTuple
 Segment = tuple[str, str]
 """One message of a prompt: its role and its text. A bare text, as completions have it, has the role ""."""
 
-PREFIX_BYTES = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
+PREFIX_BYTES = (2048, 4096, 8192, 16_384, 32_768, 65_536)
 """How much of a prompt's leading text each hash of `Placement.prefix` stands for."""
 
 SURE = 0.99

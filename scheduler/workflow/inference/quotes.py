@@ -9,7 +9,7 @@ from scheduler.workflow.inference.memory import Text
 from scheduler.workflow.inference.sampling import SHORTEST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from scheduler.workflow.inference.placement import Counters
     from scheduler.workflow.inference.sampling import Sieve
@@ -43,11 +43,11 @@ def find(data: bytes, windows: Mapping[int, Text | list[Text]], sieve: Sieve, co
     if len(data) > SCANNED_BYTES_MAX:
         data = data[:SCANNED_BYTES_MAX]
         counters.cut_short += 1
-    every = list(_matches(data, windows, sieve, counters))
-    found, inner = _outermost(every) if every else {}, set[Text]()
+    every = _matches(data, windows, sieve, counters)
+    found, inner = _outermost(every), set[Text]()
     if b"\\" in data and _ESCAPED.search(data) is not None:
         inner.update({quote.text for quote in every} - found.keys())
-        every = list(_matches(unescaped(data), windows, sieve, counters))
+        every = _matches(unescaped(data), windows, sieve, counters)
         plain = _outermost(every)
         inner.update({quote.text for quote in every} - plain.keys())
         for text, quote in plain.items():
@@ -67,32 +67,33 @@ def _characters(match: re.Match[bytes]) -> bytes:
     return units.decode("utf-16-be", "surrogatepass").encode("utf-8", "surrogatepass")
 
 
-def _matches(
-    data: bytes, windows: Mapping[int, Text | list[Text]], sieve: Sieve, counters: Counters
-) -> Iterator[Quote]:
+def _matches(data: bytes, windows: Mapping[int, Text | list[Text]], sieve: Sieve, counters: Counters) -> list[Quote]:
+    found: list[Quote] = []
     counters.scanned_bytes += len(data)
     if len(data) < SHORTEST:
-        return
+        return found
     room = CANDIDATES_MAX
-    for position, key in zip(*sieve.survivors(data), strict=True):
+    for position, key in sieve.survivors(data):
         owners = windows.get(key)
         if owners is None:
             continue
         for text in (owners,) if isinstance(owners, Text) else owners:
-            counters.candidates += 1
             room -= 1
-            for start in text.occurrences(data, position, key):
-                yield Quote(start, start + text.length, text)
+            found += [Quote(start, start + text.length, text) for start in text.occurrences(data, position, key)]
         if room <= 0:
             counters.cut_short += 1
-            return
+            break
+    counters.candidates += CANDIDATES_MAX - room
+    return found
 
 
 def _outermost(every: list[Quote]) -> dict[Text, Quote]:
     """The first place of each text that has one outside of all others."""
     found: dict[Text, Quote] = {}
     reached = 0
-    for quote in sorted(every, key=lambda quote: (quote.start, -quote.end)):
+    if len(every) > 1:
+        every.sort(key=lambda quote: (quote.start, -quote.end))
+    for quote in every:
         if quote.end > reached:
             reached = quote.end
             found.setdefault(quote.text, quote)

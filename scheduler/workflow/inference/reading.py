@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scheduler.workflow.inference.hashing import digest as digest_of
-from scheduler.workflow.inference.hashing import number, running
+from scheduler.workflow.inference.hashing import digest_of, number
 from scheduler.workflow.inference.placement import PREFIX_BYTES
 
 if TYPE_CHECKING:
@@ -18,62 +17,50 @@ INSTRUCTIONS_BYTES = 256
 """So much of a system message tells one template from another; what comes later may be the date."""
 OPENING_BYTES = 96
 """So much of the first line does where there is no system message: what comes behind is the matter itself."""
-_PREFIX_BITS = 60
+_DROPPED_BITS = 4
+"""Of a prefix's hash: Python's integers of 60 bits are smaller than those of 64."""
 _LEAD_BYTES = PREFIX_BYTES[-1]
+_MARKS = {role: b"%b\0" % role.encode() for role in ("", "system", "developer", "user", "assistant", "tool")}
 
 
 class Prompt:
     """A prompt, read once."""
 
-    __slots__ = ("chains", "data", "digests", "instructions", "roles")
+    __slots__ = ("_lead", "_seed", "chains", "data", "digests", "instructions", "marks", "plain", "prefix", "roles")
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        self.roles = [role for role, _ in segments]
-        self.data = [text.encode("utf-8", "surrogatepass").strip() for _, text in segments]
+    def __init__(self, segments: Sequence[Segment], model: str | None) -> None:
+        self.roles = roles = [role for role, _ in segments]
+        self.data = data = [text.encode("utf-8", "surrogatepass").strip() for _, text in segments]
         """Without the white space around each: clients strip what they send back."""
-        digests: list[bytes] = []
-        chains: list[bytes] = []
-        chain = running()
-        for role, data in zip(self.roles, self.data, strict=True):
-            digest = digest_of(data)
-            chain.update(b"%b\0%b" % (role.encode("utf-8", "surrogatepass"), digest))
-            digests.append(digest)
-            chains.append(chain.digest())
-        self.digests = digests
-        """Of each message's text."""
-        self.chains = chains
+        self.digests = digests = [digest_of(one) for one in data]
+        self.marks = marks = [_MARKS.get(role) or b"%b\0" % role.encode("utf-8", "surrogatepass") for role in roles]
+        self.chains: list[bytes] = []
         """Of the list up to and with each message, roles included."""
-        said = [number for number, role in enumerate(self.roles) if role not in INSTRUCTIONS]
-        self.instructions = said[0] if said else len(self.roles)
+        chain = b""
+        for mark, digest in zip(marks, digests, strict=True):
+            chain = digest_of(chain + mark + digest)
+            self.chains.append(chain)
+        self.plain = "" in roles
+        """Texts without roles: no list of messages."""
+        instructions = 0
+        while instructions < len(roles) and roles[instructions] in INSTRUCTIONS:
+            instructions += 1
+        self.instructions = instructions
         """So many messages at the beginning are instructions: a list of these alone says nothing of a workflow."""
+        self._seed = number((model or "").encode("utf-8", "surrogatepass"))
+        self.prefix = self._prefixes()
+        """See Placement."""
 
     @property
     def bare(self) -> bool:
         """One text without roles, as completions have it."""
-        return self.roles == [""]
-
-    @property
-    def plain(self) -> bool:
-        """Texts without roles: no list of messages."""
-        return "" in self.roles
-
-    def lead(self) -> bytes:
-        """Its beginning with the roles, as long as the longest prefix that is hashed."""
-        parts: list[bytes] = []
-        room = _LEAD_BYTES
-        for role, data in zip(self.roles, self.data, strict=True):
-            parts += (role.encode("utf-8", "surrogatepass"), b"\0", data, b"\0")
-            room -= len(role) + len(data) + 2
-            if room <= 0:
-                break
-        return b"".join(parts)
+        return self.plain and len(self.roles) == 1
 
     def lead_end(self, number: int, end: int) -> int:
-        """Where in `lead` the byte at `end` of this message stands."""
-        before = sum(len(role.encode("utf-8", "surrogatepass")) + 2 for role in self.roles[: number + 1]) - 1
-        return before + sum(map(len, self.data[:number])) + end
+        """Where in the text that prefixes are taken of the byte at `end` of this message stands."""
+        return sum(map(len, self.marks[: number + 1])) + sum(map(len, self.data[:number])) + number + end
 
-    def fingerprint(self, model: str | None) -> str:
+    def fingerprint(self) -> str:
         """See Placement."""
         opening = b""
         for role, data in zip(self.roles, self.data, strict=True):
@@ -83,16 +70,17 @@ class Prompt:
         else:
             if self.data:
                 opening = self.data[0][:OPENING_BYTES].partition(b"\n")[0]
-        return f"{number(opening, seed_of(model)):016x}"
+        return f"{number(opening, self._seed):016x}"
 
-
-def prefixes(lead: bytes, model: str | None) -> tuple[int, ...]:
-    """See Placement.prefix."""
-    view, seed = memoryview(lead), seed_of(model)
-    dropped = 64 - _PREFIX_BITS
-    return tuple([number(view[:end], seed) >> dropped for end in PREFIX_BYTES if end <= len(lead)])
-
-
-def seed_of(model: str | None) -> int:
-    """Tells models apart."""
-    return number((model or "").encode("utf-8", "surrogatepass"))
+    def _prefixes(self) -> tuple[int, ...]:
+        parts: list[bytes] = []
+        length = 0
+        for mark, data in zip(self.marks, self.data, strict=True):
+            parts += (mark, data, b"\0")
+            length += len(mark) + len(data) + 1
+            if length >= _LEAD_BYTES:
+                break
+        if length < PREFIX_BYTES[0]:
+            return ()
+        view, seed = memoryview(b"".join(parts)), self._seed
+        return tuple([number(view[:end], seed) >> _DROPPED_BITS for end in PREFIX_BYTES if end <= length])

@@ -78,8 +78,10 @@ class Sieve:
             if (count := counts[key >> shift]) != 255:
                 counts[key >> shift] = count - 1
 
-    def survivors(self, data: bytes) -> tuple[list[int], list[int]]:
-        """Positions in `data` (at least SHORTEST bytes) whose samples may be known, and their keys."""
+    def survivors(self, data: bytes) -> list[tuple[int, int]]:
+        """Positions in `data` (at least SHORTEST bytes) whose samples may be known, each with its key."""
         hashes = sampled(data)
         hits = self._view.take((hashes >> self._shift).view(np.int64)).nonzero()[0]
-        return (hits * STEP).tolist(), (hashes.take(hits) >> _DROPPED).tolist()
+        if not len(hits):
+            return []
+        return list(zip((hits * STEP).tolist(), (hashes.take(hits) >> _DROPPED).tolist(), strict=True))
