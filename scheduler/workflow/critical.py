@@ -36,7 +36,8 @@ class CriticalPath:
         self.floors = LazyMaxHeap()
         """By what comes after this moment at least: the whole tail of what has not started, else the tail behind it."""
         self.isolated = LazyMaxHeap()
-        """By head + tail: how long the workflow would take had nothing been held back. Its nodes are the frontier."""
+        """By head + tail: how long the workflow would take had nothing been held back. The frontier, and those planned
+        nodes before which something has finished."""
         self.done_seconds = 0.0
         """Of the nodes that finished, the largest head + duration."""
 
@@ -53,6 +54,13 @@ class CriticalPath:
                 self.ends.drop(node)
             self.floors.put(node, tail)
         self.isolated.put(node, node.head_seconds + tail)
+
+    def head_moved(self, node: Node) -> None:
+        """The node, which is not over, could start later than was known."""
+        if node.state in FRONTIER_STATES:
+            self.enter(node)
+        elif node.waiting_for:
+            self.isolated.put(node, node.head_seconds + node.tail_seconds)
 
     def leave(self, node: Node) -> None:
         """The node is no longer in the frontier."""
@@ -96,6 +104,8 @@ class CriticalPath:
                 continue
             if node.state in FRONTIER_STATES:
                 self.enter(node)
+            elif node.head_seconds:
+                self.isolated.put(node, node.head_seconds + node.tail_seconds)
             if node.waiting_for:
                 for before in self.dag.predecessors(node):
                     if not before.over and before not in seen:
@@ -154,9 +164,9 @@ class CriticalPath:
     def validate(self) -> None:
         """Tails are what their successors' tails make them; the frontier is whole. AssertionError otherwise."""
         frontier = {node for node in self.dag if node.state in FRONTIER_STATES}
-        assert self.floors.keys.keys() == self.isolated.keys.keys() == frontier, (
-            "the frontier is not what the states say"
-        )
+        assert self.floors.keys.keys() == frontier, "the frontier is not what the states say"
+        begun = {node for node in self.dag if node.state == "planned" and node.head_seconds}
+        assert self.isolated.keys.keys() == frontier | begun, "a planned node's head is lost"
         started = {node for node in frontier if node.state in STARTED_STATES}
         assert started <= self.ends.keys.keys() <= frontier
         for heap in (self.ends, self.floors, self.isolated):
@@ -170,4 +180,5 @@ class CriticalPath:
             if node in self.ends.keys:
                 assert self.ends.keys[node] == node.start_at + tail
             assert self.floors.keys[node] == (tail - node.seconds if node.state in STARTED_STATES else tail)
-            assert self.isolated.keys[node] == node.head_seconds + tail
+        for node, key in self.isolated.keys.items():
+            assert key == node.head_seconds + node.tail_seconds

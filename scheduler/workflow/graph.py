@@ -107,13 +107,15 @@ class WorkflowGraph:
             done = before.head_seconds + before.lasted_seconds
             if done > after.head_seconds:
                 after.head_seconds = done
-                if after.state in FRONTIER_STATES:
-                    self.critical.enter(after)
+                if not after.over:
+                    self.critical.head_moved(after)
             return True
         after.waiting_for += 1
         if after.state == "ready":  # not after all
             self.critical.leave(after)
             after.state, after.ready_at = "planned", None
+            if after.head_seconds:
+                self.critical.head_moved(after)
         self.critical.refresh(before)
         return True
 
@@ -227,11 +229,11 @@ class WorkflowGraph:
         done = node.head_seconds + node.lasted_seconds
         self.critical.done_seconds = max(self.critical.done_seconds, done)
         for after in self.dag.successors(node):
-            after.waiting_for -= 1
             if done > after.head_seconds:
                 after.head_seconds = done
-                if after.state in FRONTIER_STATES:
-                    self.critical.enter(after)
+                if not after.over:
+                    self.critical.head_moved(after)
+            after.waiting_for -= 1
             if not after.waiting_for and after.state == "planned":
                 free.append(after)
         return free

@@ -50,7 +50,7 @@ def _only_ready(workflow: Workflow) -> Node | None:
     if workflow.origin != "declared":
         return None
     only: Node | None = None
-    for node in workflow.graph.critical.isolated.keys:
+    for node in workflow.graph.critical.floors.keys:
         if node.state == "ready":
             if only is not None:
                 return None

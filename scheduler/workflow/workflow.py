@@ -105,7 +105,7 @@ class Workflow:
         """How long it would take alone at the present load, the client's own pauses included."""
         critical = self.graph.critical
         isolated = critical.isolated_seconds()
-        if not critical.isolated.keys and self.last_finished is not None and self.acting_since is not None:
+        if not critical.floors.keys and self.last_finished is not None and self.acting_since is not None:
             isolated += self.last_finished.remainder_seconds
         return isolated
 
