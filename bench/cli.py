@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 COMMANDS = {
     "demo": ("bench.demo", "workflows through a gateway to a simulated engine: joules, times, and a gateway to try"),
     "overhead": ("bench.overhead", "CPU, latency and memory of the gateway beside nginx and vllm-router"),
+    "workflow-speed": (
+        "bench.workflow_speed",
+        "what the graph costs: a large submission, slack after each finished call",
+    ),
+    "inference": ("bench.inference", "workflows found by content alone: microseconds, precision, recall, memory"),
     "twin-check": ("bench.twin.check", "measured rows played again on the twin: times, joules, errors"),
     "twin-speed": ("bench.twin.speed", "how fast virtual time passes on the twin, a call early and late"),
     "twin-live": ("bench.twin.live", "workflows on a real engine beside its card's energy counter, for twin-check"),

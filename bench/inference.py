@@ -40,7 +40,8 @@ PRECISION_MIN, RECALL_MIN = 0.98, 0.9
 CHAT_ROUTE = "/v1/chat/completions"
 CHARACTERS_PER_TOKEN = 4
 OUTPUT_CHARACTERS = 1200
-KEYS = 4
+BLOCK = 100
+"""Prompts made at once: so that not all that the caches hold is what made them."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -59,19 +60,19 @@ def run(args: argparse.Namespace) -> int:
     if not (args.seconds > 0 and args.rate > 0 and args.rounds > 0 and args.live > 0 and args.mib > 0):
         raise BenchError("--seconds, --rate, --rounds, --live and --mib must be above 0")
     accuracy = list(judge_all(args))
-    print(f"{'traffic':<30}{'calls':>7}{'edges':>7}{'precision':>11}{'recall':>8}{'grouping':>18}{'µs a call':>11}")
+    print(f"{'traffic':<40}{'calls':>7}{'edges':>7}{'precision':>11}{'recall':>8}{'grouping':>18}{'µs a call':>11}")
     for row in accuracy:
         shown = f"{row.group_precision:.4f} {row.group_recall:.4f}"
         print(
-            f"{row.traffic:<30}{row.calls:>7}{row.true_edges:>7}{row.precision:>11.4f}{row.recall:>8.4f}{shown:>18}"
+            f"{row.traffic:<40}{row.calls:>7}{row.true_edges:>7}{row.precision:>11.4f}{row.recall:>8.4f}{shown:>18}"
             f"{row.us_per_call:>11.1f}"
         )
-    speeds = [speed(tokens, args) for tokens in (4096, 32_768)]
-    print(f"\n{'never seen, µs':<30}{'mean':>8}{'p50':>8}{'p99':>8}{'answered':>10}{'MiB':>7}{'calls kept':>12}")
+    speeds = [speed(tokens, args, grown=grown) for tokens in (4096, 32_768) for grown in (False, True)]
+    print(f"\n{'a prompt, µs':<36}{'mean':>8}{'p50':>8}{'p99':>8}{'its answer':>12}{'MiB':>7}{'calls kept':>12}")
     for one in speeds:
-        name = f"{one['prompt_tokens']} tokens, {args.live} live"
+        name = f"{one['prompt_tokens']} tokens, {'a conversation' if one['grown'] else 'never seen before'}"
         print(
-            f"{name:<30}{one['mean_us']:>8.1f}{one['p50_us']:>8.1f}{one['p99_us']:>8.1f}{one['answered_us']:>10.1f}"
+            f"{name:<36}{one['mean_us']:>8.1f}{one['p50_us']:>8.1f}{one['p99_us']:>8.1f}{one['answered_us']:>12.1f}"
             f"{one['mib']:>7.1f}{one['calls_kept']:>12}"
         )
     answers = answer_speed()
@@ -291,8 +292,10 @@ def judge(
     rate = args.rate / (
         len(kind.calls) if kind.kind == CONVERSATION else calls_per_workflow(stream(kind.kind, random.Random(0)))
     )
+    gc.disable()
     player.poisson(observer.announce(workflows), rate, args.seconds, random.Random(args.seed + 1))
     world.time.run()
+    gc.enable()
     for producer, consumer in observer.found:
         assert producer.rpartition("/")[0][-1] == consumer.rpartition("/")[0][-1], "an edge between two keys"
     return observer.row(traffic, asked=asked)
@@ -301,51 +304,65 @@ def judge(
 # --- what does it cost? ---
 
 
-def speed(prompt_tokens: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Prompts of that length, no two with a stretch in common, each quoting its workflow's last output."""
+def speed(prompt_tokens: int, args: argparse.Namespace, *, grown: bool) -> dict[str, Any]:
+    """Prompts of that length, each of which quotes its workflow's last output.
+
+    `grown`: as an agent's conversation, the last answer and a short question new. Else one message, never seen before.
+    """
     rng = random.Random(args.seed)
     inference = ContentInference(args.mib << 20)
-    outputs: list[str] = [""] * args.live
     size = prompt_tokens * CHARACTERS_PER_TOKEN
+    outputs: list[str] = [""] * args.live
+    histories: list[list[tuple[str, str]]] = [[("system", "You are careful.")] for _ in range(args.live)]
+    if grown:
+        for history in histories:
+            history += [("user", letters(rng, size // 8)) for _ in range(8)]
     arrived: list[float] = []
     answered: list[float] = []
-    clock = time.perf_counter
     gc.collect()
-    gc.disable()
+    gc.disable()  # as the gateway all but does
     for number in range(args.rounds + 1):
-        for block in range(
-            0, args.live, 100
-        ):  # texts are made in blocks, so that making them is not all the caches hold
-            texts = [(letters(rng, size), letters(rng, OUTPUT_CHARACTERS)) for _ in range(100)]
-            for at, (text, output) in enumerate(texts, block):
-                at %= args.live
-                last = outputs[at]
-                prompt = [
-                    ("system", "You are careful."),
-                    ("user", f"{text[: size // 2]}\n\n{last}\n\n{text[size // 2 + len(last) :]}"),
-                ]
-                call_id = f"{number}-{block}-{at}-{len(arrived)}"
-                started = clock()
+        for first in range(0, args.live, BLOCK):
+            block = range(first, min(first + BLOCK, args.live))
+            prompts = [next_prompt(rng, histories[at], outputs[at], size, grown=grown) for at in block]
+            for at, prompt in zip(block, prompts, strict=True):
+                output, call_id, last = letters(rng, OUTPUT_CHARACTERS), f"{at}-{number}", f"{at}-{number - 1}"
+                started = time.perf_counter()
                 placed = inference.arrived(call_id, "key", "m", prompt, 0.0)
-                middle = clock()
+                middle = time.perf_counter()
                 inference.answered(call_id, output, 0.0)
-                ended = clock()
-                assert not last or len(placed.data_from) == 1, "the quoted output was not found"
+                ended = time.perf_counter()
+                origins = [placed.turn_of] if grown else [origin for origin, _ in placed.data_from]
+                assert not number or origins == [last], "the last output was not found, or another was"
                 outputs[at] = output
                 if number:
-                    arrived.append(middle - started)
-                    answered.append(ended - middle)
+                    arrived.append(1e6 * (middle - started))
+                    answered.append(1e6 * (ended - middle))
     gc.enable()
     ordered = sorted(arrived)
     return {
         "prompt_tokens": prompt_tokens,
-        "mean_us": 1e6 * sum(arrived) / len(arrived),
-        "p50_us": 1e6 * ordered[len(ordered) // 2],
-        "p99_us": 1e6 * ordered[len(ordered) * 99 // 100],
-        "answered_us": 1e6 * sum(answered) / len(answered),
+        "grown": grown,
+        "live": args.live,
+        "mean_us": sum(arrived) / len(arrived),
+        "p50_us": ordered[len(ordered) // 2],
+        "p99_us": ordered[len(ordered) * 99 // 100],
+        "answered_us": sum(answered) / len(answered),
         "mib": inference.bytes_used / 2**20,
         "calls_kept": inference.counters.calls - inference.counters.evicted,
     }
+
+
+def next_prompt(
+    rng: random.Random, history: list[tuple[str, str]], last: str, size: int, *, grown: bool
+) -> list[tuple[str, str]]:
+    """The workflow's next: its history and what is new, or a text of that size with the last output in its middle."""
+    if grown:
+        history += [("assistant", last)] if last else []
+        history.append(("user", letters(rng, 200)))
+        return list(history)
+    text = letters(rng, size - len(last))
+    return [history[0], ("user", f"{text[: size // 2]}\n\n{last}\n\n{text[size // 2 :]}")]
 
 
 def letters(rng: random.Random, size: int) -> str:

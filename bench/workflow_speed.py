@@ -1,6 +1,7 @@
 """What does the graph of workflows cost? Declaring, one finished call among very many live nodes, memory a node.
 
-Times are wall time in one thread, with the garbage collector set as in the gateway; each figure comes from one pass.
+Times are wall time in one thread, with the garbage collector set as in the gateway and what was measured before
+thrown away.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 
     from scheduler.workflow import Node, Workflow
 
-DECLARED_NODES = 10_000
 DECLARED_MS_MAX = 100.0
+DECLARATIONS = 7
+"""Of each graph; the best is judged, since other work on the machine only ever adds, and the median is shown."""
 SLACK_US_MAX = 50.0
 HINTED_US_MAX = 30.0
 
@@ -31,7 +33,7 @@ HINTED_US_MAX = 30.0
 class Timing(NamedTuple):
     """Microseconds of many equal steps."""
 
-    count: int
+    steps: int
     p50: float
     mean: float
     p99: float
@@ -95,19 +97,24 @@ def timing(nanoseconds: list[int]) -> Timing:
     return Timing(size, *(round(value / 1000.0, 2) for value in picked))
 
 
-def declare_ms(shape: str, nodes: int, seed: int) -> float:
-    """Milliseconds to declare one graph."""
+def declare_ms(shape: str, nodes: int, seed: int) -> list[float]:
+    """Milliseconds to declare one graph, several times, the shortest first."""
     specs = tuple(SHAPES[shape](nodes, random.Random(seed)))
-    book = WorkflowBook(_limits(nodes))
-    begun = perf_counter_ns()
-    book.declare(WorkflowSpec("key", "graph", nodes=specs), 0.0)
-    return (perf_counter_ns() - begun) / 1e6
+    taken = []
+    for _ in range(DECLARATIONS):
+        book = WorkflowBook(_limits(nodes))
+        gc.collect()
+        begun = perf_counter_ns()
+        book.declare(WorkflowSpec("key", "graph", nodes=specs), 0.0)
+        taken.append((perf_counter_ns() - begun) / 1e6)
+    return sorted(taken)
 
 
 def finishes(book: WorkflowBook, workflows: list[Workflow], calls: int, rng: random.Random) -> dict[str, Timing]:
     """Run calls of declared workflows: what a start, a finish, and a question for slack after it cost."""
     ready = [node for workflow in workflows for node in workflow.graph.nodes.values() if node.state == "ready"]
     rng.shuffle(ready)
+    gc.collect()
     taken: dict[str, list[int]] = {"arrive": [], "start": [], "finish": [], "slack": []}
     now = 1.0
     for number in range(calls):
@@ -167,6 +174,7 @@ def many_graphs(nodes: int, size: int, calls: int, seed: int) -> dict[str, Timin
 def hinted(calls: int, workflows: int) -> Timing:
     """A call of a workflow that grows call by call: arrival, start and finish together."""
     book = WorkflowBook(WorkflowLimits(nodes=2 * calls, workflows=2 * workflows))
+    gc.collect()
     taken: list[int] = []
     for number in range(calls):
         now = 0.01 * number
@@ -194,6 +202,7 @@ def bytes_a_node(shape: str, nodes: int, seed: int) -> float:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The subcommand's options."""
+    parser.add_argument("--declared", type=int, default=10_000, help="nodes of a graph to declare (default 10000)")
     parser.add_argument("--nodes", type=int, default=100_000, help="live nodes (default 100000)")
     parser.add_argument("--calls", type=int, default=20_000, help="calls that are run of them (default 20000)")
     parser.add_argument("--seed", type=int, default=1, help="of the random graphs (default 1)")
@@ -206,12 +215,13 @@ def run(args: argparse.Namespace) -> int:
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD, 20, 20)
     print(f"{sys.implementation.name} {sys.version.split()[0]}, seed {args.seed}\n")
-    print(f"declaring {DECLARED_NODES:,} nodes: ms (at most {DECLARED_MS_MAX:g}); bytes a node")
+    print(f"declaring {args.declared:,} nodes, ms: best (at most {DECLARED_MS_MAX:g}), median, worst of {DECLARATIONS}")
     for shape in SHAPES:
-        taken = declare_ms(shape, DECLARED_NODES, args.seed)
-        print(f"  {shape:12} {taken:8.1f} ms {bytes_a_node(shape, DECLARED_NODES, args.seed):8.0f} B")
-        if taken > DECLARED_MS_MAX:
-            faults.append(f"declaring {shape} took {taken:.1f} ms")
+        best, *_, worst = taken = declare_ms(shape, args.declared, args.seed)
+        memory = bytes_a_node(shape, args.declared, args.seed)
+        print(f"  {shape:12} {best:8.1f} {taken[len(taken) // 2]:8.1f} {worst:8.1f}    {memory:8.0f} bytes a node")
+        if best > DECLARED_MS_MAX:
+            faults.append(f"declaring {shape} took {best:.1f} ms")
     print(f"\ncalls among {args.nodes:,} live nodes, µs a step (finish + slack: at most {SLACK_US_MAX:g} in the mean)")
     print(f"  {'':24} {'step':8} {'count':>7} {'p50':>8} {'mean':>8} {'p99':>8} {'max':>10}")
     for shape in SHAPES:

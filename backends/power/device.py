@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Source = Literal["measured", "simulated"]
-Why = Literal["absent", "not_supported", "no_permission", "reset", "lost", "unreachable", "hanging"]
+Why = Literal["absent", "not_supported", "no_permission", "reset", "lost", "unreachable", "hanging", "no_data"]
 """absent: no driver, no such card · not_supported: this card cannot · no_permission: it could, for somebody else ·
 reset: the driver or the counter has started again · lost: the card has fallen off the bus, or needs a reset ·
-unreachable: nobody answers at the address · hanging: a call has not come back"""
+unreachable: nobody answers at the address · hanging: a call has not come back ·
+no_data: not just now; the detail has the driver's words"""
 Reading = Literal[
     "energy_joules", "power_watts", "instant_power_watts", "limits", "sm_clock_mhz", "temperature_celsius",
     "throttle_reasons", "persistence_mode",
@@ -120,11 +121,11 @@ class PowerDevice(ABC):
         """Take the bounds away. No driver tells which bounds were found, so there is nothing else to restore."""
         raise Unavailable("sm_clock_lock", "not_supported")
 
-    def renew(self) -> None:
+    def renew(self) -> None:  # noqa: B027  (most have nothing to do)
         """Say that we go on setting it, where somebody must be told. Unavailable if that was refused."""
 
-    def let_go(self) -> None:
+    def let_go(self) -> None:  # noqa: B027  (most have nothing to do)
         """Say that we shall set it no more, where somebody must be told."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (most have nothing to do)
         """Let go of sockets and handles. It may be used again after that."""

@@ -38,7 +38,7 @@ class Sample(NamedTuple):
     temperature_celsius: float | None = None
     throttle_reasons: frozenset[str] | None = None
     persistence_mode: bool | None = None
-    missing: Mapping[Reading, Why] = {}  # noqa: RUF012  (nobody writes into it)
+    missing: Mapping[Reading, Why] = {}
 
     @property
     def binding(self) -> bool | None:
@@ -64,7 +64,10 @@ def take(label: str, device: PowerDevice) -> Sample:
         found["energy_joules"] = _one(device.energy_joules, "energy_joules", missing)
         at_seconds = (started + time.monotonic()) / 2
         for name in READINGS[1:]:
-            found[name] = _one(getattr(device, name), name, missing)
+            if name in device.capabilities:
+                found[name] = _one(getattr(device, name), name, missing)
+            else:
+                missing[name] = "not_supported"
     except Unavailable as gone:
         return failed(label, device.source, gone.why, gone.detail)
     state: State = "ok"

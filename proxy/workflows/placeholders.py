@@ -27,11 +27,8 @@ class Template(NamedTuple):
 
     pieces: tuple[bytes, ...]
     references: tuple[str, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        """Of the request without outputs."""
-        return sum(map(len, self.pieces))
+    size_bytes: int
+    """Of the request without outputs."""
 
     @property
     def leading(self) -> bytes:
@@ -54,15 +51,20 @@ def in_json_string(text: str) -> bytes:
 
 
 def template(
-    request: dict[str, Any], inputs: Mapping[str, str], known: Callable[[str], bool], place: str, *, literal: bool
+    request: dict[str, Any],
+    inputs: Mapping[str, str],
+    known: Callable[[str], bool],
+    place: Callable[[], str],
+    *,
+    literal: bool,
 ) -> Template:
-    """Cut a request at its references to nodes. `literal`: nothing in it is a placeholder.
+    """Cut a request at its references to nodes. `literal`: nothing in it is a placeholder. `place`: its path.
 
     RequestFault 400, with the path of the text, for a name that is neither a node nor an input.
     """
     data = orjson.dumps(request)
     if literal or b"{{" not in data:
-        return Template((data,), ())
+        return Template((data,), (), len(data))
     pieces: list[bytes] = []
     references: list[str] = []
     held: list[bytes] = []
@@ -74,16 +76,16 @@ def template(
         if name.startswith(INPUT) and not known(name):
             value = inputs.get(name.removeprefix(INPUT))
             if value is None:
-                raise _unknown(request, name, place, "there is no such member of `inputs`")
+                raise _unknown(request, name, place(), "there is no such member of `inputs`")
             held.append(in_json_string(value))
             continue
         if not known(name):
-            raise _unknown(request, name, place, "there is no such node")
+            raise _unknown(request, name, place(), "there is no such node")
         pieces.append(b"".join(held))
         held = []
         references.append(name)
     pieces.append(b"".join([*held, data[end:]]))
-    return Template(tuple(pieces), tuple(references))
+    return Template(tuple(pieces), tuple(references), sum(map(len, pieces)))
 
 
 def _unknown(request: dict[str, Any], name: str, place: str, why: str) -> RequestFault:

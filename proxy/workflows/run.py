@@ -98,13 +98,16 @@ class WorkflowRun:
         self.trace_fields: dict[bytes, bytes] = {}
         """The submitter's trace, which the calls belong to."""
         self.held_bytes = 0
-        for plan in submission.nodes:
-            node = self.nodes[plan.id]
-            before = dict.fromkeys((*plan.after, *plan.data_from))
+        nodes = self.nodes
+        for node in nodes.values():
+            plan = node.plan
+            before = (*plan.after, *plan.data_from)
+            if len(before) > 1:
+                before = tuple(dict.fromkeys(before))
             node.waits_for = len(before)
             for name in before:
-                self.nodes[name].consumers.append(node)
-            self._hold(plan.request.size_bytes if plan.request is not None else 0)
+                nodes[name].consumers.append(node)
+        self._hold(sum([plan.request.size_bytes for plan in submission.nodes if plan.request is not None]))
 
     @property
     def over(self) -> bool:

@@ -26,7 +26,7 @@ _NODE_MEMBERS = frozenset(
 )
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 _OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-_SET_HERE = ("stream", "stream_options", "workflow")
+_SET_HERE = frozenset(("stream", "stream_options", "workflow"))
 """Members of a request that the gateway decides."""
 RETRY_MAX = 10
 _TEXT_MAX = 256
@@ -48,11 +48,8 @@ class NodePlan(NamedTuple):
     tool: bool
     retry: int
     """Further attempts after a failure that is not the request's own fault."""
-
-    @property
-    def data_from(self) -> tuple[str, ...]:
-        """The nodes whose output stands in its request, each once."""
-        return tuple(dict.fromkeys(self.request.references)) if self.request is not None else ()
+    data_from: tuple[str, ...]
+    """The nodes whose output stands in its request, each once."""
 
 
 class Submission(NamedTuple):
@@ -129,50 +126,55 @@ def _inputs(given: Any) -> dict[str, str]:
 
 
 def _node(item: dict[str, Any], at: int, ids: dict[str, int], inputs: dict[str, str], declared: bool) -> NodePlan:
-    place = f"nodes[{at}]"
-    _only(item, _NODE_MEMBERS, f"{place}.")
-    tool = _switch(item, "tool", f"{place}.")
-    request = item.get("request")
-    if request is not None and not isinstance(request, dict):
-        _refuse(f"{place}.request", "must be an object: the body of a call")
-    if tool and request is not None:
-        _refuse(f"{place}.request", "cannot be beside tool: a tool is the client's own work, and it posts the result")
+    if not _NODE_MEMBERS.issuperset(item):
+        _only(item, _NODE_MEMBERS, f"nodes[{at}].")
+    get = item.get
+    tool, request, endpoint = get("tool"), get("request"), get("endpoint", ENDPOINTS[0])
+    if tool is not None:
+        tool = _switch(item, "tool", f"nodes[{at}].")
     if request is None and not tool and not declared:
-        _refuse(f"{place}.request", 'is missing: the body of a call (or "tool": true, or mode "declared")')
-    after = _after(item.get("after"), place, item["id"], ids)
+        what = 'is missing: the body of a call (or "tool": true, or mode "declared")'
+        _refuse(f"nodes[{at}].request", what)
+    after = _after(item["after"], at, item["id"], ids) if "after" in item else ()
     cut, model, limit = None, None, None
+    data_from: tuple[str, ...] = ()
     if request is not None:
-        if not _SET_HERE_SET.isdisjoint(request):
+        if not isinstance(request, dict):
+            _refuse(f"nodes[{at}].request", "must be an object: the body of a call")
+        if tool:
+            what = "cannot be beside tool: a tool is the client's own work, and it posts the result"
+            _refuse(f"nodes[{at}].request", what)
+        if not _SET_HERE.isdisjoint(request):
             request = {name: value for name, value in request.items() if name not in _SET_HERE}
-        cut = template(request, inputs, ids.__contains__, f"{place}.request", literal=item.get("placeholders") is False)
-        if item["id"] in cut.references:
-            _refuse(f"{place}.request", f"needs the output of the node itself, {item['id']!r}", "cycle")
-        model, limit = _model(request, place), _limit(request)
-    endpoint = item.get("endpoint", ENDPOINTS[0])
+        literal = get("placeholders") is False
+        cut = template(request, inputs, ids.__contains__, lambda: f"nodes[{at}].request", literal=literal)
+        if cut.references:
+            data_from = tuple(dict.fromkeys(cut.references))
+            if item["id"] in data_from:
+                _refuse(f"nodes[{at}].request", f"needs the output of the node itself, {item['id']!r}", "cycle")
+        model, limit = _model(request, at), _limit(request)
     if endpoint not in ENDPOINTS:
-        _refuse(f"{place}.endpoint", f"must be one of {', '.join(ENDPOINTS)}")
-    tokens, retry = item.get("expected_output_tokens"), item.get("retry", 0)
+        _refuse(f"nodes[{at}].endpoint", f"must be one of {', '.join(ENDPOINTS)}")
+    tokens, retry, seconds = get("expected_output_tokens"), get("retry", 0), get("expected_seconds")
     if tokens is not None and (type(tokens) is not int or not 0 <= tokens < 2**31):
-        _refuse(f"{place}.expected_output_tokens", "must be a whole number of tokens")
+        _refuse(f"nodes[{at}].expected_output_tokens", "must be a whole number of tokens")
     if type(retry) is not int or not 0 <= retry <= RETRY_MAX:
-        _refuse(f"{place}.retry", f"must be a whole number of further attempts, 0 to {RETRY_MAX}")
-    seconds = _number(item, "expected_seconds", f"{place}.")
-    return NodePlan(item["id"], after, endpoint, cut, model, tokens, limit, seconds, tool, retry)
+        _refuse(f"nodes[{at}].retry", f"must be a whole number of further attempts, 0 to {RETRY_MAX}")
+    if seconds is not None:
+        seconds = _number(item, "expected_seconds", f"nodes[{at}].")
+    return NodePlan(item["id"], after, endpoint, cut, model, tokens, limit, seconds, tool is True, retry, data_from)
 
 
-_SET_HERE_SET = frozenset(_SET_HERE)
-
-
-def _after(given: Any, place: str, node_id: str, ids: dict[str, int]) -> tuple[str, ...]:
+def _after(given: Any, at: int, node_id: str, ids: dict[str, int]) -> tuple[str, ...]:
     if given is None:
         return ()
     if not isinstance(given, list):
-        _refuse(f"{place}.after", "must be a list of node ids")
+        _refuse(f"nodes[{at}].after", "must be a list of node ids")
     for number, name in enumerate(given):
         if not isinstance(name, str) or name not in ids:
-            _refuse(f"{place}.after[{number}]", f"there is no node {str(name)[:128]!r}", "unknown_node")
+            _refuse(f"nodes[{at}].after[{number}]", f"there is no node {str(name)[:128]!r}", "unknown_node")
         if name == node_id:
-            _refuse(f"{place}.after[{number}]", f"{node_id!r} cannot wait for itself", "cycle")
+            _refuse(f"nodes[{at}].after[{number}]", f"{node_id!r} cannot wait for itself", "cycle")
     return tuple(dict.fromkeys(given))
 
 
@@ -188,10 +190,10 @@ def _outputs(given: Any, nodes: tuple[NodePlan, ...], ids: dict[str, int]) -> tu
     return tuple(dict.fromkeys(given))
 
 
-def _model(request: dict[str, Any], place: str) -> str | None:
+def _model(request: dict[str, Any], at: int) -> str | None:
     model = request.get("model")
     if model is not None and not isinstance(model, str):
-        _refuse(f"{place}.request.model", "must be a string")
+        _refuse(f"nodes[{at}].request.model", "must be a string")
     return model
 
 

@@ -52,7 +52,8 @@ class Work(NamedTuple):
     def __mul__(self, factor: float) -> Work:  # type: ignore[override]
         return Work(*(value * factor for value in self))
 
-    __rmul__ = __mul__  # type: ignore[assignment]
+    def __rmul__(self, factor: float) -> Work:  # type: ignore[override]
+        return self * factor
 
 
 NOTHING = Work()

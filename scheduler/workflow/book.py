@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.workflow.declaring import build, shown
-from scheduler.workflow.forecasts import Forecast, Forecasts
-from scheduler.workflow.growth import node_of
+from scheduler.workflow.forecasts import Forecast, Forecasts, pattern_of
+from scheduler.workflow.growth import node_of, note_hints
 from scheduler.workflow.merging import place
 from scheduler.workflow.objective import objective, task_group, task_groups
 from scheduler.workflow.spec import GraphFault, WorkflowLimits
 from scheduler.workflow.tables import WorkflowTables
-from scheduler.workflow.workflow import Workflow
+from scheduler.workflow.workflow import Origin, Workflow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from scheduler.workflow.spec import Criterion, WorkflowSpec
 
 LIVE_STATES = frozenset(("queued", "running"))
+BINDABLE_STATES = frozenset(("planned", "ready", "failed", "cancelled", "skipped"))
 
 
 class Change(NamedTuple):
@@ -86,14 +87,25 @@ class WorkflowBook:
 
     def tool_finished(self, key: str, workflow_id: str, node_id: str, now: float) -> Change | None:
         """The client's tool is done. None if there is no such tool at work."""
-        workflow = self.tables.live_named((key, workflow_id))
-        node = workflow.graph.nodes.get(node_id) if workflow is not None else None
-        if workflow is None or node is None or node.state != "acting":
+        node = self._declared(key, workflow_id, node_id)
+        if node is None or node.state != "acting":
             return None
-        self.tables.touch(workflow, now)
+        self.tables.touch(node.workflow, now)
         ready = self._finish(node, now)
-        self._settle(workflow, now)
-        return Change(workflow, node, ready)
+        self._settle(node.workflow, now)
+        return Change(node.workflow, node, ready)
+
+    def node_failed(self, key: str, workflow_id: str, node_id: str, now: float, reason: str) -> Change | None:
+        """A tool failed, or a node's call will never come. None for nodes that are over, and for those whose call is
+        live: it has an end of its own."""
+        node = self._declared(key, workflow_id, node_id)
+        if node is None or node.over or node.state in LIVE_STATES:
+            return None
+        return self._stopped(node, now, "failed", reason)
+
+    def _declared(self, key: str, workflow_id: str, node_id: str) -> Node | None:
+        workflow = self.tables.live_named((key, workflow_id))
+        return None if workflow is None else workflow.graph.nodes.get(node_id)
 
     # --- a call's life ---
 
@@ -108,20 +120,17 @@ class WorkflowBook:
         if not event.workflow_id and (event.node is not None or event.after):
             event = event._replace(node=None, after=())  # names of nothing
         if workflow is None:
-            origin = "hinted" if event.workflow_id else "content"
+            origin: Origin = "hinted" if event.workflow_id else "content"
             if not tables.has_room(origin, 1, 0, 1, now):
                 return None
-            workflow = Workflow(
-                event.key, event.workflow_id or event.call_id, "hinted" if event.workflow_id else "content", now,
-                self.limits,
-            )  # fmt: skip
-            workflow.known_as(None, event.node or event.model)
+            workflow = Workflow(event.key, event.workflow_id or event.call_id, origin, now, self.limits)
+            workflow.known_as(None, pattern_of(event.node) if event.node else event.model)
             tables.enter(workflow)
         elif not self._room_for(workflow, event, now):
             return None
         graph = workflow.graph
         tables.touch(workflow, now)
-        _note_hints(workflow, event, now)
+        note_hints(workflow, event, now)
         workflow.edges_max = tables.edges_allowed(workflow)
         nodes, edges = len(graph.nodes), graph.edge_count + workflow.pending_count
         node = node_of(workflow, event)
@@ -273,7 +282,7 @@ class WorkflowBook:
 
     def _room_for(self, workflow: Workflow, event: CallArrived, now: float) -> bool:
         known = workflow.graph.nodes.get(event.node) if event.node is not None else None
-        if known is not None and known.state in {"planned", "ready", "failed", "cancelled", "skipped"}:
+        if known is not None and not known.tool and known.state in BINDABLE_STATES:
             return True
         if len(workflow.graph.nodes) >= self.limits.nodes_per_workflow and not self.tables.forget_oldest(workflow):
             return False
@@ -320,8 +329,12 @@ class WorkflowBook:
         workflow.graph.predicted(node, *self.forecasts.predict(node))
 
     def _become_ready(self, nodes: Iterable[Node], now: float) -> None:
+        pauses: dict[str, float] = {}
         for node in nodes:
-            pause = 0.0 if node.workflow.run_here else self.forecasts.pause(node).median
+            pause = pauses.get(node.pattern)
+            if pause is None:
+                pause = 0.0 if node.workflow.run_here else self.forecasts.pause(node).median
+                pauses[node.pattern] = pause
             node.workflow.graph.becomes_ready(node, now, pause)
 
     def _finish(self, node: Node, now: float) -> tuple[Node, ...]:
@@ -356,9 +369,12 @@ class WorkflowBook:
         node = self.tables.by_call.get(call_id)
         if node is None or node.state not in LIVE_STATES:
             return None
+        node.workflow.live_calls -= 1
+        return self._stopped(node, now, state, error)
+
+    def _stopped(self, node: Node, now: float, state: NodeState, error: str) -> Change:
         workflow = node.workflow
         self.tables.touch(workflow, now)
-        workflow.live_calls -= 1
         workflow.graph.stopped(node, now, state, error)
         skipped = workflow.graph.skip_behind(node, now) if workflow.run_here else []
         for over in (node, *skipped):
@@ -379,20 +395,6 @@ class WorkflowBook:
         elif workflow.acting_since is None:
             workflow.acting_since = now
             workflow.return_forecast = self.templates.pause(workflow)
-
-
-def _note_hints(workflow: Workflow, event: CallArrived, now: float) -> None:
-    """What a call says of its whole workflow. Of several deadlines the tightest holds, until it has passed."""
-    if event.deadline_ms is not None:
-        deadline_at = now + event.deadline_ms / 1000.0
-        if workflow.deadline_at is None or deadline_at < workflow.deadline_at or workflow.deadline_at < now:
-            workflow.deadline_at = deadline_at
-    if event.workflow_class is not None:
-        workflow.workflow_class = event.workflow_class
-    if event.energy_budget_joules is not None:
-        workflow.energy_budget_joules = event.energy_budget_joules
-    if event.final:
-        workflow.closing = True
 
 
 __all__ = ["Change", "Forecast", "WorkflowBook"]

@@ -148,7 +148,7 @@ class CriticalPath:
         last, longest = self.ends.top(), self.floors.top()
         if longest is None:
             ended = [node for node in self.dag if node.finished_at is not None]
-            return max(ended, key=lambda node: (node.finished_at or 0.0, -node.number), default=None)
+            return max(ended, key=lambda node: (node.finished_at or 0.0, node.order), default=None)
         return last if last is not None and self.ends.keys[last] >= now + self.floors.keys[longest] else longest
 
     def _latest_finished(self, node: Node) -> Node | None:

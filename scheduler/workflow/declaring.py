@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import networkx as nx
 
 from scheduler.workflow.forecasts import pattern_of
-from scheduler.workflow.node import Edge, Node
+from scheduler.workflow.node import Node
 from scheduler.workflow.spec import GraphFault
 
 if TYPE_CHECKING:
     from scheduler.workflow.forecasts import Forecasts
-    from scheduler.workflow.spec import NodeSpec, WorkflowLimits, WorkflowSpec
+    from scheduler.workflow.spec import EdgeKind, NodeSpec, WorkflowLimits, WorkflowSpec
     from scheduler.workflow.workflow import Workflow
 
 SHOWN_NAMES = 8
@@ -24,7 +24,7 @@ def shown(name: str) -> str:
     return repr(name if len(name) <= SHOWN_CHARACTERS else name[: SHOWN_CHARACTERS - 1] + "…")
 
 
-def check(spec: WorkflowSpec, limits: WorkflowLimits) -> tuple[dict[str, dict[str, Edge]], list[str]]:
+def check(spec: WorkflowSpec, limits: WorkflowLimits) -> tuple[dict[str, dict[str, EdgeKind]], list[str]]:
     """Each node's edges (by the name of what it waits for), and all names in an order in which each comes behind those.
 
     Raises GraphFault: 413 for too many nodes or edges; 400 for none, duplicates, unknown names, self-edges, cycles.
@@ -35,7 +35,7 @@ def check(spec: WorkflowSpec, limits: WorkflowLimits) -> tuple[dict[str, dict[st
         raise GraphFault(413, "too_many_nodes", message, "nodes")
     if not count:
         raise GraphFault(400, "no_nodes", "a workflow needs one node at least", "nodes")
-    edges: dict[str, dict[str, Edge]] = {}
+    edges: dict[str, dict[str, EdgeKind]] = {}
     for index, node in enumerate(spec.nodes):
         if node.id in edges:
             raise GraphFault(400, "duplicate_node", f"there are two nodes {shown(node.id)}", f"nodes[{index}].id")
@@ -52,9 +52,13 @@ def check(spec: WorkflowSpec, limits: WorkflowLimits) -> tuple[dict[str, dict[st
     return edges, _topological(edges)
 
 
-def _read_edges(node: NodeSpec, index: int, edges: dict[str, dict[str, Edge]]) -> int:
+def _read_edges(node: NodeSpec, index: int, edges: dict[str, dict[str, EdgeKind]]) -> int:
     own = edges[node.id]
-    for field, names, edge in (("after", node.after, _DECLARED), ("data_from", node.data_from, _DATA)):
+    kinds: tuple[tuple[str, tuple[str, ...], EdgeKind], ...] = (
+        ("after", node.after, "declared"),
+        ("data_from", node.data_from, "data"),
+    )
+    for field, names, kind in kinds:
         for place, name in enumerate(names):
             if name not in edges:
                 message = f"node {shown(node.id)} waits for {shown(name)}, which does not exist"
@@ -62,15 +66,19 @@ def _read_edges(node: NodeSpec, index: int, edges: dict[str, dict[str, Edge]]) -
             if name == node.id:
                 message = f"node {shown(name)} waits for itself"
                 raise GraphFault(400, "self_edge", message, f"nodes[{index}].{field}[{place}]")
-            own[name] = edge
+            own[name] = kind
     return len(own)
 
 
-_DECLARED, _DATA = Edge("declared"), Edge("data")
-
-
-def _topological(edges: dict[str, dict[str, Edge]]) -> list[str]:
-    """Kahn's algorithm; of nodes that could come next, the one declared first."""
+def _topological(edges: dict[str, dict[str, EdgeKind]]) -> list[str]:
+    """The order of the declaration if it will do, as it mostly does; else Kahn's algorithm."""
+    seen: set[str] = set()
+    for name, before in edges.items():
+        if not seen.issuperset(before):
+            break
+        seen.add(name)
+    else:
+        return list(edges)
     waits_for = {name: len(before) for name, before in edges.items()}
     behind: dict[str, list[str]] = {name: [] for name in edges}
     for name, before in edges.items():
@@ -115,12 +123,8 @@ def build(workflow: Workflow, spec: WorkflowSpec, forecasts: Forecasts) -> None:
 def _node(workflow: Workflow, spec: NodeSpec) -> Node:
     node = Node(workflow, spec.id, pattern_of(spec.id))
     node.declared = True
-    node.tool = spec.tool
-    node.model = spec.model
-    node.prefix = spec.prefix
-    node.criterion = spec.criterion
-    node.prompt_tokens_estimate = spec.prompt_tokens_estimate
-    node.max_output_tokens = spec.max_output_tokens
-    node.expected_output_tokens = spec.expected_output_tokens
-    node.expected_seconds = spec.expected_seconds
+    (
+        _, _, _, node.expected_output_tokens, node.max_output_tokens, node.prompt_tokens_estimate, node.model,
+        node.tool, node.expected_seconds, node.prefix, node.criterion,
+    ) = spec  # fmt: skip
     return node

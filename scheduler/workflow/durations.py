@@ -108,9 +108,10 @@ class LearnedDurations:
         """Learn from one call; times that are not positive say nothing."""
         if seconds <= 0.0:
             return
+        seconds = max(seconds, SECONDS_MIN)
         fit = self._fits.take(model)
         fitted = fit.fitted(uncached_tokens, output_tokens)
-        error = abs(seconds - fitted) / max(fitted, NOISE_RELATIVE * seconds)
+        error = abs(seconds - fitted) / fitted
         fit.ratios.add(seconds / fitted)
         tolerated = HUBER_NOISES * NOISE_RELATIVE
         weight = (1.0 if error <= tolerated else tolerated / error) / (fitted * fitted)

@@ -24,7 +24,8 @@ TOOL_SECONDS_UNSEEN = (1.0, 5.0)
 PAUSE_SECONDS_UNSEEN = (0.0, 0.0)
 """Of a client between two calls: nothing is known, so nothing is assumed."""
 LEARNING_RATE = 0.125
-_NUMBERS = re.compile(r"[0-9]+")
+_NUMBERS = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-fA-F]{8,}|[0-9]+")
+"""Ids such as UUIDs and hashes, and numbers."""
 
 
 class Forecast(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from scheduler.workflow.node import Node, NodeState
+    from scheduler.workflow.spec import EdgeKind
 
-_NO_EDGE: dict[str, Edge] = {}
 EDGE_RANK = {"inferred": 0, "declared": 1, "data": 2}
 """A stronger reason replaces a weaker one."""
 
@@ -55,33 +55,36 @@ class WorkflowGraph:
         self.unfinished += not node.over
         self.version += 1
 
-    def fill(self, nodes: dict[str, Node], edges: Mapping[str, Mapping[str, Edge]]) -> None:
+    def fill(self, nodes: dict[str, Node], edges: Mapping[str, Mapping[str, EdgeKind]]) -> None:
         """Everything at once into an empty graph: nodes in an order in which each comes behind those it waits for, by
         name its edges. Tails are the caller's to compute."""
         assert not self.nodes
         for number, (name, node) in enumerate(nodes.items()):
             node.number = node.order = number
             before = edges[name]
-            node.waiting_for = len(before)
             if before:
+                node.waiting_for = len(before)
                 self.edge_count += len(before)
                 node.level = 1 + max([nodes[other].level for other in before])
         self._next_number = self.unfinished = len(nodes)
         self.nodes = nodes
         self.dag.add_nodes_from(nodes.values())
         self.dag.add_edges_from(
-            (nodes[other], node, {"edge": edge}) for name, node in nodes.items() for other, edge in edges[name].items()
+            (nodes[other], node, {"kind": kind, "confidence": 1.0})
+            for name, node in nodes.items()
+            for other, kind in edges[name].items()
         )
         self.version += 1
 
     def edge(self, before: Node, after: Node) -> Edge | None:
         """The edge between two nodes."""
-        data: dict[str, Edge] = self.dag.get_edge_data(before, after, _NO_EDGE)
-        return data.get("edge")
+        data: dict[str, Any] | None = self.dag.get_edge_data(before, after)
+        return None if data is None else Edge(**data)
 
     def edges(self) -> Iterator[tuple[Node, Node, Edge]]:
         """All edges with their reasons."""
-        return iter(self.dag.edges(data="edge"))
+        for before, after, data in self.dag.edges(data=True):
+            yield before, after, Edge(**data)
 
     def is_followed(self, node: Node) -> bool:
         """Whether anything waits, or waited, for the node."""
@@ -95,11 +98,11 @@ class WorkflowGraph:
         known = self.edge(before, after)
         if known is not None:
             if (EDGE_RANK[edge.kind], edge.confidence) > (EDGE_RANK[known.kind], known.confidence):
-                self.dag.add_edge(before, after, edge=edge)
+                self.dag.add_edge(before, after, kind=edge.kind, confidence=edge.confidence)
             return True
         if before.order >= after.order and not admit_edge(self.dag, before, after):
             return False
-        self.dag.add_edge(before, after, edge=edge)
+        self.dag.add_edge(before, after, kind=edge.kind, confidence=edge.confidence)
         self.edge_count += 1
         self.version += 1
         after.level = max(after.level, before.level + 1)

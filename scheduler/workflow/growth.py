@@ -1,8 +1,10 @@
 """A call names its workflow: which node is it, and what does it follow?
 
-What the client says (`after`) is an edge as `declared`. Where it says nothing, order says something: a call that
-comes when nothing else is live follows all that nothing follows so far; one that comes while others run follows the
-latest call of its own agent, else the latest that finished. Such edges are `inferred`, and forecasts alone use them.
+What the client says (`after`) is an edge as `declared`. Where it says nothing, order says something. A call without a
+name that comes when nothing is live follows all that nothing follows so far; while others run, the latest call of the
+workflow's main agent, else the latest that finished. A call with a name follows the latest call of that name (its
+agent's next turn); an agent's first call follows the agent that started it, as far as that is said; else a name without
+`after` waits for nothing. Such edges are `inferred`: forecasts alone use them.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ STARTED_BY = Edge("inferred", 0.8)
 """An agent's first call comes behind what its parent had said by then."""
 ORDER_ALONE = Edge("inferred", 0.5)
 """Others were live: it follows the latest finished, or something else."""
+UNNAMED_PATTERN = pattern_of("call-1")
 FOLLOWS_MAX = 256
 """Edges that one call gets without saying so: the latest."""
 
@@ -76,7 +79,7 @@ def _next_name(workflow: Workflow, latest: Node, name: str) -> str:
 
 
 def _grown(workflow: Workflow, event: CallArrived, name: str) -> Node:
-    node = Node(workflow, name, pattern_of(name))
+    node = Node(workflow, name, UNNAMED_PATTERN if event.node is None else pattern_of(name))
     guessed = () if event.after else _guessed(workflow, event)
     workflow.graph.add(node)
     for before, edge in guessed:
@@ -125,14 +128,29 @@ def connect(workflow: Workflow, before: Node, after: Node, edge: Edge) -> None:
 
 def _guessed(workflow: Workflow, event: CallArrived) -> list[tuple[Node, Edge]]:
     """What a call follows that says nothing about it, and how sure that is."""
+    latest = workflow.latest
+    if event.node is not None:
+        own = latest.get(event.node)
+        if own is not None:
+            return [(own, SAME_AGENT)] if own.state == "finished" else []
+        parent = latest.get("" if event.parent_id == workflow.id else event.parent_id) if event.parent_id else None
+        return [(parent, STARTED_BY)] if parent is not None and parent.state == "finished" else []
     if not workflow.live_calls and workflow.origin != "declared":
         return [(before, ALL_DONE) for before in list(workflow.loose_ends)[-FOLLOWS_MAX:]]
-    own = workflow.latest.get(event.node or "")
-    if own is not None and own.state == "finished":
-        return [(own, SAME_AGENT if event.node else ORDER_ALONE)]
-    if event.node is not None and event.parent_id is not None:
-        parent = workflow.latest.get("" if event.parent_id == workflow.id else event.parent_id)
-        if parent is not None and parent.state == "finished":
-            return [(parent, STARTED_BY)]
-    last = workflow.last_finished
-    return [] if last is None else [(last, ORDER_ALONE)]
+    own = latest.get("")
+    before = own if own is not None and own.state == "finished" else workflow.last_finished
+    return [] if before is None else [(before, ORDER_ALONE)]
+
+
+def note_hints(workflow: Workflow, event: CallArrived, now: float) -> None:
+    """What a call says of its whole workflow. Of several deadlines the tightest holds, until it has passed."""
+    if event.deadline_ms is not None:
+        deadline_at = now + event.deadline_ms / 1000.0
+        if workflow.deadline_at is None or deadline_at < workflow.deadline_at or workflow.deadline_at < now:
+            workflow.deadline_at = deadline_at
+    if event.workflow_class is not None:
+        workflow.workflow_class = event.workflow_class
+    if event.energy_budget_joules is not None:
+        workflow.energy_budget_joules = event.energy_budget_joules
+    if event.final:
+        workflow.closing = True

@@ -124,6 +124,13 @@ class WorkflowTables:
         for node in old:
             self._forget_call(node)
             workflow.loose_ends.pop(node, None)
+        for name, waiting in list(workflow.pending.items()):
+            left = [node for node in waiting if node not in gone]
+            workflow.pending_count -= len(waiting) - len(left)
+            self.edge_count -= len(waiting) - len(left)
+            workflow.pending[name] = left
+            if not left:
+                del workflow.pending[name]
         workflow.latest = {name: node for name, node in workflow.latest.items() if node not in gone}
         if workflow.last_finished in gone:
             workflow.last_finished = None

@@ -34,7 +34,8 @@ class Traffic:
         self.keys: dict[str, str] = {}
         self.weights = {
             self.declare: 3, self.arrive: 20, self.start: 16, self.finish: 14, self.fail: 2, self.gone: 1,
-            self.retry: 1, self.place: 8, self.tool: 3, self.close: 1, self.cancel: 1, self.expire: 1,
+            self.retry: 1, self.place: 8, self.tool: 3, self.fail_node: 1, self.close: 1, self.cancel: 1,
+            self.expire: 1,
         }  # fmt: skip
 
     def step(self) -> None:
@@ -194,6 +195,11 @@ class Traffic:
 
     def tool(self) -> None:
         self.book.tool_finished(self.key(), f"wf-{self.random.randrange(4)}", "tool-1", self.now)
+
+    def fail_node(self) -> None:
+        name = self.random.choice(NAMES)
+        change = self.book.node_failed(self.key(), f"wf-{self.random.randrange(4)}", name, self.now, "no result")
+        assert change is None or change.node.state == "failed" or change.closed
 
     def close(self) -> None:
         self.book.close(self.key(), f"wf-{self.random.randrange(4)}", self.now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 
 import pytest
 from hypothesis import example, given
@@ -214,7 +215,7 @@ def test_phrases_that_all_outputs_share_do_not_hide_them() -> None:
 @given(st.binary(min_size=SHORTEST + STEP, max_size=400), st.integers(0, STEP))
 def test_a_sample_is_the_key_of_its_window(data: bytes, base: int) -> None:
     hashes = (sampled(data) >> 4).tolist()
-    assert len(hashes) == (len(data) // 8 * 8 - WINDOW) // STEP + 1
+    assert len(hashes) == (len(data) - WINDOW) // STEP + 1
     for offset, key in enumerate(window_keys(data, base), base):
         if offset % STEP == 0 and offset // STEP < len(hashes):
             assert hashes[offset // STEP] == key
@@ -240,3 +241,22 @@ def test_a_long_message_is_searched_as_far_as_is_said() -> None:
     asked(inference, "a", "Hi", output)
     assert asked(inference, "b", "." * SCANNED_BYTES_MAX + output) == {}
     assert inference.counters.cut_short == 1
+
+
+def test_a_prompt_made_to_be_costly_is_given_up() -> None:
+    inference = ContentInference()
+    for number in range(8):
+        asked(inference, str(number), f"question {number}", "ab" * (50_000 + number))
+    started = time.process_time()
+    asked(inference, "costly", "? " + "ab" * 500_000)
+    assert time.process_time() - started < 0.5
+    assert inference.counters.cut_short == 1
+
+
+def test_a_very_long_output_is_known_as_a_whole_message_only() -> None:
+    inference = ContentInference()
+    output = random.Random(1).randbytes(200_000).hex()
+    asked(inference, "a", "Hi", output)
+    assert asked(inference, "b", f"Judge {output}") == {}
+    placed = inference.arrived("c", "k", "m", [("user", "Hi"), ("assistant", output), ("user", "Go on")], NOW)
+    assert (placed.turn_of, placed.turn_confidence) == ("a", SURE)

@@ -28,7 +28,7 @@ def refused(body: dict[str, Any], nodes_max: int = 100) -> RequestFault:
 
 def test_edges_are_what_is_said_and_what_is_quoted() -> None:
     nodes = [node("a"), node("b", after=["a"]), node("c", "sum up {{a}} and {{ b }} and {{a}}: {{input.ask}}")]
-    found = parse({"nodes": nodes, "inputs": {"ask": "{{a}} \"quoted\"\n"}}, 100)
+    found = parse({"nodes": nodes, "inputs": {"ask": '{{a}} "quoted"\n'}}, 100)
     a, b, c = found.nodes
     assert (a.after, a.data_from) == ((), ())
     assert (b.after, b.data_from) == (("a",), ())
@@ -75,7 +75,7 @@ def test_edges_are_what_is_said_and_what_is_quoted() -> None:
 def test_what_is_wrong_is_named(body: dict[str, Any], status: int, param: str) -> None:
     fault = refused(body)
     assert (fault.status, fault.param) == (status, param)
-    assert param.split("[", 1)[0].split(".")[0] in fault.message
+    assert param in fault.message
 
 
 def test_declared_nodes_need_no_request() -> None:
@@ -86,29 +86,21 @@ def test_declared_nodes_need_no_request() -> None:
 def test_braces_that_are_no_placeholders_stay() -> None:
     text = "{{ a + b }} {{}} {{{a}}} {a} {{a b}} {{é}}"
     request = {"messages": [{"content": text}]}
-    cut = template(request, {}, {"a": 0}.__contains__, "request", literal=False)
+    cut = template(request, {}, {"a": 0}.__contains__, lambda: "request", literal=False)
     assert cut.references == ("a",)
     assert json.loads(cut.fill({"a": "!"}))["messages"][0]["content"] == text.replace("{{a}}", "!", 1)
-    literal = template(request, {}, {"a": 0}.__contains__, "request", literal=True)
+    literal = template(request, {}, {"a": 0}.__contains__, lambda: "request", literal=True)
     assert json.loads(literal.fill({}))["messages"][0]["content"] == text
 
 
-TEXTS = st.text(st.sampled_from('ab{}" \\\né'), max_size=30)
+TEXTS = st.text(st.sampled_from('xy" \\\né}'), max_size=30)  # no opening brace: what is filled in is all there is
 
 
-@given(st.lists(TEXTS, min_size=1, max_size=4), TEXTS, TEXTS)
+@given(st.lists(TEXTS, min_size=1, max_size=4), st.text(max_size=30), st.text(max_size=30))
 def test_filling_is_replacing(texts: list[str], one: str, two: str) -> None:
     """Against the plain way: each text on its own, on Python strings."""
     request = {"messages": [{"content": f"{{{{n1}}}}{text}{{{{n2}}}}"} for text in texts], "stop": ["{{n1}}"]}
-    known = {"n1": one, "n2": two}.__contains__
-    try:
-        cut = template(request, {}, known, "request", literal=False)
-    except RequestFault as fault:
-        assert fault.reason == "unknown_placeholder"
-        assert any("{{a" in text or "{{b" in text or "{{ a" in text or "{{ b" in text for text in texts)
-        return
+    cut = template(request, {}, {"n1", "n2"}.__contains__, lambda: "request", literal=False)
     filled = json.loads(cut.fill({"n1": one, "n2": two}))
-    for message, text in zip(filled["messages"], texts, strict=True):
-        if "{" not in text and "}" not in text:
-            assert message["content"] == f"{one}{text}{two}"
+    assert [message["content"] for message in filled["messages"]] == [f"{one}{text}{two}" for text in texts]
     assert filled["stop"] == [one]

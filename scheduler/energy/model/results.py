@@ -63,6 +63,8 @@ class Learned(NamedTuple):
     marked: tuple[Why, ...]
     predicted: WindowCost
     """Knowing its work and busy time."""
+    planned: WindowCost
+    """Knowing its work alone."""
     measured_joules: float | None
     covered: bool | None
     """The interval held the measured joules."""

@@ -18,6 +18,8 @@ OWNERS_MAX = 8
 TEXTS_MAX = 16
 """Texts kept of one call's answer."""
 HEAD_BYTES: Final = 16
+INDEXED_BYTES_MAX = 256 * 1024
+"""A longer output is known as a whole message, and not searched for within others."""
 
 # Bytes that an object costs: measured on CPython 3.11, 64 bits, and rounded up. A slot of a dict is 30 to 60 bytes,
 # by how full it is, and an integer of 128 bits 48.
@@ -181,7 +183,7 @@ class Memory:
         if text is None:
             text = key.texts[digest] = Text(data, digest, self._events)
             amount = TEXT_BYTES
-            if len(data) >= SHORTEST:
+            if SHORTEST <= len(data) <= INDEXED_BYTES_MAX:
                 self._index(key, text, data)
                 amount += WINDOWS_BYTES
             self.charge(key, amount)

@@ -47,6 +47,8 @@ class Place:
         new = self._extended()
         quoted = [self._quotes(number) for number in range(new, len(self._prompt.data))]
         quoted = [self._continued(quoted[0])] if self._prompt.bare else quoted[self._answered_last(new, quoted) :]
+        if self._turn is None and not any(quoted):
+            return None, 0.0, ()
         data = self._producers([quote for of_message in quoted for quote in of_message])
         turn, call = self._turn, self._call
         origins = list(data) if turn is None else [turn[0], *data]

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from scheduler.workflow.inference.placement import Counters
     from scheduler.workflow.inference.sampling import Sieve
 
-CANDIDATES_MAX = 512
-"""Places compared in full, per message: more than any honest prompt has."""
+CANDIDATES_MAX = 8192
+COMPARED_BYTES_MAX = 4 << 20
+"""Places and bytes compared in full, per message: many more than any honest prompt has, and a few milliseconds."""
 SCANNED_BYTES_MAX = 1 << 20
 """Of one message: what stands behind is not searched."""
 
@@ -72,18 +73,20 @@ def _matches(data: bytes, windows: Mapping[int, Text | list[Text]], sieve: Sieve
     counters.scanned_bytes += len(data)
     if len(data) < SHORTEST:
         return found
-    room = CANDIDATES_MAX
+    places, compared = 0, 0
     for position, key in sieve.survivors(data):
         owners = windows.get(key)
         if owners is None:
             continue
         for text in (owners,) if isinstance(owners, Text) else owners:
-            room -= 1
+            count = text.keys.count(key)  # more than one in a text that repeats itself
+            places += count
+            compared += count * text.length
             found += [Quote(start, start + text.length, text) for start in text.occurrences(data, position, key)]
-        if room <= 0:
+        if places > CANDIDATES_MAX or compared > COMPARED_BYTES_MAX:
             counters.cut_short += 1
             break
-    counters.candidates += CANDIDATES_MAX - room
+    counters.candidates += places
     return found
 
 

@@ -19,27 +19,34 @@ OPENING_BYTES = 96
 """So much of the first line does where there is no system message: what comes behind is the matter itself."""
 _DROPPED_BITS = 4
 """Of a prefix's hash: Python's integers of 60 bits are smaller than those of 64."""
-_LEAD_BYTES = PREFIX_BYTES[-1]
 _MARKS = {role: b"%b\0" % role.encode() for role in ("", "system", "developer", "user", "assistant", "tool")}
 
 
 class Prompt:
     """A prompt, read once."""
 
-    __slots__ = ("_lead", "_seed", "chains", "data", "digests", "instructions", "marks", "plain", "prefix", "roles")
+    __slots__ = ("_seed", "chains", "data", "digests", "instructions", "marks", "plain", "prefix", "roles")
 
     def __init__(self, segments: Sequence[Segment], model: str | None) -> None:
-        self.roles = roles = [role for role, _ in segments]
-        self.data = data = [text.encode("utf-8", "surrogatepass").strip() for _, text in segments]
+        self.roles: list[str] = []
+        self.marks: list[bytes] = []
+        self.data: list[bytes] = []
         """Without the white space around each: clients strip what they send back."""
-        self.digests = digests = [digest_of(one) for one in data]
-        self.marks = marks = [_MARKS.get(role) or b"%b\0" % role.encode("utf-8", "surrogatepass") for role in roles]
+        self.digests: list[bytes] = []
         self.chains: list[bytes] = []
         """Of the list up to and with each message, roles included."""
         chain = b""
-        for mark, digest in zip(marks, digests, strict=True):
+        for role, text in segments:
+            mark = _MARKS.get(role) or b"%b\0" % role.encode("utf-8", "surrogatepass")
+            data = text.encode("utf-8", "surrogatepass").strip()
+            digest = digest_of(data)
             chain = digest_of(chain + mark + digest)
+            self.roles.append(role)
+            self.marks.append(mark)
+            self.data.append(data)
+            self.digests.append(digest)
             self.chains.append(chain)
+        roles = self.roles
         self.plain = "" in roles
         """Texts without roles: no list of messages."""
         instructions = 0
@@ -73,14 +80,18 @@ class Prompt:
         return f"{number(opening, self._seed):016x}"
 
     def _prefixes(self) -> tuple[int, ...]:
-        parts: list[bytes] = []
-        length = 0
-        for mark, data in zip(self.marks, self.data, strict=True):
-            parts += (mark, data, b"\0")
-            length += len(mark) + len(data) + 1
-            if length >= _LEAD_BYTES:
-                break
-        if length < PREFIX_BYTES[0]:
-            return ()
-        view, seed = memoryview(b"".join(parts)), self._seed
-        return tuple([number(view[:end], seed) >> _DROPPED_BITS for end in PREFIX_BYTES if end <= length])
+        """Each of the messages before, by their digests, and of the beginning of the one that it ends in."""
+        found: list[int] = []
+        before, start, wanted = b"", 0, 0
+        for mark, data, chain in zip(self.marks, self.data, self.chains, strict=True):
+            start += len(mark)
+            reached = start + len(data)
+            if reached >= PREFIX_BYTES[wanted]:
+                view, seed = memoryview(data), number(before + mark, self._seed)
+                while reached >= (end := PREFIX_BYTES[wanted]):
+                    found.append(number(view[: max(0, end - start)], seed) >> _DROPPED_BITS)
+                    wanted += 1
+                    if wanted == len(PREFIX_BYTES):
+                        return tuple(found)
+            before, start = chain, reached + 1
+        return tuple(found)

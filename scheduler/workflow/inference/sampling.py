@@ -25,32 +25,28 @@ KEY_BITS: Final = 60
 """Of a window's 64-bit hash these are kept: Python's integers of that size are the smallest that do."""
 
 _WORD = np.dtype("<u8")
-_STRIDE: Final = STEP // 8
-_SECOND, _THIRD = 3, 6
-"""Where a window's words stand, counted in words."""
-_A, _B, _C = (np.array(one, _WORD) for one in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9))
+_WORDS: Final = 3
+_APART: Final = 24
+"""Bytes from one of a window's words to the next."""
+_WEIGHTS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], _WORD)
 _DROPPED = np.array(64 - KEY_BITS, _WORD)
+
+
+def hashes(data: bytes, base: int, step: int, count: int) -> NDArray[np.uint64]:
+    """Of so many windows, one each `step` bytes from `base` on; all must lie within data."""
+    words: NDArray[np.uint64] = np.ndarray((count, _WORDS), _WORD, data, base, (step, _APART))
+    return words @ _WEIGHTS
 
 
 def window_keys(data: bytes, base: int) -> list[int]:
     """Keys of the windows at base … base + STEP − 1; data must reach SHORTEST bytes from there."""
-    shape, each_byte = (STEP,), (1,)
-    hashes = np.ndarray(shape, _WORD, data, base, each_byte) * _A
-    hashes += np.ndarray(shape, _WORD, data, base + 8 * _SECOND, each_byte) * _B
-    hashes += np.ndarray(shape, _WORD, data, base + 8 * _THIRD, each_byte) * _C
-    hashes >>= _DROPPED
-    keys: list[int] = hashes.tolist()
+    keys: list[int] = (hashes(data, base, 1, STEP) >> _DROPPED).tolist()
     return keys
 
 
 def sampled(data: bytes) -> NDArray[np.uint64]:
-    """Hashes of the windows at each STEP-th byte."""
-    words = np.frombuffer(data, _WORD, len(data) // 8)
-    end = len(words) - _THIRD
-    hashes: NDArray[np.uint64] = words[0:end:_STRIDE] * _A
-    hashes += words[_SECOND : end + _SECOND : _STRIDE] * _B
-    hashes += words[_THIRD::_STRIDE] * _C
-    return hashes
+    """Hashes of the windows at each STEP-th byte; data has WINDOW bytes at least."""
+    return hashes(data, 0, STEP, (len(data) - WINDOW) // STEP + 1)
 
 
 class Sieve:
@@ -80,8 +76,8 @@ class Sieve:
 
     def survivors(self, data: bytes) -> list[tuple[int, int]]:
         """Positions in `data` (at least SHORTEST bytes) whose samples may be known, each with its key."""
-        hashes = sampled(data)
-        hits = self._view.take((hashes >> self._shift).view(np.int64)).nonzero()[0]
+        samples = sampled(data)
+        hits = (self._view.take((samples >> self._shift).view(np.int64)) > 0).nonzero()[0]
         if not len(hits):
             return []
-        return list(zip((hits * STEP).tolist(), (hashes.take(hits) >> _DROPPED).tolist(), strict=True))
+        return list(zip((hits * STEP).tolist(), (samples.take(hits) >> _DROPPED).tolist(), strict=True))

@@ -1,0 +1,67 @@
+"""Does the engine's own count agree with the gateway's? What a window's counters say, and whose work it was."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from scheduler.energy.window import Counters
+
+TOLERANCE = 0.03
+"""Share of a window's tokens that may be the events on their way."""
+GUESSED_TOLERANCE = 0.25
+"""The same where calls that are no streams are guessed at."""
+TOKENS_PER_CALL = 4.0
+TOKENS_LEAST = 16.0
+KEPT = 0.5
+"""Of what a window left unexplained, so much is carried into the next: a trickle shows in the end."""
+
+
+class Moved(NamedTuple):
+    """By how much counters moved in a window; None = not reported at one of its edges."""
+
+    steps: float | None
+    prompt_tokens: float | None
+    cached_tokens: float | None
+    generation_tokens: float | None
+    reset: bool
+    """One went back: the engine started anew, and the rest says nothing."""
+
+
+def moved(before: Counters | None, after: Counters | None) -> Moved:
+    """Between two probes."""
+    if before is None or after is None:
+        return Moved(None, None, None, None, reset=False)
+    steps, prompt, cached, generation = (
+        None if one is None or other is None else other - one
+        for one, other in zip(before[1:5], after[1:5], strict=True)
+    )
+    if any(change is not None and change < 0 for change in (steps, prompt, cached, generation)):
+        return Moved(None, None, None, None, reset=True)
+    return Moved(steps, prompt, cached, generation, reset=False)
+
+
+class BypassWatch:
+    """Work of the engine that nobody sent through here: more running than sent, or more tokens than calls made."""
+
+    def __init__(self) -> None:
+        self.excess = 0.0
+        """Tokens that nobody asked for here, so far as they are not explained by then."""
+        self.foreign = False
+        """More calls at the engine than came through here, at a probe since the last edge."""
+
+    def probe(self, counters: Counters, calls_at_most: int) -> None:
+        """`calls_at_most`: in flight now, and those that ended since the last probe."""
+        if counters.running is not None and counters.running + (counters.waiting or 0.0) > calls_at_most:
+            self.foreign = True
+
+    def close(self, generated: float | None, explained: float, calls: int, *, guessed: bool) -> bool:
+        """A window ends: whether something bypassed the gateway in it. `explained`: tokens of calls, corrections
+        included; `guessed`: some of them are no streams and still under way."""
+        foreign, self.foreign = self.foreign, False
+        if generated is None:
+            return foreign
+        share = GUESSED_TOLERANCE if guessed else TOLERANCE
+        allowed = TOKENS_LEAST + TOKENS_PER_CALL * calls + share * max(generated, explained)
+        self.excess = max(-allowed, KEPT * self.excess + generated - explained)
+        return foreign or self.excess > allowed

@@ -1,0 +1,75 @@
+"""What does the model expect of a window, and how sure is it? Mean and covariance of its busy time and its joules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from scheduler.energy.model.equations import IDLE, jacobian
+from scheduler.energy.model.results import Interval
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from scheduler.energy.model.filter import Filter
+    from scheduler.energy.model.noise import Noise
+    from scheduler.energy.work import Work
+
+    Floats = npt.NDArray[np.float64]
+
+
+class Expected(NamedTuple):
+    """Before it is seen."""
+
+    busy_seconds: float
+    joules: float
+    slopes: Floats
+    """(2, SIZE): d(busy seconds, joules) / d(coefficients in units of the prior)."""
+    noise: Floats
+    """(2, 2): their covariance with exact coefficients."""
+    total: Floats
+    """(2, 2): with the coefficients' own uncertainty."""
+    binding: float
+    """Share of the busy time in which the cap binds."""
+
+    def given_busy(self, busy_seconds: float) -> tuple[float, float]:
+        """(joules, standard error) once the busy time is known: what it says of the joules is taken in."""
+        gain = float(self.total[1, 0] / self.total[0, 0])
+        variance = float(self.total[1, 1]) - gain * float(self.total[0, 1])
+        return self.joules + gain * (busy_seconds - self.busy_seconds), _root(variance)
+
+    @property
+    def joules_error(self) -> float:
+        """Standard error, the busy time not known."""
+        return _root(self.total[1, 1])
+
+    @property
+    def busy_error(self) -> float:
+        """Standard error."""
+        return _root(self.total[0, 0])
+
+
+def expect(
+    beliefs: Filter, noise: Noise, work: Work, seconds: float, limit_watts: float | None, edge_seconds: float
+) -> Expected:
+    """Of work within some seconds under a limit (None = none). `edge_seconds`: see Noise; 0 for what has no edges."""
+    values = beliefs.values
+    result, slopes = jacobian(values, beliefs.scale, work, limit_watts)
+    busy = float(result.busy_seconds[0])
+    above = float(result.above_idle_joules[0])
+    slopes[1, IDLE] += seconds * beliefs.scale[IDLE]
+    watts = float(values[IDLE]) + (above / busy if busy > 0 else 0.0)
+    own = noise.covariance(busy, watts, edge_seconds)
+    total = slopes @ beliefs.covariance @ slopes.T + own
+    return Expected(busy, float(values[IDLE]) * seconds + above, slopes, own, total, float(result.binding[0]))
+
+
+def interval(value: float, half_width: float) -> Interval:
+    """Around a figure that cannot be negative."""
+    value = max(value, 0.0)
+    return Interval(value, max(value - half_width, 0.0), value + half_width)
+
+
+def _root(variance: float) -> float:
+    return float(np.sqrt(max(variance, 1e-18)))

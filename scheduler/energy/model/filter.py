@@ -1,0 +1,85 @@
+"""How do coefficients follow what is seen? A Kalman filter in units of the prior: recursive Bayesian least squares."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+
+FREEDOM = 4.0
+"""Degrees of freedom of the residuals' Student-t: an outlier of 6 standard errors counts a sixth."""
+
+
+class Filter:
+    """Mean and covariance of coefficients divided by `scale`; never negative, and never less certain than `widest`.
+
+    `widest` (relative standard errors, shape (n,)) bounds what forgetting does to coefficients that nothing is learned
+    of for a long time.
+    """
+
+    def __init__(self, values: Floats, errors: Floats) -> None:
+        self.scale = values.copy()
+        self.widest = errors / values
+        self.mean = np.ones_like(values)
+        self.covariance = np.diag(self.widest**2)
+
+    @property
+    def values(self) -> Floats:
+        """The coefficients, in their units."""
+        return self.mean * self.scale
+
+    @property
+    def errors(self) -> Floats:
+        """Their standard errors, in their units."""
+        return np.sqrt(np.diag(self.covariance)) * self.scale
+
+    def wander(self, variance: float) -> None:
+        """Time has passed: each coefficient may have moved by this relative variance."""
+        size = np.maximum(self.mean, 0.1)
+        diagonal = np.diag(self.covariance)
+        room = np.maximum((self.widest * size) ** 2 - diagonal, 0.0)
+        self.covariance[np.diag_indices_from(self.covariance)] += np.minimum(variance * size**2, room)
+
+    def doubt(self, relative: float) -> None:
+        """The coefficients may all be others now, by this relative standard error: never less than it was before."""
+        size = np.maximum(self.mean, 0.3)
+        self.covariance[np.diag_indices_from(self.covariance)] += (relative * size) ** 2
+        # Its width is allowed from here on: what is forgotten after a change is as uncertain as the change made it.
+        self.widest = np.maximum(self.widest, relative)
+
+    def update(self, slopes: Floats, residual: Floats, noise: Floats, *, robust: bool) -> float:
+        """Learn from m figures at once; returns the weight that they were given, from 0 to (m + 4) / 4.
+
+        slopes (m, n): d figures / d mean; residual (m,): seen − expected; noise (m, m): their covariance.
+        `robust`: by its weight under a Student-t (iterated least squares, one round), else 1.
+        """
+        spread = slopes @ self.covariance
+        total = spread @ slopes.T + noise
+        weight = 1.0
+        if robust:
+            distance = float(residual @ np.linalg.solve(total, residual))
+            weight = (FREEDOM + len(residual)) / (FREEDOM + distance)
+            total = total + (1 / weight - 1) * noise
+        gain = np.linalg.solve(total, spread).T
+        self.mean = self.mean + gain @ residual
+        kept = np.eye(len(self.mean)) - gain @ slopes  # Joseph's form: stays symmetric and positive
+        self.covariance = kept @ self.covariance @ kept.T + gain @ (noise / weight) @ gain.T
+        self._not_negative()
+        return weight
+
+    def _not_negative(self) -> None:
+        """Onto the nearest coefficients that are ≥ 0, near as the covariance measures; the worst one first."""
+        for _ in range(len(self.mean)):
+            place = int(np.argmin(self.mean))
+            if self.mean[place] >= 0:
+                return
+            variance = self.covariance[place, place]
+            if variance > 0:
+                self.mean = self.mean - self.covariance[:, place] * (self.mean[place] / variance)
+            self.mean[place] = 0.0
+        self.mean = np.maximum(self.mean, 0.0)

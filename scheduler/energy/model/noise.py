@@ -1,0 +1,78 @@
+"""How far off are windows, besides the coefficients? The covariance of their time and energy residuals, learned."""
+
+from __future__ import annotations
+
+from math import hypot
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+
+EDGE_SECONDS = 0.05
+"""A step under way at an edge, and the energy counter's 100 ms, do not depend on the window's length …"""
+RELATIVE = 0.01
+"""… what the equations leave out does."""
+RATE = 0.03
+SMALLEST, LARGEST = 0.01, 400.0
+
+
+class Noise:
+    """Covariance of (busy seconds, joules / draw in watts), both in seconds, in units of (edge² + (relative·busy)²).
+
+    The two go together: a prefill that an edge cut through is missing in both. That is what makes the busy time, which
+    the gateway knows, a good witness of energy.
+    """
+
+    def __init__(self) -> None:
+        self.unit = np.array([[1.0, 0.5], [0.5, 1.0]])
+        self.idle = 1.0
+        """Variance of an idle window's joules, in units of (idle watts · edge)²."""
+
+    def covariance(self, busy_seconds: float, watts: float, edge_seconds: float = EDGE_SECONDS) -> Floats:
+        """Of (busy seconds, joules): shape (2, 2)."""
+        base = hypot(edge_seconds, RELATIVE * busy_seconds)
+        size = np.array([base, base * watts])
+        return self.unit * np.outer(size, size)
+
+    def idle_variance(self, idle_watts: float) -> float:
+        """Of an idle window's joules."""
+        return self.idle * (EDGE_SECONDS * idle_watts) ** 2
+
+    def saw(self, residual: Floats, total: Floats, noise: Floats, weight: float) -> None:
+        """A window's residuals (2,), their whole covariance as it was expected, and the noise's part of it.
+
+        One step of expectation maximisation: what of the residual is likely to be noise and not the coefficients'.
+        """
+        share = noise @ np.linalg.inv(total)
+        expected = noise - share @ noise + weight * np.outer(share @ residual, share @ residual)
+        size = np.sqrt(np.diag(noise) / np.diag(self.unit))
+        unit = (1 - RATE) * self.unit + RATE * expected / np.outer(size, size)
+        diagonal = np.clip(np.diag(unit), SMALLEST, LARGEST)
+        limit = 0.98 * float(np.sqrt(diagonal[0] * diagonal[1]))
+        both = float(np.clip((unit[0, 1] + unit[1, 0]) / 2, -limit, limit))
+        self.unit = np.array([[diagonal[0], both], [both, diagonal[1]]])
+
+    def saw_idle(self, residual: float, total: float, noise: float, weight: float) -> None:
+        """The same of an idle window's joules."""
+        share = noise / total
+        expected = noise - share * noise + weight * (share * residual) ** 2
+        unit = (1 - RATE) * self.idle + RATE * expected / (noise / self.idle)
+        self.idle = min(max(unit, SMALLEST), LARGEST)
+
+    def export(self) -> dict[str, Any]:
+        """Its state as JSON types."""
+        return {"unit": self.unit.tolist(), "idle": self.idle}
+
+    @classmethod
+    def restored(cls, data: dict[str, Any]) -> Noise:
+        """From `export`. KeyError or ValueError if it is not that."""
+        self = cls()
+        unit = np.array(data["unit"], dtype=np.float64)
+        if unit.shape != (2, 2) or not np.isfinite(unit).all() or min(np.diag(unit)) <= 0:
+            raise ValueError("noise.unit is not a covariance of two figures")
+        self.unit, self.idle = unit, float(data["idle"])
+        return self
