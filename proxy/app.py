@@ -92,6 +92,7 @@ class App:
         self._reload = reload
         self._process = process
         self._stop = asyncio.Event()
+        self._listens = False
         self._hurry = asyncio.Event()
         self._exit_code = 0
         self._watches: dict[str, EngineWatch] = {}
@@ -150,6 +151,7 @@ class App:
         )
         await self.own.start()
         port = await gateway.server.listen(listen.host, listen.port)
+        self._listens = True
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
@@ -321,6 +323,8 @@ class App:
     def ready(self) -> tuple[bool, list[str]]:
         """Whether new calls should come here, and if not, why."""
         reasons = []
+        if not self._listens:
+            reasons.append("starting")
         if self._stop.is_set():
             reasons.append("draining")
         gateway = self.gateway

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from proxy.cli_power import add_commands as add_power_commands
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -91,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         "--scheduling-policy", choices=("fcfs", "priority"), default="priority", help="(default: priority)"
     )
     twin.set_defaults(run=_twin)
+    add_power_commands(commands)
     return parser
 
 

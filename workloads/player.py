@@ -17,7 +17,7 @@ from workloads.ways.calls import read_answer, request_of
 from workloads.ways.line import Line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from workloads.shapes import WorkflowShape
 
@@ -36,7 +36,8 @@ class Arrival(NamedTuple):
 class Player:
     """A client with at most `concurrency` requests under way; `on_call` hears of each call that is over.
 
-    `way`: one of WAYS. Of a workflow that goes in whole, the calls are told at its end.
+    `way`: one of WAYS. Of a workflow that goes in whole, the calls are told at its end. `sampling`: members of every
+    request beside those of the workload, as OpenAI and Parrot both name them: `temperature`, `presence_penalty`, …
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Player:
         *,
         way: str = "hinted",
         api_key: str | None = None,
+        sampling: Mapping[str, float] | None = None,
         concurrency: int = 256,
         timeout_seconds: float = TIMEOUT_SECONDS,
         on_call: Callable[[PlayedCall], None] | None = None,
@@ -55,6 +57,7 @@ class Player:
         self._model = model
         self._way = WAYS[way]
         self._api_key = api_key
+        self._sampling = sampling or {}
         self._concurrency = concurrency
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         self._on_call = on_call
@@ -76,7 +79,9 @@ class Player:
             aiohttp.ClientSession(connector=connector, timeout=self._timeout) as session,
             asyncio.TaskGroup() as group,
         ):
-            line = Line(session, self._url, self._model, self._api_key, self._concurrency, self._on_call)
+            line = Line(
+                session, self._url, self._model, self._api_key, self._concurrency, self._sampling, self._on_call
+            )
             self._line = line
             for arrival in arrivals:
                 intended_at = began + arrival.seconds

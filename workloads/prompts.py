@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from workloads.text import prose
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from workloads.shapes import CallShape
 
@@ -24,7 +24,7 @@ def quoted(call: CallShape) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.output_of for part in call.prompt if part.output_of is not None))
 
 
-def chat_body(model: str, prompt: str, output_tokens: int) -> dict[str, Any]:
+def chat_body(model: str, prompt: str, output_tokens: int, sampling: Mapping[str, float]) -> dict[str, Any]:
     """The body of a chat completion.
 
     `ignore_eos` is vLLM's: answers as long as the workload says, so that two plays of it are comparable.
@@ -35,4 +35,5 @@ def chat_body(model: str, prompt: str, output_tokens: int) -> dict[str, Any]:
         "max_tokens": output_tokens,
         "ignore_eos": True,
         "temperature": 0,
+        **sampling,
     }

@@ -11,7 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
-from backends.power.device import PowerDevice, Unavailable
+from backends.power.device import HeldElsewhere, PowerDevice, Unavailable
 from backends.power.lease import Lease, LeaseFault, LeaseHeld, Record, new_record
 from backends.power.restore import Restored, restore_lease, same
 
@@ -58,13 +58,19 @@ class Cap:
     """One card, while this process may set its limit."""
 
     def __init__(
-        self, label: str, device: PowerDevice, folder: Path, watchdog: Watchdog | None, fence: Fence | None = None
+        self,
+        label: str,
+        device: PowerDevice,
+        folder: Path,
+        watchdog: Watchdog | None,
+        fence_of: Callable[[str], Fence] | None = None,
     ) -> None:
         self.label = label
         self.device = device
         self._folder = folder
         self._watchdog = watchdog
-        self._fence = fence
+        self._fence_of = fence_of
+        self._fence: Fence | None = None
         self._lock = threading.RLock()
         self._lease: Lease | None = None
         self._record: Record | None = None
@@ -115,18 +121,20 @@ class Cap:
                 return None  # the driver was reloaded and dropped it; the next change sets it again
             return self._yield(requested_watts)
 
-    def renew(self) -> None:
-        """Stay the writer. If that fails, restore while we still may, and yield."""
+    def renew(self) -> Outcome | None:
+        """Stay the writer. If that fails, restore while we still may; the next change begins from nothing."""
         with self._lock:
             if self._lease is None:
-                return
+                return None
             try:
                 if self._fence is not None:
                     self._fence.renew()
                 self.device.renew()
             except (LeaseFault, Unavailable) as fault:
-                self.restore()
-                self.yielded = f"the lease was lost: {fault}"
+                done = self.restore()
+                what = "" if done is None else f"; {done.state.replace('_', ' ')}: {done.detail}"
+                return Outcome(self.label, "failed", detail=f"the lease was lost: {fault}{what}")
+            return None
 
     def restore(self) -> Restored | None:
         """Put the card back and give the lease up. None if it was never taken. A failure leaves it to the watchdog."""
@@ -151,7 +159,7 @@ class Cap:
                 return Outcome(self.label, "yielded", watts, detail=self.yielded)
             try:
                 return change()
-            except LeaseHeld as held:
+            except (LeaseHeld, HeldElsewhere) as held:
                 return Outcome(self.label, "held_elsewhere", watts, detail=str(held))
             except (Unavailable, LeaseFault, ValueError) as fault:
                 self._abandon_if_untouched()
@@ -166,7 +174,7 @@ class Cap:
         elif self.applied_watts is not None and not same(now.requested_watts, self.applied_watts):
             if self.device.generation == self._generation:
                 return self._yield(now.requested_watts, watts)
-            said = f"the driver was started again and dropped the limit of {self.applied_watts:g} W"
+            said = f"the driver or its agent was started again and dropped the limit of {self.applied_watts:g} W"
         clamped = now.clamp(watts)
         before = now.requested_watts if self.applied_watts is None else self.applied_watts
         self._write(record._replace(ours_watts=(before, clamped)))
@@ -191,7 +199,8 @@ class Cap:
         lease = Lease(self._folder, identity)
         lease.acquire()
         try:
-            if self._fence is not None:
+            if self._fence_of is not None:
+                self._fence = self._fence_of(identity)
                 self._fence.acquire()
             if (left := restore_lease(lease, self.device)).state == "failed":  # an orphan that nobody could restore yet
                 raise LeaseFault(f"what another process left of it cannot be restored: {left.detail}")
@@ -243,6 +252,7 @@ class Cap:
             self._watchdog.drop(lease)
         if self._fence is not None:
             self._fence.release()
+            self._fence = None
         if self._lease is None and (record := _quietly(lease)) is not None and record.snapshot_watts is None:
             lease.remove()
         lease.release()

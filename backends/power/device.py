@@ -30,6 +30,13 @@ class Unavailable(Exception):
         self.detail = detail
 
 
+class HeldElsewhere(Unavailable):
+    """Another writer has the card, on a host of its own: what stands there is theirs."""
+
+    def __init__(self, reading: str, detail: str) -> None:
+        super().__init__(reading, "no_permission", detail)
+
+
 class Limits(NamedTuple):
     """Power limits of one card. `requested` was asked for last; `enforced` is the strictest of all that bind.
 
@@ -74,7 +81,7 @@ class PowerDevice(ABC):
 
     @property
     def generation(self) -> int:
-        """Grows when the driver behind it was started again: limits may have been dropped by that."""
+        """Grows when the driver or the agent behind it was started again: limits may have been dropped by that."""
         return 0
 
     @abstractmethod

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 LEASE_BYTES_MAX = 65_536
 NAME_CHARS = 80
+LOOK_SECONDS = 0.005
 
 
 class LeaseFault(Exception):
@@ -106,7 +107,7 @@ class Lease:
         except OSError as error:
             raise LeaseFault(f"{self._lock_file}: {error.strerror}") from None
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(fd)
             last = os.pread(fd, 32, 0).strip()
             self.token = (int(last) if last.isdigit() else 0) + 1
             os.pwrite(fd, b"%-31d\n" % self.token, 0)
@@ -164,6 +165,22 @@ class Lease:
             self.file.unlink()
             self._sync_folder()
 
+    def is_locked(self) -> bool:
+        """Whether somebody holds it now. Takes no token. LeaseFault where that cannot be asked."""
+        try:
+            fd = os.open(self._lock_file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise LeaseFault(f"{self._lock_file}: {error.strerror}") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
     def release(self) -> None:
         """Let others set the limit."""
         if self.held:
@@ -182,6 +199,18 @@ class Lease:
             if (record := self.read()) is not None:
                 return f"process {record.pid} on {record.host}"
         return "another process"
+
+
+def _lock(fd: int) -> None:
+    """BlockingIOError if somebody holds it. One who only looks (`is_locked`) has it for a moment too."""
+    for last in (False, False, True):
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if last:
+                raise
+            time.sleep(LOOK_SECONDS)
+    return None
 
 
 def new_record(device: str, label: str, spec: dict[str, Any], token: int) -> Record:

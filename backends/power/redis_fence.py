@@ -1,8 +1,8 @@
 """Who may set a card's limit, of several hosts? Whoever has its key in Redis.
 
-The key holds the holder's name and expires; the fencing token is a counter beside it that only grows. Before each change
-the key is read, and no change is made later than a margin before it would expire: a process that was stopped for long
-finds out before it writes. Needs the `redis` package (`pip install joulegate[redis]`).
+The key holds the holder's name and expires; the fencing token is a counter beside it that only grows. Before each
+change the key is read, and no change is made later than a margin before it would expire: a process that was stopped
+for long finds out before it writes. Needs the `redis` package (`pip install joulegate[redis]`).
 """
 
 from __future__ import annotations
@@ -94,5 +94,5 @@ class RedisFence:
     def _ask(self, question: Callable[[], Any]) -> Any:
         try:
             return question()
-        except Exception as error:  # every fault of the client's is one to us: no lease, no change
+        except Exception as error:  # noqa: BLE001  (every fault of the client's is one to us: no lease, no change)
             raise LeaseFault(f"Redis cannot be asked who sets the limit of {self._device}: {error}"[:300]) from None

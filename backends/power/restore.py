@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from backends.power.device import Unavailable
+from backends.power.device import HeldElsewhere, Unavailable
 from backends.power.lease import LeaseFault, LeaseHeld, leases
 from backends.power.opening import reopen
 
@@ -63,6 +63,9 @@ def restore_lease(lease: Lease, device: PowerDevice | None = None) -> Restored:
         done = restore(opened, record)
         lease.remove()
         return done
+    except HeldElsewhere as held:
+        lease.remove()
+        return Restored(label, "left_alone", None, str(held))
     except (Unavailable, LeaseFault, ValueError, OSError) as error:
         return Restored(label, "failed", None, str(error))
     finally:

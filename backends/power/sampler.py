@@ -1,8 +1,8 @@
 """How are many devices read many times a second without an event loop noticing?
 
 One thread reads all devices of this host in turn; one that waits for another process has a thread of its own. A device
-that does not come back keeps the thread that reads it, the others go on in a new one, and from then on it stays apart: it
-can hold the others up once in its life, for `HANG_SECONDS`.
+that does not come back keeps the thread that reads it, the others go on in a new one, and from then on it stays apart:
+it can hold the others up once in its life, for `HANG_SECONDS`.
 """
 
 from __future__ import annotations

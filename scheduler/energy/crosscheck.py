@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.03
 """Share of a window's tokens that may be the events on their way."""
-GUESSED_TOLERANCE = 0.25
+GUESSED_TOLERANCE = 0.4
 """The same where calls that are no streams are guessed at."""
 TOKENS_PER_CALL = 4.0
 TOKENS_LEAST = 16.0

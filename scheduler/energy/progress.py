@@ -22,9 +22,12 @@ class LiveCall:
     __slots__ = (
         "booked",
         "cached",
+        "cached_forecast",
         "cached_known",
         "closed_at",
         "closed_tokens",
+        "company",
+        "counted",
         "ended",
         "group",
         "id",
@@ -64,6 +67,11 @@ class LiveCall:
         """As the gateway guessed it; `prompt` is that corrected by what earlier guesses turned out to be."""
         self.cached = cached or 0.0
         self.cached_known = cached is not None
+        self.cached_forecast = 0.0
+        self.company: list[LiveCall] | None = None
+        """Those whose prompts were prefilled between the same two probes: what was cached of all is shared out."""
+        self.counted = False
+        """Known to be prefilled, by its own tokens or by the engine's counters."""
         self.output_limit = output_limit
         self.prefix = prefix
         self.streamed = streamed
@@ -147,8 +155,10 @@ class LiveCall:
                 after = self.tokens
                 if not self.ended and self.joined:
                     after += max(0.0, now - self.tokens_at) * steps_per_second
+            elif self.counted:
+                after = before + in_window + (0.0 if self.prefilled else 1.0)
             else:
-                after = before + in_window + (1.0 if self.joined and not self.prefilled else 0.0)
+                after = before
             after = max(before, min(after, max(self.output_limit, before, self.tokens)))
             return before, after
         if self.prefilled and not self.streamed:
@@ -159,7 +169,7 @@ class LiveCall:
         self.booked += work._replace(steps=0.0)
         self.closed_tokens = after
         self.prefilled = self.prefilled or after > 0
-        if self.joined and not self.ended:
+        if self.joined and not self.ended and (self.streamed or self.counted):
             self.marks = clock.marks(self.group)
 
     def _stay(self, now: float) -> float:

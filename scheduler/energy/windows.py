@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.energy.batch import BatchClock
 from scheduler.energy.crosscheck import BypassWatch, Moved, moved
+from scheduler.energy.prefills import PrefillWatch
 from scheduler.energy.progress import LiveCall
 from scheduler.energy.samples import Reading, joules_at, used
 from scheduler.energy.window import CallShare, Energy, Window, work_of
@@ -19,15 +20,16 @@ if TYPE_CHECKING:
 
 RATE = 0.2
 STEPS_PER_SECOND_FIRST = 50.0
-PREFILL_TOKENS_PER_SECOND = 20_000.0
-"""How long a call that is no stream is in prefill, until some have been seen."""
+RATIO_KEPT = 0.99
+"""Of the sums of prompt tokens, said and guessed, a call."""
 
 
 class WindowRule(NamedTuple):
     """How windows are cut."""
 
     window_seconds: float = 2.4
-    """At least so long: 2.5 s with a probe each 0.5 s, 3 s with one each second. Fit on 2 s or more, report on 5: the counter moves each 100 ms."""
+    """At least so long: 2.5 s with a probe each 0.5 s, 3 s with one each second. Fit on 2 s or more, report on 5: the
+    counter moves each 100 ms."""
     frontend_seconds: float = 0.003
     """Of each busy stretch: HTTP and tokenizer before the engine's core has the call, and behind it."""
     calls_max: int = 16_384
@@ -59,6 +61,7 @@ class WindowMaker:
         self.number = 0
         self.prompt_ratio = 1.0
         """Tokens that prompts had, against the gateway's estimates."""
+        self._prompt_sums = (0.0, 0.0)
         self.steps_per_second = STEPS_PER_SECOND_FIRST
         """As measured last, while something decodes."""
         self.first_token_seconds = 0.05
@@ -76,6 +79,7 @@ class WindowMaker:
         self._counters: Counters | None = None
         self._start_counters: Counters | None = None
         self._bypass = BypassWatch()
+        self._prefills = PrefillWatch()
         self._ended_since_probe = 0
         self._marks: set[Why] = set()
         self._open: _Open | None = None
@@ -104,6 +108,7 @@ class WindowMaker:
             streamed=streamed,
         )  # fmt: skip
         self._calls[call_id] = call
+        self._prefills.add(call)
         if not streamed:
             self._joining.append((now + self.first_token_seconds, call))
 
@@ -137,13 +142,18 @@ class WindowMaker:
         if call is None:
             return
         if prompt_tokens is not None:
-            if call.prompt_estimate > 0 and prompt_tokens > 0:
-                ratio = min(max(prompt_tokens / call.prompt_estimate, 0.1), 10.0)
-                self.prompt_ratio += 0.05 * (ratio - self.prompt_ratio)
+            self._ratio_seen(prompt_tokens, call.prompt_estimate)
             call.prompt = prompt_tokens
         if cached_tokens is not None:
-            call.cached, call.cached_known = min(cached_tokens, call.prompt), True
+            self._prefills.told(call, min(cached_tokens, call.prompt))
         call.outcome_tokens = call.tokens if output_tokens is None and call.streamed else output_tokens
+
+    def _ratio_seen(self, prompt_tokens: float, estimate: float) -> None:
+        said, guessed = self._prompt_sums
+        if estimate > 0 and prompt_tokens > 0:
+            said, guessed = RATIO_KEPT * said + prompt_tokens, RATIO_KEPT * guessed + estimate
+            self._prompt_sums = said, guessed
+            self.prompt_ratio = said / guessed
 
     def failed(self, call_id: str, now: float) -> None:
         """It failed, was given up, or its client left: what was seen or thought to be done of it stays its work."""
@@ -177,6 +187,7 @@ class WindowMaker:
         self._advance(counters.at)
         self._bypass.probe(counters, len(self._calls) + self._ended_since_probe)
         self._ended_since_probe = 0
+        self._see_prefills(counters)
         self._counters = counters
         if self._start_counters is None and counters.at == self._start:
             self._start_counters = counters
@@ -241,11 +252,12 @@ class WindowMaker:
 
     def _close(self, at: float, counters: Counters | None) -> None:
         clock = self._clock
+        if counters is None:
+            self._see_prefills(None)
         moves = moved(self._start_counters, counters)
         member_seconds = clock.member_seconds - self._member_start
         calls = [*self._calls.values(), *self._ended]
         self._measure_steps(calls, moves.steps, member_seconds)
-        self._guess_cached(calls, moves)
         rate = self.steps_per_second
         parts = [(call, *call.close(clock, rate, at)) for call in calls]
         shares, counted = _shares(parts, moves.steps)
@@ -275,19 +287,12 @@ class WindowMaker:
         if seconds > 0.05 and tokens:
             self.steps_per_second = tokens / seconds
 
-    def _guess_cached(self, calls: list[LiveCall], moves: Moved) -> None:
-        """Of prompts that were prefilled in this window and whose usage is not known yet: the engine's counter says how
-        much of them all was cached, and each is given its part."""
-        if moves.cached_tokens is None:
-            return
-        fresh = [call for call in calls if not call.prefilled and (call.joined or call.outcome_tokens)]
-        left = moves.cached_tokens - sum(call.cached for call in fresh if call.cached_known)
-        unknown = [call for call in fresh if not call.cached_known]
-        prompts = sum(call.prompt for call in unknown)
-        if prompts > 0:
-            share = min(max(left / prompts, 0.0), 0.99)
-            for call in unknown:
-                call.cached = share * call.prompt
+    def _see_prefills(self, counters: Counters | None) -> None:
+        """At each probe: the sooner, the fewer calls there are that it can have been."""
+        moves = moved(self._counters, counters)
+        for call in self._prefills.probe(moves.prompt_tokens, moves.cached_tokens):
+            if not call.joined and not call.ended:
+                call.join(self._clock)
 
     def _why(
         self, counters: Counters | None, moves: Moved, work: Work, correction: Work, calls: list[LiveCall]

@@ -15,6 +15,8 @@ from scheduler.workflow.forecasts import pattern_of
 from scheduler.workflow.node import Edge, Node
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from scheduler.events import CallArrived
     from scheduler.workflow.workflow import Workflow
 
@@ -36,7 +38,8 @@ def node_of(workflow: Workflow, event: CallArrived) -> Node:
     """The node of a call that arrived: declared, or failed and tried again, or new (with its edges)."""
     name = event.node
     if name is None:
-        return _only_ready(workflow) or _grown(workflow, event, name_for_unnamed(workflow))
+        only = _only_ready(workflow) if workflow.origin == "declared" else None
+        return only or _grown(workflow, event, name_for_unnamed(workflow))
     known = workflow.graph.nodes.get(name)
     if known is None:
         return _grown(workflow, event, name)
@@ -50,8 +53,6 @@ def node_of(workflow: Workflow, event: CallArrived) -> Node:
 
 def _only_ready(workflow: Workflow) -> Node | None:
     """The declared node that an unnamed call must be, because no other's time has come."""
-    if workflow.origin != "declared":
-        return None
     only: Node | None = None
     for node in workflow.graph.critical.floors.keys:
         if node.state == "ready":
@@ -84,7 +85,8 @@ def _grown(workflow: Workflow, event: CallArrived, name: str) -> Node:
     workflow.graph.add(node)
     for before, edge in guessed:
         connect(workflow, before, node, edge)
-    _follow_said(workflow, node, event)
+    if event.after:
+        _follow_said(workflow, node, event)
     if workflow.pending and (waiting := workflow.pending.pop(name, None)) is not None:
         workflow.pending_count -= len(waiting)
         for after in waiting:
@@ -136,7 +138,10 @@ def _guessed(workflow: Workflow, event: CallArrived) -> list[tuple[Node, Edge]]:
         parent = latest.get("" if event.parent_id == workflow.id else event.parent_id) if event.parent_id else None
         return [(parent, STARTED_BY)] if parent is not None and parent.state == "finished" else []
     if not workflow.live_calls and workflow.origin != "declared":
-        return [(before, ALL_DONE) for before in list(workflow.loose_ends)[-FOLLOWS_MAX:]]
+        ends: Iterable[Node] = workflow.loose_ends
+        if len(workflow.loose_ends) > FOLLOWS_MAX:
+            ends = list(ends)[-FOLLOWS_MAX:]
+        return [(before, ALL_DONE) for before in ends]
     own = latest.get("")
     before = own if own is not None and own.state == "finished" else workflow.last_finished
     return [] if before is None else [(before, ORDER_ALONE)]

@@ -98,8 +98,8 @@ class WorkflowTables:
 
     def edges_allowed(self, workflow: Workflow) -> int:
         """How many edges a workflow may have, with what the others have."""
-        own = workflow.graph.edge_count + workflow.pending_count
-        return min(self.limits.edges_per_workflow, own + self.limits.edges - self.edge_count)
+        most, left = self.limits.edges_per_workflow, self.limits.edges - self.edge_count
+        return most if left >= most else min(most, left + workflow.graph.edge_count + workflow.pending_count)
 
     def _displace(self, line: Line, now: float) -> bool:
         """Close and drop the workflow of a line that has been silent for longest."""

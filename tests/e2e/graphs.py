@@ -13,7 +13,8 @@ from workloads.player import Arrival, Player, failures
 from workloads.presets import CPU
 from workloads.shapes import WorkflowShape
 
-Graph = nx.DiGraph  # of names, each with a label
+VARIED = {"presence_penalty": 2.0}
+"""A random model that only repeats itself says the same to everybody, and nothing tells whose answer it was."""
 COMPARED = ("chain", "map-reduce", "coding", "copilot", "chat")
 
 
@@ -34,7 +35,7 @@ async def play(
     url: str, model: str, way: str, workflows: list[WorkflowShape], *, key: str | None = None
 ) -> list[Shown]:
     """Play all of them at once by one way, each under an id of its own, and fetch what the gateway shows of each."""
-    player = Player(url, model, way=way, api_key=key)
+    player = Player(url, model, way=way, api_key=key, sampling=VARIED)
     played = await player.play([Arrival(0.0, shape._replace(id=f"{way}-{shape.id}")) for shape in workflows])
     assert not failures(played), failures(played)[0]
     assert all(workflow.complete for workflow in played)
@@ -52,9 +53,9 @@ async def get(url: str, path: str, key: str | None = None, status: int = 200) ->
         return await answer.json()
 
 
-def graph_of(description: dict[str, Any]) -> Graph:
+def graph_of(description: dict[str, Any]) -> nx.DiGraph[str]:
     """Nodes with their tokens, edges whatever their kind. Every node has finished."""
-    graph = Graph()
+    graph: nx.DiGraph[str] = nx.DiGraph()
     for node in description["nodes"]:
         assert node["state"] == "finished", node
         graph.add_node(node["id"], label=(node["prompt_tokens"], node["output_tokens"]))
@@ -69,7 +70,7 @@ def edges_of(shape: WorkflowShape) -> set[tuple[str, str]]:
     return {(before, call.node) for call in shape.calls for before in call.after}
 
 
-def same(one: Graph, other: Graph) -> bool:
+def same(one: nx.DiGraph[str], other: nx.DiGraph[str]) -> bool:
     """Are they one graph, but for names?"""
     return bool(nx.is_isomorphic(one, other, node_match=lambda a, b: a["label"] == b["label"]))
 

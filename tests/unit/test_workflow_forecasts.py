@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scheduler.events import CallArrived, CallFinished
 from scheduler.workflow import Node, NodeSpec, WorkflowBook, WorkflowLimits, WorkflowSpec
 from scheduler.workflow.durations import PRIOR, LearnedDurations, SecondsForecast
-from scheduler.workflow.forecasts import OUTPUT_TOKENS_UNSEEN, pattern_of
+from scheduler.workflow.forecasts import OUTPUT_TOKENS_UNSEEN, Forecast, pattern_of
 from scheduler.workflow.quantiles import WINDOW_VALUES, LruTable, RecentQuantiles
 from scheduler.workflow.templates import LEVELS_MAX, SHAPES_KEPT
 
@@ -229,7 +229,7 @@ def test_the_next_run_has_a_forecast() -> None:
     assert [*calls, *tokens] == [3, 3, 60, 60]
     assert seconds == pytest.approx((9.0, 9.0)), "three calls and the pauses before them"
     assert [width.median for width in template.widths()] == [1] * 5
-    assert workflow.forecast_calls == (3, 3)
+    assert workflow.forecast_calls == Forecast(3, 3)
     assert workflow.returns_at(103.5) == (106.0, 106.0)
     assert workflow.returns_at(107.0) == (107.0, 107.0), "late: any time now"
     assert workflow.projected_end(104.0) == pytest.approx(104.0 + 9.0)

@@ -319,6 +319,9 @@ def test_what_feeds_a_join_side_by_side_is_throughput_oriented() -> None:
 
 def test_a_chain_is_latency_oriented_and_a_branch_inherits_from_its_join() -> None:
     assert set(objectives(Client(NodeSpec("a"), NodeSpec("b", ("a",)), NodeSpec("c", ("b",)))).values()) == {"latency"}
+    both = Client(NodeSpec("a"), NodeSpec("b", ("a",)), NodeSpec("c", ("a", "b")))
+    assert set(objectives(both).values()) == {"latency"}, "a and b do not run side by side"
+    assert list(both.book.task_group(both.node("c")).members) == [both.node("b")]
     # As in multi-agent coding: each file's review reads what the architect and the programmer wrote.
     nodes = [NodeSpec("architect")]
     for file in "12":

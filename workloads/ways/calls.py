@@ -51,7 +51,7 @@ class _Play:
                 group.create_task(self._one(group, call, since))
 
     async def _one(self, group: asyncio.TaskGroup, call: CallShape, since: float) -> None:
-        headers, body = request_of(self._workflow.id, call, self._answers, self._line.model)
+        headers, body = request_of(self._workflow.id, call, self._answers, self._line.model, self._line.sampling)
         reply = await self._line.ask("POST", "/v1/chat/completions", body, headers if self._hints else None)
         text, tokens, error = "", (0, 0, 0), reply.error
         if not error:
@@ -69,13 +69,17 @@ class _Play:
 
 
 def request_of(
-    workflow_id: str, call: CallShape, answers: Mapping[str, str], model: str
+    workflow_id: str,
+    call: CallShape,
+    answers: Mapping[str, str],
+    model: str,
+    sampling: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Headers and body of a call, with the earlier answers that it quotes."""
     headers = {"x-workflow-id": workflow_id, "x-workflow-node": call.node}
     if call.after:
         headers["x-workflow-after"] = ",".join(call.after)
-    return headers, chat_body(model, prompt_of(call, answers.__getitem__), call.output_tokens)
+    return headers, chat_body(model, prompt_of(call, answers.__getitem__), call.output_tokens, sampling or {})
 
 
 def read_answer(document: Any) -> tuple[str, tuple[int, int, int]]:

@@ -37,9 +37,11 @@ class Line:
         model: str,
         api_key: str | None,
         concurrency: int,
+        sampling: Mapping[str, float],
         on_call: Callable[[PlayedCall], None] | None = None,
     ) -> None:
         self.model = model
+        self.sampling = sampling
         self.api_key = api_key
         self.running = 0
         """Requests under way."""

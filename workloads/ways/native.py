@@ -9,6 +9,8 @@ from workloads.prompts import chat_body, prompt_of
 from workloads.ways.line import ERROR_CHARACTERS, no_answer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from workloads.shapes import WorkflowShape
     from workloads.ways.line import Line, Reply
 
@@ -18,7 +20,7 @@ NEVER_RUN = ("skipped", "cancelled")
 
 async def play_native(line: Line, workflow: WorkflowShape, intended_at: float) -> PlayedWorkflow:
     """Submit it and wait."""
-    reply = await line.ask("POST", "/v1/workflows", submission(workflow, line.model))
+    reply = await line.ask("POST", "/v1/workflows", submission(workflow, line.model, line.sampling))
     error = reply.error
     calls: tuple[PlayedCall, ...] = ()
     if not error:
@@ -34,13 +36,13 @@ async def play_native(line: Line, workflow: WorkflowShape, intended_at: float) -
     return PlayedWorkflow(workflow, intended_at, reply.answered_at, calls, reply.workflow_id)
 
 
-def submission(workflow: WorkflowShape, model: str) -> dict[str, Any]:
+def submission(workflow: WorkflowShape, model: str, sampling: Mapping[str, float]) -> dict[str, Any]:
     """The body of POST /v1/workflows. Where an answer is quoted stands `{{node}}`; prose has no braces of its own."""
     nodes = [
         {
             "id": call.node,
             "after": list(call.after),
-            "request": chat_body(model, prompt_of(call, "{{{{{}}}}}".format), call.output_tokens),
+            "request": chat_body(model, prompt_of(call, "{{{{{}}}}}".format), call.output_tokens, sampling),
         }
         for call in workflow.calls
     ]

@@ -14,6 +14,8 @@ from workloads.prompts import prompt_of, quoted
 from workloads.ways.line import no_answer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from workloads.shapes import CallShape, WorkflowShape
     from workloads.ways.line import Line, Reply
 
@@ -72,7 +74,7 @@ class _Session:
         self._id, self._workflow_id = reply.document["session_id"], reply.workflow_id
 
     async def _submit(self, call: CallShape) -> None:
-        body = semantic_call(self._id, call, self._variables, self._line.model)
+        body = semantic_call(self._id, call, self._variables, self._line.model, self._line.sampling)
         reply = await self._asked(call.node, "/v1/semantic_call", body, "param_info")
         for info in reply.document["param_info"]:
             if info["is_output"]:
@@ -100,7 +102,9 @@ class _Session:
         self._line.told(call)
 
 
-def semantic_call(session_id: int | None, call: CallShape, variables: dict[str, str], model: str) -> dict[str, Any]:
+def semantic_call(
+    session_id: int | None, call: CallShape, variables: Mapping[str, str], model: str, sampling: Mapping[str, float]
+) -> dict[str, Any]:
     """The body of POST /v1/semantic_call. ValueError for a call that waits for one that it does not quote: in Parrot's
     API variables are all that joins calls."""
     sources = quoted(call)
@@ -110,11 +114,11 @@ def semantic_call(session_id: int | None, call: CallShape, variables: dict[str, 
         )
     names = {node: f"input_{number}" for number, node in enumerate(sources)}
     inputs = [{"name": names[node], "is_output": False, "var_id": variables[node]} for node in sources]
-    sampling = {"temperature": 0, "max_gen_length": call.output_tokens, "ignore_tokenizer_eos": True}
+    config = {"temperature": 0, **sampling, "max_gen_length": call.output_tokens, "ignore_tokenizer_eos": True}
     return {
         "session_id": session_id,
         "func_name": call.node,
         "template": prompt_of(call, lambda node: f"{{{{{names[node]}}}}}") + f"{{{{{ANSWER}}}}}",
-        "parameters": [*inputs, {"name": ANSWER, "is_output": True, "sampling_config": sampling}],
+        "parameters": [*inputs, {"name": ANSWER, "is_output": True, "sampling_config": config}],
         "models": [model],
     }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scheduler.energy.model.equations import IDLE, SIZE, prior_values
+from scheduler.energy.model.equations import CAP, DRAW, IDLE, SIZE, prior_values
 from scheduler.energy.model.expect import Expected, expect, interval
 from scheduler.energy.model.filter import Filter
 from scheduler.energy.model.noise import EDGE_SECONDS, Noise
@@ -22,6 +22,8 @@ WANDER_PER_HOUR = 0.01
 """Variance (relative, squared) that coefficients gain an hour while all is well: ±10 % in an hour are believable."""
 DOUBT = 0.5
 """Relative standard error of every coefficient after an alarm."""
+IDLE_DOUBT, CAP_DOUBT = 0.2, 0.4
+"""Of that, for what belongs to the card more than to the model on it."""
 DRIFTING_SECONDS = 60.0
 """So long after an alarm outliers count in full, and no further alarm is raised in the first third."""
 BINDING_SHARE = 0.98
@@ -98,7 +100,7 @@ class EnergyModel:
             covered = state.given.saw((joules - value) / error)
             state.planned.saw((joules - before.joules) / before.joules_error)
             state.saw_error(predicted.joules.value, joules)
-            drift = self._drift(before, busy, (joules - value) / error)
+            drift = not window.limit_moved and self._drift(before, busy, (joules - value) / error)
         state.busy.saw((busy - before.busy_seconds) / before.busy_error)
         limit = window.limit_watts if self._binds(window) else None
         expected = before if limit == window.limit_watts else self._expect(window.work, window.seconds, limit)
@@ -128,7 +130,7 @@ class EnergyModel:
         total = expected.slopes @ state.beliefs.covariance @ expected.slopes.T + noise
         weight = state.beliefs.update(expected.slopes, residual, noise, robust=robust)
         if not window.limit_moved:
-            state.noise.saw(residual, total, noise, min(weight, 1.0))
+            state.noise.saw(residual, total, noise, min(weight, 1.0), bound=expected.bound)
 
     @staticmethod
     def _binds(window: Window) -> bool:
@@ -147,7 +149,11 @@ class EnergyModel:
         """
         if relative < 0:
             raise ValueError(f"relative must be at least 0, not {relative}")
-        self._state.beliefs.doubt(relative)
+        size = np.full(SIZE, relative)
+        size[IDLE] = IDLE_DOUBT * relative
+        size[CAP] = CAP_DOUBT * relative
+        size[DRAW] = 0.0
+        self._state.beliefs.doubt(size)
         self._state.drifting_seconds = DRIFTING_SECONDS
 
     # --- predicting ---

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 
+BOUND_SHARE = 0.5
+"""Of the busy time: from here on the cap decides what is drawn."""
+
+
 class Expected(NamedTuple):
     """Before it is seen."""
 
@@ -40,6 +44,11 @@ class Expected(NamedTuple):
         return self.joules + gain * (busy_seconds - self.busy_seconds), _root(variance)
 
     @property
+    def bound(self) -> bool:
+        """The cap binds most of the time."""
+        return self.binding > BOUND_SHARE
+
+    @property
     def joules_error(self) -> float:
         """Standard error, the busy time not known."""
         return _root(self.total[1, 1])
@@ -59,10 +68,11 @@ def expect(
     busy = float(result.busy_seconds[0])
     above = float(result.above_idle_joules[0])
     slopes[1, IDLE] += seconds * beliefs.scale[IDLE]
-    watts = float(values[IDLE]) + (above / busy if busy > 0 else 0.0)
-    own = noise.covariance(busy, watts, edge_seconds)
+    binding = float(result.binding[0])
+    watts = above / busy if busy > 1e-6 and above > 0 else float(values[IDLE])
+    own = noise.covariance(busy, watts, edge_seconds, bound=binding > BOUND_SHARE)
     total = slopes @ beliefs.covariance @ slopes.T + own
-    return Expected(busy, float(values[IDLE]) * seconds + above, slopes, own, total, float(result.binding[0]))
+    return Expected(busy, float(values[IDLE]) * seconds + above, slopes, own, total, binding)
 
 
 def interval(value: float, half_width: float) -> Interval:

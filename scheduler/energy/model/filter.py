@@ -45,8 +45,8 @@ class Filter:
         room = np.maximum((self.widest * size) ** 2 - diagonal, 0.0)
         self.covariance[np.diag_indices_from(self.covariance)] += np.minimum(variance * size**2, room)
 
-    def doubt(self, relative: float) -> None:
-        """The coefficients may all be others now, by this relative standard error: never less than it was before."""
+    def doubt(self, relative: Floats) -> None:
+        """The coefficients may be others now, by these relative standard errors (n,): none is surer than before."""
         size = np.maximum(self.mean, 0.3)
         self.covariance[np.diag_indices_from(self.covariance)] += (relative * size) ** 2
         # Its width is allowed from here on: what is forgotten after a change is as uncertain as the change made it.

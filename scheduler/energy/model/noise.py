@@ -21,40 +21,49 @@ SMALLEST, LARGEST = 0.01, 400.0
 
 
 class Noise:
-    """Covariance of (busy seconds, joules / draw in watts), both in seconds, in units of (edge² + (relative·busy)²).
+    """Covariance of (busy seconds, joules / watts above idle), both in seconds, in units of (edge² + (relative·busy)²).
 
     The two go together: a prefill that an edge cut through is missing in both. That is what makes the busy time, which
-    the gateway knows, a good witness of energy.
+    the gateway knows, a good witness of energy. Where a cap binds it is nearly all that there is to know, so windows
+    in which it binds most of the time have a covariance of their own.
     """
 
     def __init__(self) -> None:
-        self.unit = np.array([[1.0, 0.5], [0.5, 1.0]])
+        self.free = np.array([[1.0, 0.5], [0.5, 1.0]])
+        self.bound = np.array([[1.0, 0.9], [0.9, 1.0]])
         self.idle = 1.0
         """Variance of an idle window's joules, in units of (idle watts · edge)²."""
 
-    def covariance(self, busy_seconds: float, watts: float, edge_seconds: float = EDGE_SECONDS) -> Floats:
-        """Of (busy seconds, joules): shape (2, 2)."""
+    def covariance(
+        self, busy_seconds: float, watts: float, edge_seconds: float = EDGE_SECONDS, *, bound: bool = False
+    ) -> Floats:
+        """Of (busy seconds, joules): shape (2, 2). `watts`: above idle, while busy."""
         base = hypot(edge_seconds, RELATIVE * busy_seconds)
         size = np.array([base, base * watts])
-        return self.unit * np.outer(size, size)
+        return (self.bound if bound else self.free) * np.outer(size, size)
 
     def idle_variance(self, idle_watts: float) -> float:
         """Of an idle window's joules."""
         return self.idle * (EDGE_SECONDS * idle_watts) ** 2
 
-    def saw(self, residual: Floats, total: Floats, noise: Floats, weight: float) -> None:
+    def saw(self, residual: Floats, total: Floats, noise: Floats, weight: float, *, bound: bool) -> None:
         """A window's residuals (2,), their whole covariance as it was expected, and the noise's part of it.
 
         One step of expectation maximisation: what of the residual is likely to be noise and not the coefficients'.
         """
         share = noise @ np.linalg.inv(total)
         expected = noise - share @ noise + weight * np.outer(share @ residual, share @ residual)
-        size = np.sqrt(np.diag(noise) / np.diag(self.unit))
-        unit = (1 - RATE) * self.unit + RATE * expected / np.outer(size, size)
+        before = self.bound if bound else self.free
+        size = np.sqrt(np.diag(noise) / np.diag(before))
+        unit = (1 - RATE) * before + RATE * expected / np.outer(size, size)
         diagonal = np.clip(np.diag(unit), SMALLEST, LARGEST)
-        limit = 0.98 * float(np.sqrt(diagonal[0] * diagonal[1]))
+        limit = 0.995 * float(np.sqrt(diagonal[0] * diagonal[1]))
         both = float(np.clip((unit[0, 1] + unit[1, 0]) / 2, -limit, limit))
-        self.unit = np.array([[diagonal[0], both], [both, diagonal[1]]])
+        after = np.array([[diagonal[0], both], [both, diagonal[1]]])
+        if bound:
+            self.bound = after
+        else:
+            self.free = after
 
     def saw_idle(self, residual: float, total: float, noise: float, weight: float) -> None:
         """The same of an idle window's joules."""
@@ -65,14 +74,16 @@ class Noise:
 
     def export(self) -> dict[str, Any]:
         """Its state as JSON types."""
-        return {"unit": self.unit.tolist(), "idle": self.idle}
+        return {"free": self.free.tolist(), "bound": self.bound.tolist(), "idle": self.idle}
 
     @classmethod
     def restored(cls, data: dict[str, Any]) -> Noise:
         """From `export`. KeyError or ValueError if it is not that."""
         self = cls()
-        unit = np.array(data["unit"], dtype=np.float64)
-        if unit.shape != (2, 2) or not np.isfinite(unit).all() or min(np.diag(unit)) <= 0:
-            raise ValueError("noise.unit is not a covariance of two figures")
-        self.unit, self.idle = unit, float(data["idle"])
+        for name in ("free", "bound"):
+            unit = np.array(data[name], dtype=np.float64)
+            if unit.shape != (2, 2) or not np.isfinite(unit).all() or min(np.diag(unit)) <= 0:
+                raise ValueError(f"noise.{name} is not a covariance of two figures")
+            setattr(self, name, unit)
+        self.idle = float(data["idle"])
         return self

@@ -139,9 +139,7 @@ def describe(state: ModelState, prior: Prior) -> dict[str, Any]:
         "residuals": {
             "relative_error": state.relative_error,
             "bias": state.bias,
-            "busy_seconds_per_edge": float(np.sqrt(state.noise.unit[0, 0])),
-            "joules_per_edge": float(np.sqrt(state.noise.unit[1, 1])),
-            "together": float(state.noise.unit[0, 1] / np.sqrt(state.noise.unit[0, 0] * state.noise.unit[1, 1])),
+            "noise": state.noise.export(),
         },
         "coverage": {
             name: {

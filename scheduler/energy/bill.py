@@ -1,0 +1,293 @@
+"""Who pays for which joules? Windows and ends of calls in; accounts, bills of calls and conservation out."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, NamedTuple
+
+from scheduler.energy.bill_accounts import PREFILL, AccountTable, Name, add, figure
+from scheduler.energy.bill_calls import CallBill, estimate, shown
+from scheduler.energy.bill_engine import EngineBook
+from scheduler.energy.bill_prefix import SharedPrefixes
+from scheduler.energy.bill_prices import MICRO
+from scheduler.energy.bill_split import split
+
+if TYPE_CHECKING:
+    from scheduler.energy.bill_accounts import Account, Change, Figure, Source
+    from scheduler.energy.bill_calls import Call, Estimate, Marks
+    from scheduler.energy.bill_engine import EngineChange
+    from scheduler.energy.bill_prices import Tariff
+    from scheduler.energy.bill_split import ShareBill, WindowBill
+    from scheduler.energy.window import Window
+
+NAME_MAX = 256
+"""Characters of a model's or workflow's name that tell accounts apart."""
+
+
+class BillLimits(NamedTuple):
+    """Every bound of the bill's tables. What is over goes into accounts of others: no joule is lost."""
+
+    live_calls: int = 65_536
+    """Not settled; the oldest is given up: its further windows are billed to others."""
+    settled_calls: int = 16_384
+    """Kept for reading."""
+    accounts: int = 10_000
+    prefixes: int = 4_096
+    prefixes_across_keys: bool = True
+    """The engine's cache is shared by all keys, and so is its cost; False: each key pays for what it computed."""
+
+
+class Settled(NamedTuple):
+    """A call whose windows have all closed."""
+
+    call_id: str
+    key: str
+    workflow: str
+    model: str
+    joules: float | None
+    """Marginal; None = nobody knows."""
+    source: Source
+
+
+class Moved(NamedTuple):
+    """What prefix sharing moved between calls that are settled; all of a window's are 0 together."""
+
+    key: str
+    workflow: str
+    joules: float
+
+
+class Closed(NamedTuple):
+    """What became of a window."""
+
+    bill: WindowBill
+    settled: tuple[Settled, ...]
+    moved: tuple[Moved, ...]
+
+
+class Bill:
+    """One gateway's. Pure: time is what it is told. A call costs 2 µs beside its windows, a share of a window 5 µs."""
+
+    def __init__(self, limits: BillLimits | None = None) -> None:
+        self.limits = limits or BillLimits()
+        self.accounts = AccountTable(self.limits.accounts)
+        self.engines: dict[str, EngineBook] = {}
+        self.prefixes = SharedPrefixes(self.limits.prefixes)
+        self.given_up = 0
+        """Calls that were dropped because there were too many."""
+        self._live: OrderedDict[str, CallBill] = OrderedDict()
+        self._settled: OrderedDict[str, CallBill] = OrderedDict()
+        self._news: list[Settled] = []
+        self._moved: dict[tuple[str, str], int] = {}
+
+    # --- a call's life ---
+
+    def dispatched(
+        self, call_id: str, key: str, workflow_id: str, model: str | None, engine: str, marks: Marks = ()
+    ) -> None:
+        """A call is given to an engine, for its first time or again. Named as in CallArrived and Dispatch.
+
+        `marks`: beginnings of its prompt, growing, that other calls may share; none: its prefill is its own.
+        """
+        call = self._live.get(call_id)
+        if call is None:
+            call = CallBill(call_id, key, workflow_id[:NAME_MAX], (model or "")[:NAME_MAX], marks)
+            self._live[call_id] = call
+            if len(self._live) > self.limits.live_calls:
+                self._give_up()
+        call.open_at.append(engine)
+        call.account = account = self.accounts.open(Name(engine, call.key, call.workflow, call.model))
+        account.calls += 1
+        self.accounts.touch(account)
+
+    def ended(
+        self, call_id: str, prompt_tokens: float | None, cached_tokens: float | None, output_tokens: float | None,
+        now: float,
+    ) -> Estimate | None:  # fmt: skip
+        """A call is over, whatever became of it: answered, failed for good, cancelled, its client gone.
+
+        Tokens as the engine counted them, or as far as they were seen; None = not known. Returns what it is thought to
+        have used, for the answer's headers; None for a call that no engine was given, which has no bill.
+        """
+        call = self._live.get(call_id)
+        if call is None:
+            return None
+        call.over_at = now
+        call.prompt_tokens = prompt_tokens
+        if cached_tokens is not None:
+            call.cached_tokens = min(cached_tokens, prompt_tokens or 0.0)
+        account = call.account
+        assert account is not None
+        book = self._engine(account.name.engine)
+        call.estimate = guess = estimate(
+            call, output_tokens, book.tariff, book.company, cached_known=cached_tokens is not None
+        )
+        if cached_tokens is None and prompt_tokens is not None:
+            call.cached_tokens = prompt_tokens * (1.0 - book.company.computed_share)
+        call.guessed = _pending(call)
+        self._pend(call, call.guessed)
+        for engine in call.open_at:
+            self._engine(engine).over[call_id] = now
+        if not call.open_at:
+            self._settle(call, book)
+        return guess
+
+    def preliminary(self, call_id: str) -> Estimate | None:
+        """What `ended` said, as long as the call is remembered."""
+        call = self._live.get(call_id) or self._settled.get(call_id)
+        return None if call is None else call.estimate
+
+    # --- windows ---
+
+    def close(self, window: Window, tariff: Tariff | None) -> Closed:
+        """Bill a window; `tariff`: what the engine's model believes now, None where there is no model.
+
+        Each engine's windows in their order. What is returned is of interest to budgets.
+        """
+        book = self._engine(window.engine)
+        book.tariff = tariff
+        bill = split(window, tariff, book.scale_of(window, tariff), book.host.saw(window))
+        book.book(bill)
+        over: list[CallBill] = []
+        for part in bill.shares:
+            self._book(part, bill.source, book, over)
+        over += self._overdue(book, window)
+        for call in over:
+            self._settle(call, book)
+        settled, self._news = tuple(self._news), []
+        moved = tuple(Moved(*whose, value / MICRO) for whose, value in self._moved.items() if value)
+        self._moved.clear()
+        return Closed(bill, settled, moved)
+
+    def priced(self, engine: str, tariff: Tariff | None, *, simulated: bool = False) -> None:
+        """What the engine's model believes before any window has closed: for estimates."""
+        book = self._engine(engine)
+        book.tariff = tariff
+        book.company = book.company._replace(source="simulated" if simulated else "modelled")
+
+    def _book(self, part: ShareBill, source: Source, book: EngineBook, over: list[CallBill]) -> None:
+        share, row = part
+        call = self._live.get(share.call_id)
+        account = self.accounts.others(book.name) if call is None else self._account(call, book.name)
+        if source == "unavailable":
+            account.unknown_seconds += share.engine_seconds
+        else:
+            add(account.amounts(source), row)
+            book.to_calls(source, row)
+        if call is None:
+            return
+        if source == "unavailable":
+            call.unknown = call.unknown or share.engine_seconds > 0
+        else:
+            call.sources.add(source)
+            add(call.amounts, row)
+        call.told += share.work
+        if any(share.correction):
+            call.told += share.correction
+        if call.pending:
+            self._pend(call, _pending(call))
+        if share.ended and book.name in call.open_at:
+            call.open_at.remove(book.name)
+            if not call.open_at and call.over_at is not None:
+                over.append(call)
+
+    def _overdue(self, book: EngineBook, window: Window) -> list[CallBill]:
+        """Calls that were over before this window began, and whose end no window has named: none will."""
+        late = []
+        while book.over:
+            call_id, over_at = next(iter(book.over.items()))
+            if over_at >= window.start:
+                break
+            del book.over[call_id]
+            call = self._live.get(call_id)
+            if call is None or book.name not in call.open_at:
+                continue
+            call.open_at = [engine for engine in call.open_at if engine != book.name]
+            if not call.open_at:
+                late.append(call)
+        return late
+
+    def _settle(self, call: CallBill, book: EngineBook) -> None:
+        """All its windows have closed: what it comes to is known, and of its prefill what others use too is shared."""
+        if self._live.pop(call.id, None) is None:
+            return
+        book.judge(call)
+        self._pend(call, 0)
+        call.settled = True
+        account = call.account
+        assert account is not None
+        joules = None if not call.sources or call.unknown else call.marginal / MICRO
+        self._news.append(Settled(call.id, call.key, call.workflow, call.model, joules, call.source))
+        self._settled[call.id] = call
+        if call.marks and book.tariff is not None and call.sources:
+            across = self.limits.prefixes_across_keys
+            self.prefixes.settled(call, account, book.tariff, self._move, across_keys=across)
+        while len(self._settled) > self.limits.settled_calls:
+            self._settled.popitem(last=False)
+
+    def _move(self, call: CallBill, account: Account, microjoules: int) -> None:
+        """Of a shared prefix, from one that paid more to one that paid less. Of no effect on any engine's sums."""
+        account = self.accounts.touch(account)
+        account.amounts(self._engine(account.name.engine).source)[PREFILL] += microjoules
+        call.amounts[PREFILL] += microjoules
+        whose = call.key, call.workflow
+        self._moved[whose] = self._moved.get(whose, 0) + microjoules
+
+    def _pend(self, call: CallBill, microjoules: int) -> None:
+        assert call.account is not None
+        if microjoules != call.pending:
+            self.accounts.touch(call.account).pending += microjoules - call.pending
+            call.pending = microjoules
+
+    def _account(self, call: CallBill, engine: str) -> Account:
+        account = call.account
+        assert account is not None
+        if account.name.engine != engine:  # it was given to another engine since
+            account = self.accounts.open(Name(engine, call.key, call.workflow, call.model))
+        return self.accounts.touch(account)
+
+    def _engine(self, name: str) -> EngineBook:
+        book = self.engines.get(name)
+        if book is None:
+            book = self.engines[name] = EngineBook(name)
+        return book
+
+    def _give_up(self) -> None:
+        call = self._live.popitem(last=False)[1]
+        self._pend(call, 0)
+        self.given_up += 1
+
+    # --- reading ---
+
+    def call(self, call_id: str) -> Call | None:
+        """A call's bill; None if it is not remembered (any more), or no engine was given it."""
+        call = self._live.get(call_id) or self._settled.get(call_id)
+        return None if call is None else shown(call)
+
+    def workflow(self, key: str, workflow_id: str) -> Figure:
+        """A workflow's; `unavailable` if it is not kept apart (any more)."""
+        return figure(self.accounts.workflow(key, workflow_id[:NAME_MAX]))
+
+    def drain(self) -> tuple[list[Change], list[EngineChange]]:
+        """What has been booked since the last time, for whoever keeps it: each microjoule once."""
+        return self.accounts.drain(), [change for book in self.engines.values() for change in book.drain()]
+
+    def validate(self) -> None:
+        """Conservation, to the microjoule, and every bound. AssertionError otherwise."""
+        for book in self.engines.values():
+            own = [account for account in self.accounts if account.name.engine == book.name]
+            book.validate(own)
+        self.accounts.validate()
+        self.prefixes.validate()
+        assert len(self._live) <= self.limits.live_calls
+        assert len(self._settled) <= self.limits.settled_calls
+        assert not any(call.settled or call.pending < 0 for call in self._live.values())
+        pending = sum(account.pending for account in self.accounts)
+        assert pending == sum(call.pending for call in self._live.values())
+
+
+def _pending(call: CallBill) -> int:
+    """Microjoules of the estimate that no window has billed so far."""
+    if call.estimate.joules is None:
+        return 0
+    return max(round(call.estimate.joules * MICRO) - call.marginal, 0)

@@ -1,0 +1,143 @@
+"""What are an engine's sums, and what has it been like lately?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from scheduler.energy.bill_accounts import COMPONENTS, ENGINE_COMPONENTS, UNCERTAINTY, ZERO, add
+from scheduler.energy.bill_calls import Company
+from scheduler.energy.bill_prices import MICRO
+from scheduler.energy.bill_scale import HostWatch, Scale
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from scheduler.energy.bill_accounts import Account, Amounts, Source
+    from scheduler.energy.bill_calls import CallBill
+    from scheduler.energy.bill_prices import Tariff
+    from scheduler.energy.bill_split import Side, WindowBill
+    from scheduler.energy.window import Window
+
+RECENT = 0.3
+"""Weight of the last window, or call, in what an engine has been like lately."""
+ERROR_RATE = 0.05
+ERROR_LOWEST, ERROR_HIGHEST = 0.02, 2.0
+
+
+class EngineChange(NamedTuple):
+    """What an engine gained since it was asked for the last time, beside its calls."""
+
+    engine: str
+    source: Source
+    microjoules: tuple[int, ...]
+    """In the order of ENGINE_COMPONENTS."""
+
+
+class EngineBook:
+    """One engine's."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.by_source: dict[Source, Amounts] = {}
+        """Microjoules in the order of ENGINE_COMPONENTS."""
+        self.billed: dict[Source, Amounts] = {}
+        """To all its accounts together, in the order of COMPONENTS."""
+        self.host = HostWatch()
+        self.company = Company()
+        self.tariff: Tariff | None = None
+        self.source: Source = "modelled"
+        """Of the last window that has figures."""
+        self.over: dict[str, float] = {}
+        """Calls that are over and whose last window has perhaps not closed → when they ended, in this order."""
+        self.windows = 0
+        self.windows_marked = 0
+        self.booked_until: float | None = None
+        """End of the last window, in the core's seconds."""
+        self._scale = Scale()
+        self._drained: dict[Source, Amounts] = {}
+
+    def scale_of(self, window: Window, tariff: Tariff | None) -> float:
+        """A window has closed: what prices are to be multiplied with in it."""
+        self._scale.saw(window)
+        return self._scale.at(tariff) if tariff is not None else 1.0
+
+    def book(self, bill: WindowBill) -> None:
+        """A window's sums."""
+        window = bill.window
+        self.windows += 1
+        self.windows_marked += bool(window.why)
+        self.booked_until = window.end
+        self._lately(bill)
+        source = bill.source
+        if source == "unavailable":
+            if window.energy.gpu is None:
+                return
+            source = window.source
+        else:
+            self.source = source
+        gpu = bill.gpu
+        sums = self.by_source.setdefault(source, [0] * len(ENGINE_COMPONENTS))
+        add(sums, (gpu.counter, gpu.unused, gpu.residual, gpu.bypass, *_host(bill.cpu), *_host(bill.dram)))
+
+    def to_calls(self, source: Source, row: Sequence[int]) -> None:
+        """A share of a window went to an account."""
+        billed = self.billed.get(source)
+        if billed is None:
+            billed = self.billed[source] = ZERO.copy()
+        add(billed, row)
+
+    def _lately(self, bill: WindowBill) -> None:
+        window, company = bill.window, self.company
+        work = window.work
+        sequences = company.sequences
+        if work.steps > 0 and work.decode_tokens > 0:
+            sequences += RECENT * (max(work.decode_tokens / work.steps, 1.0) - sequences)
+        source: Source = "simulated" if window.source == "simulated" else "modelled"
+        self.company = company._replace(sequences=sequences, scale=bill.scale, source=source)
+
+    def judge(self, call: CallBill) -> None:
+        """A call is settled: how good was its estimate, and how much of its prompt was computed?"""
+        company = self.company
+        share, error = company.computed_share, company.error
+        if call.prompt_tokens:
+            computed = min(max(call.told.prefill_tokens / call.prompt_tokens, 0.0), 1.0)
+            share += RECENT * (computed - share) * min(call.prompt_tokens / 1000.0, 1.0)
+        if call.guessed > 0 and call.estimate.joules is not None:
+            off = abs(call.marginal - call.estimate.joules * MICRO)
+            outside = off > error * call.guessed + call.amounts[UNCERTAINTY]
+            # Grows nine times as fast as it falls: it stands still where one of ten is outside.
+            error *= 1.0 + ERROR_RATE * (0.9 if outside else -0.1)
+        self.company = company._replace(
+            computed_share=share, error=min(max(error, ERROR_LOWEST), ERROR_HIGHEST)
+        )  # fmt: skip
+
+    def drain(self) -> list[EngineChange]:
+        """What has been booked since the last time: each microjoule once."""
+        changes = []
+        for source, amounts in self.by_source.items():
+            before = self._drained.get(source, [0] * len(ENGINE_COMPONENTS))
+            if amounts != before:
+                changes.append(EngineChange(self.name, source, tuple(map(int.__sub__, amounts, before))))
+                self._drained[source] = amounts.copy()
+        return changes
+
+    def validate(self, accounts: Iterable[Account]) -> None:
+        """counter = its accounts' + unused + residual + bypass for each device, over all sources. AssertionError
+        otherwise. `accounts`: all of this engine."""
+        to_accounts = ZERO.copy()
+        for account in accounts:
+            for amounts in account.by_source.values():
+                add(to_accounts, amounts)
+        billed = [sum(column) for column in zip(*self.billed.values(), strict=True)] or ZERO
+        assert to_accounts == billed, (
+            self.name,
+            dict(zip(COMPONENTS, zip(to_accounts, billed, strict=True), strict=True)),
+        )
+        sums = [sum(column) for column in zip(*self.by_source.values(), strict=True)] or [0] * len(ENGINE_COMPONENTS)
+        assert sums[0] == sum(billed[place] for place in (0, 1, 2, 3, 4)) + sums[1] + sums[2] + sums[3], self.name
+        for first, (own, idle) in ((4, (5, 6)), (7, (7, 8))):
+            assert sums[first] == billed[own] + billed[idle] + sums[first + 1] + sums[first + 2], self.name
+
+
+def _host(side: Side | None) -> tuple[int, int, int]:
+    return (0, 0, 0) if side is None else (side.counter, side.unused, side.residual)

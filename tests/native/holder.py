@@ -1,0 +1,69 @@
+"""A process that sets limits as a gateway does. Run as a module; commands on standard input, a JSON line for each.
+
+python -m tests.native.holder LEASE_FOLDER GPU [WATCHDOG REDIS_URL]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+
+from backends.power.actuator import Actuator
+from backends.power.opening import Where, open_device
+from backends.power.sample import take
+
+
+async def main() -> None:
+    """`limit W`, `clock LOW HIGH`, `look`, `resume`, `restore`; the end of input, or SIGTERM, is an orderly end."""
+    folder, gpu, watchdog, redis_url = (*sys.argv[1:], "yes", "")[:4]
+    device = open_device(gpu, Where())
+    said: list[str] = []
+    actuator = Actuator(
+        {gpu: device}, "actuate", Path(folder), said.append, watchdog=watchdog == "yes", redis_url=redis_url
+    )
+    await actuator.start()
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, ended.set)
+    lines: asyncio.Queue[str] = asyncio.Queue()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+
+    async def commands() -> None:
+        while line := (await reader.readline()).decode():
+            await lines.put(line)
+            answer(await obey(line.split()))
+        ended.set()
+
+    async def obey(words: list[str]) -> object:
+        match words:
+            case ["limit", watts]:
+                return (await actuator.set_limit_watts(gpu, float(watts)))._asdict()
+            case ["clock", low, high]:
+                return (await actuator.lock_sm_clock_mhz(gpu, (float(low), float(high))))._asdict()
+            case ["look"]:
+                actuator.see(await asyncio.to_thread(take, gpu, device))
+                await asyncio.gather(*actuator._tasks)
+                return {**actuator.state()[gpu], "said": said}
+            case ["resume"]:
+                actuator.resume(gpu)
+                return {}
+            case ["watchdog"]:
+                return {"pid": actuator._watchdog.pid if actuator._watchdog else None}
+        raise AssertionError(words)
+
+    def answer(fields: object) -> None:
+        print(json.dumps(fields), flush=True)
+
+    answer({"said": said})
+    task = asyncio.ensure_future(commands())
+    await ended.wait()
+    task.cancel()
+    answer([done._asdict() for done in await actuator.close()])
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
