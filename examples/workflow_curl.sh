@@ -12,7 +12,10 @@ ask() { curl --silent --show-error --fail-with-body -H "authorization: Bearer ${
 
 model=${2:-$(ask "$url/v1/models" | grep -o '"id": *"[^"]*"' | head -n 1 | cut -d '"' -f 4)}
 id="essay-$(date +%s)-$$"
-shorten() { if command -v jq >/dev/null; then jq '{id, status, usage, nodes: [.nodes[] | {id, state, output}]}'; else cat; fi; }
+shorten() {
+  local short='{id, status, usage, nodes: [.nodes[] | {id, state, output, error} | with_entries(select(.value))]}'
+  if command -v jq >/dev/null; then jq "$short"; else cat; fi
+}
 
 # `{{plan}}` is the output of the node "plan", and an edge; `{{input.subject}}` comes with the submission.
 ask "$url/v1/workflows" -H 'content-type: application/json' --data-binary @- <<JSON | shorten

@@ -42,6 +42,10 @@ def _add_agent(commands: Any) -> None:
     agent.add_argument("--gpus", type=_names, default=(), metavar="GPU,…", help="UUIDs, indexes or PCI bus ids")
     agent.add_argument("--actuate", action="store_true", help="let gateways set limits of the --gpus (default: read)")
     agent.add_argument("--lease-dir", type=Path, metavar="DIR", help="where leases lie")
+    agent.add_argument(
+        "--lease-seconds", type=_lease_seconds, default=10.0, metavar="S",
+        help="a gateway that is not heard of for so long loses the card, which is put back (default: 10)",
+    )  # fmt: skip
     agent.add_argument("--zeusd", default="", metavar="ADDR", help="set limits through it: unix:/path or http://…")
     agent.add_argument("--rapl-root", type=Path, default=Path("/sys/class/powercap"), metavar="DIR")
     agent.set_defaults(run=_agent)
@@ -101,6 +105,7 @@ def _agent(options: argparse.Namespace) -> int:
                 zeusd=options.zeusd,
                 rapl_root=options.rapl_root,
                 lease_folder=options.lease_dir,
+                lease_seconds=options.lease_seconds,
             )
         )
     except OptionError as error:
@@ -118,6 +123,16 @@ def _names(text: str) -> tuple[str, ...]:
     if not names or len(names) > 256:
         raise argparse.ArgumentTypeError("must be 1 to 256 names with commas between them")
     return names
+
+
+def _lease_seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, not {text!r}") from None
+    if not 1 <= value <= 300:
+        raise argparse.ArgumentTypeError(f"must be from 1 to 300, not {text}")
+    return value
 
 
 def _port(text: str) -> int:

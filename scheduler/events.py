@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from scheduler.workflow.spec import WorkflowSpec
+    from scheduler.workflow.spec import NodeSpec, WorkflowSpec
 
 
 class EngineSpec(NamedTuple):
@@ -176,9 +176,17 @@ class WorkflowDeclared(NamedTuple):
     spec: WorkflowSpec
 
 
+class NodesAdded(NamedTuple):
+    """A workflow that runs here grows by nodes that come behind those that are there. What cannot be added is left out
+    as a whole: their calls are then placed as they come."""
+
+    key: str
+    workflow_id: str
+    nodes: tuple[NodeSpec, ...]
+
+
 class NodeEnded(NamedTuple):
-    """A node that is no call has ended: a tool with its result or without (`failed`), or a call that never came to be
-    (`failed`, with the reason)."""
+    """What no call's end says: a tool has ended, or (`failed`) a node will not be tried again, with the reason."""
 
     key: str
     workflow_id: str
@@ -233,6 +241,7 @@ Event = (
     | BreakersChanged
     | PolicyChanged
     | WorkflowDeclared
+    | NodesAdded
     | NodeEnded
     | WorkflowEnded
     | CallPlaced

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from scheduler.actions import Reject
-from scheduler.events import CallPlaced, NodeEnded, WorkflowDeclared, WorkflowEnded
+from scheduler.events import CallPlaced, NodeEnded, NodesAdded, WorkflowDeclared, WorkflowEnded
+from scheduler.workflow.extending import extend
 from scheduler.workflow.spec import GraphFault
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ class WorkflowEvents:
         self._book = book
         self.handlers: dict[type, Callable[[Any, float, list[Action]], None]] = {
             WorkflowDeclared: self._declared,
+            NodesAdded: self._nodes_added,
             NodeEnded: self._node_ended,
             WorkflowEnded: self._ended,
             CallPlaced: self._placed,
@@ -36,6 +39,10 @@ class WorkflowEvents:
         except GraphFault as fault:
             retry = RETRY_SECONDS if fault.status == 503 else None
             actions.append(Reject(event.call_id, fault.status, fault.reason, fault.message, retry, fault.param))
+
+    def _nodes_added(self, event: NodesAdded, now: float, actions: list[Action]) -> None:
+        with suppress(GraphFault):  # nobody is asked: their calls grow the graph as they come
+            extend(self._book, event.key, event.workflow_id, event.nodes, now)
 
     def _node_ended(self, event: NodeEnded, now: float, actions: list[Action]) -> None:
         if event.failed:

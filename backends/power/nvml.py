@@ -140,7 +140,7 @@ class NvmlDevice(PowerDevice):
 
     def bus_id(self) -> tuple[int, int, int, int]:
         """Its PCI address: domain, bus, device, function. Unavailable."""
-        found = bus_id(str(self._call("bus_id", lambda handle: pynvml.nvmlDeviceGetPciInfo(handle).busId.decode())))
+        found = bus_id(str(self._call("bus_id", lambda handle: pynvml.nvmlDeviceGetPciInfo(handle).busId)))
         if found is None:
             raise Unavailable("bus_id", "no_data", "the driver's answer is no PCI address")
         return found

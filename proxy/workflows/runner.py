@@ -129,9 +129,11 @@ class Runner:
                 endpoint,
                 body,
                 identity,
-                on_done=lambda answer: self._done(run, node, reader, answer),
-                on_body=None if reader is None else lambda events: self._events(run, node, reader, events),
-                on_sent=lambda: run.sent(node),
+                on_done=lambda answer: self._safely(run, lambda: self._done(run, node, reader, answer)),
+                on_body=None
+                if reader is None
+                else lambda events: self._safely(run, lambda: self._events(run, node, reader, events)),
+                on_sent=lambda: self._safely(run, lambda: run.sent(node)),
                 fields=run.trace_fields,
             )
         except RequestFault as fault:
@@ -175,6 +177,14 @@ class Runner:
             usage = {name: getattr(call, name) for name in names}
         run.finished(node, text, usage, monotonic())
         self.go_on(run)
+
+    def _safely(self, run: WorkflowRun, what: Callable[[], None]) -> None:
+        """A fault of ours ends this run, whose client would wait for ever, and nothing else."""
+        try:
+            what()
+        except Exception as error:  # noqa: BLE001  (reported; the run is cancelled)
+            self._gateway.faults.report(f"workflow {run.id}", error)
+            self.cancel(run)
 
     def _ended(self, key_name: str) -> None:
         self.running -= 1

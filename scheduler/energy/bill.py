@@ -10,7 +10,6 @@ from scheduler.energy.bill_calls import CallBill, estimate, shown
 from scheduler.energy.bill_engine import EngineBook
 from scheduler.energy.bill_prefix import SharedPrefixes
 from scheduler.energy.bill_prices import MICRO
-from scheduler.energy.bill_split import split
 
 if TYPE_CHECKING:
     from scheduler.energy.bill_accounts import Account, Change, Figure, Source
@@ -145,8 +144,7 @@ class Bill:
         Each engine's windows in their order. What is returned is of interest to budgets.
         """
         book = self._engine(window.engine)
-        book.tariff = tariff
-        bill = split(window, tariff, book.scale_of(window, tariff), book.host.saw(window))
+        bill = book.split(window, tariff)
         book.book(bill)
         over: list[CallBill] = []
         for part in bill.shares:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from scheduler.energy.bill_accounts import COMPONENTS, ENGINE_COMPONENTS, UNCERTAINTY, ZERO, add
 from scheduler.energy.bill_calls import Company
 from scheduler.energy.bill_prices import MICRO
-from scheduler.energy.bill_scale import HostWatch, Scale
+from scheduler.energy.bill_scale import IdleWatch, Scale
+from scheduler.energy.bill_split import split
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -42,7 +43,8 @@ class EngineBook:
         """Microjoules in the order of ENGINE_COMPONENTS."""
         self.billed: dict[Source, Amounts] = {}
         """To all its accounts together, in the order of COMPONENTS."""
-        self.host = HostWatch()
+        self._idle = IdleWatch()
+
         self.company = Company()
         self.tariff: Tariff | None = None
         self.source: Source = "modelled"
@@ -56,10 +58,15 @@ class EngineBook:
         self._scale = Scale()
         self._drained: dict[Source, Amounts] = {}
 
-    def scale_of(self, window: Window, tariff: Tariff | None) -> float:
-        """A window has closed: what prices are to be multiplied with in it."""
-        self._scale.saw(window)
-        return self._scale.at(tariff) if tariff is not None else 1.0
+    def split(self, window: Window, tariff: Tariff | None) -> WindowBill:
+        """A window has closed: who pays what of it."""
+        self.tariff = tariff
+        idle = self._idle.saw(window, tariff)
+        scale = 1.0
+        if tariff is not None:
+            self._scale.saw(window, tariff)
+            scale = self._scale.at(tariff, idle.gpu_watts or 0.0)
+        return split(window, tariff, scale, idle)
 
     def book(self, bill: WindowBill) -> None:
         """A window's sums."""

@@ -1,12 +1,12 @@
-"""How far are the prices from what the meter says? And what do CPU and memory draw while nothing is done?"""
+"""How far are the prices from what the meter says? And what do the devices draw while nothing is done?"""
 
 from __future__ import annotations
 
 from math import exp
 from typing import TYPE_CHECKING
 
-from scheduler.energy.bill_prices import price
-from scheduler.energy.bill_split import HostIdle
+from scheduler.energy.bill_prices import price, unlimited
+from scheduler.energy.bill_split import Idle
 from scheduler.energy.work import NOTHING
 
 if TYPE_CHECKING:
@@ -34,42 +34,51 @@ class Scale:
         self._work = NOTHING
         self._joules = self._seconds = 0.0
 
-    def saw(self, window: Window) -> None:
-        """A window that has closed; one that is not whole says nothing."""
+    def saw(self, window: Window, tariff: Tariff) -> None:
+        """A window that has closed; one that is not whole says nothing. `tariff`: with what the limit left in it."""
         joules = window.energy.gpu
         if joules is None or window.why:
             return
         kept = exp(-window.seconds / HORIZON_SECONDS)
-        self._work = self._work * kept + window.work + window.correction
+        self._work = self._work * kept + unlimited(tariff, window.work + window.correction)
         self._joules = self._joules * kept + joules
         self._seconds = self._seconds * kept + window.seconds
 
-    def at(self, tariff: Tariff) -> float:
+    def at(self, tariff: Tariff, idle_watts: float) -> float:
         """What these prices have to be multiplied with."""
-        belief = BELIEF_SECONDS * tariff.idle_watts
-        priced = price(tariff, self._work).total
-        above = self._joules - tariff.idle_watts * self._seconds
+        belief = BELIEF_SECONDS * idle_watts
+        priced = price(tariff._replace(decode_left=1.0, prefill_left=1.0), self._work).total
+        above = self._joules - idle_watts * self._seconds
         if priced + belief <= 0:
             return 1.0
         return min(max((above + belief) / (priced + belief), LOWEST), HIGHEST)
 
 
-class HostWatch:
-    """Idle power of CPU and memory, which no model knows: the mean of windows without calls. Until there was one, the
-    least that was seen: then too much is taken for idle, and no call pays for what it may not have used."""
+class IdleWatch:
+    """Power of an engine's devices while nothing is done: the mean of windows without calls.
+
+    Until there was one, the model's word is taken for the GPUs (under constant load it cannot tell idle power from the
+    fixed cost of steps), and for CPU and memory, which no model knows, the least that was seen: then too much is taken
+    for idle, and no call pays for what it may not have used.
+    """
 
     def __init__(self) -> None:
-        self._least: list[float | None] = [None, None]
-        self._mean: list[float | None] = [None, None]
+        self._least: list[float | None] = [None, None, None]
+        self._mean: list[float | None] = [None, None, None]
 
-    def saw(self, window: Window) -> HostIdle:
+    def saw(self, window: Window, tariff: Tariff | None) -> Idle:
         """A window has closed; what is known now."""
         if window.seconds >= IDLE_SECONDS_MIN:
-            for place, joules in enumerate(window.energy[1:]):
+            empty = not window.calls and not window.why
+            for place, joules in enumerate(window.energy):
                 if joules is not None:
-                    self._take(place, joules / window.seconds, empty=not window.calls)
-        known = [self._least[place] if mean is None else mean for place, mean in enumerate(self._mean)]
-        return HostIdle(*known)
+                    self._take(place, joules / window.seconds, empty=empty)
+        gpu = self._mean[0]
+        if gpu is None and tariff is not None:
+            least = self._least[0]
+            gpu = tariff.idle_watts if least is None else min(tariff.idle_watts, least)
+        cpu, dram = (self._least[place] if self._mean[place] is None else self._mean[place] for place in (1, 2))
+        return Idle(gpu, cpu, dram)
 
     def _take(self, place: int, watts: float, *, empty: bool) -> None:
         least, mean = self._least[place], self._mean[place]

@@ -69,8 +69,16 @@ class WindowBill(NamedTuple):
         assert sums[UNCERTAINTY] >= 0
 
 
-def split(window: Window, tariff: Tariff | None, scale: float, idle: HostIdle) -> WindowBill:
-    """Bill a window. `scale`: what the prices have to be multiplied with, see `Scale`; `idle`: of CPU and memory."""
+class Idle(NamedTuple):
+    """Watts that an engine's devices draw while nothing is done; None = not known."""
+
+    gpu_watts: float | None = None
+    cpu_watts: float | None = None
+    dram_watts: float | None = None
+
+
+def split(window: Window, tariff: Tariff | None, scale: float, idle: Idle) -> WindowBill:
+    """Bill a window. `scale`: what the prices have to be multiplied with, see `Scale`; `idle`: see `IdleWatch`."""
     measured = window.energy.gpu
     if tariff is None:
         rows = [(0, 0, 0, 0)] * len(window.calls)
@@ -79,7 +87,7 @@ def split(window: Window, tariff: Tariff | None, scale: float, idle: HostIdle) -
     else:
         rows = [_gpu(share, tariff, scale) for share in window.calls]
         source = _source(window)
-        idle_joules = tariff.idle_watts * window.seconds
+        idle_joules = (tariff.idle_watts if idle.gpu_watts is None else idle.gpu_watts) * window.seconds
     billed = sum(map(sum, rows))
     whole_idle = round(idle_joules * MICRO)
     if measured is None:
@@ -127,13 +135,6 @@ def _by_time(window: Window, microjoules: float, seconds: float) -> list[int]:
     if seconds <= 0:
         return [0] * len(window.calls)
     return [int(microjoules * (share.engine_seconds / seconds)) for share in window.calls]
-
-
-class HostIdle(NamedTuple):
-    """Watts that CPU and memory draw while the engine has nothing to do; None = not known yet."""
-
-    cpu_watts: float | None = None
-    dram_watts: float | None = None
 
 
 def _host(

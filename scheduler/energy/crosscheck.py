@@ -9,12 +9,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.03
 """Share of a window's tokens that may be the events on their way."""
-GUESSED_TOLERANCE = 0.4
-"""The same where calls that are no streams are guessed at."""
 TOKENS_PER_CALL = 4.0
 TOKENS_LEAST = 16.0
-KEPT = 0.5
-"""Of what a window left unexplained, so much is carried into the next: a trickle shows in the end."""
 
 
 class Moved(NamedTuple):
@@ -55,13 +51,17 @@ class BypassWatch:
         if counters.running is not None and counters.running + (counters.waiting or 0.0) > calls_at_most:
             self.foreign = True
 
-    def close(self, generated: float | None, explained: float, calls: int, *, guessed: bool) -> bool:
-        """A window ends: whether something bypassed the gateway in it. `explained`: tokens of calls, corrections
-        included; `guessed`: some of them are no streams and still under way."""
+    def close(self, generated: float | None, explained: float, unsettled: float, calls: int) -> bool:
+        """A window ends: whether something bypassed the gateway in it, or in those before it.
+
+        `explained`: tokens of calls, corrections included; `unsettled`: what calls under way which are no streams may
+        have made at most; `calls`: of the window.
+        """
         foreign, self.foreign = self.foreign, False
         if generated is None:
             return foreign
-        share = GUESSED_TOLERANCE if guessed else TOLERANCE
-        allowed = TOKENS_LEAST + TOKENS_PER_CALL * calls + share * max(generated, explained)
-        self.excess = max(-allowed, KEPT * self.excess + generated - explained)
-        return foreign or self.excess > allowed
+        allowed = TOKENS_LEAST + TOKENS_PER_CALL * calls + TOLERANCE * max(generated, explained) + unsettled
+        excess = self.excess + generated - explained
+        # Nothing fades while calls are under way: what was guessed wrong is put right when they end.
+        self.excess = max(excess, -allowed) if calls else 0.0
+        return foreign or excess > allowed

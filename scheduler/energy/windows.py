@@ -262,7 +262,7 @@ class WindowMaker:
         parts = [(call, *call.close(clock, rate, at)) for call in calls]
         shares, counted = _shares(parts, moves.steps)
         work, correction = work_of(shares)
-        why = self._why(counters, moves, work, correction, calls)
+        why = self._why(at, counters, moves, work + correction, calls)
         busy = max(0.0, clock.busy_seconds - self._busy_start)
         self._open = _Open(self._start, at, shares, min(busy, at - self._start), counted, why)
         self._start, self._start_counters = at, counters
@@ -295,16 +295,16 @@ class WindowMaker:
                 call.join(self._clock)
 
     def _why(
-        self, counters: Counters | None, moves: Moved, work: Work, correction: Work, calls: list[LiveCall]
+        self, at: float, counters: Counters | None, moves: Moved, work: Work, calls: list[LiveCall]
     ) -> tuple[Why, ...]:
         why = set(self._marks)
         if moves.reset:
             why.add("engine_reset")
         if counters is None and self._counters is not None:
             why.add("counters_missing")
-        explained = work.decode_tokens + work.prompts + correction.decode_tokens + correction.prompts
-        guessed = any(not call.streamed for call in calls)
-        if self._bypass.close(moves.generation_tokens, explained, len(calls), guessed=guessed):
+        explained = work.decode_tokens + work.prompts
+        seconds = sum(at - call.sent_at for call in self._calls.values() if not call.streamed)
+        if self._bypass.close(moves.generation_tokens, explained, seconds * self.steps_per_second, len(calls)):
             why.add("bypass")
         return tuple(sorted(why))
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.workflow.declaring import build, shown
 from scheduler.workflow.forecasts import Forecast, Forecasts, pattern_of
-from scheduler.workflow.growth import node_of, note_hints
+from scheduler.workflow.growth import node_of, note_hints, tools_before
 from scheduler.workflow.merging import place
 from scheduler.workflow.objective import objective, task_group, task_groups
 from scheduler.workflow.spec import GraphFault, WorkflowLimits
 from scheduler.workflow.tables import WorkflowTables
-from scheduler.workflow.workflow import Origin, Workflow
+from scheduler.workflow.workflow import Origin, Outcome, Workflow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -81,7 +81,7 @@ class WorkflowBook:
         for node in graph.nodes.values():
             if node.prefix:
                 self.tables.prefixes.add(node)
-        self._become_ready([node for node in graph.nodes.values() if not node.waiting_for], now)
+        self.become_ready([node for node in graph.nodes.values() if not node.waiting_for], now)
         workflow.acting_since = now
         return workflow
 
@@ -96,12 +96,12 @@ class WorkflowBook:
         return Change(node.workflow, node, ready)
 
     def node_failed(self, key: str, workflow_id: str, node_id: str, now: float, reason: str) -> Change | None:
-        """A tool failed, or a node's call will never come. None for nodes that are over, and for those whose call is
-        live: it has an end of its own."""
+        """A tool failed, or no (further) call of the node will come: what needs it is skipped. None for nodes that
+        finished, and for those whose call is live: it has an end of its own."""
         node = self._declared(key, workflow_id, node_id)
-        if node is None or node.over or node.state in LIVE_STATES:
+        if node is None or node.state == "finished" or node.state in LIVE_STATES:
             return None
-        return self._stopped(node, now, "failed", reason)
+        return self._stopped(node, now, "failed", reason, last=True)
 
     def _declared(self, key: str, workflow_id: str, node_id: str) -> Node | None:
         workflow = self.tables.live_named((key, workflow_id))
@@ -183,8 +183,8 @@ class WorkflowBook:
         return Change(workflow, node, ready)
 
     def call_failed(self, call_id: str, now: float, reason: str = "failed") -> Change | None:
-        """The call is over without an answer. Where the gateway runs the workflow, what needs it is skipped; where the
-        client does, it may send the node once more."""
+        """The call is over without an answer. The node may be tried once more, by the gateway where it runs the
+        workflow, else by the client; `node_failed` says that it will not be."""
         return self._stop(call_id, now, "failed", reason)
 
     def client_gone(self, call_id: str, now: float) -> Change | None:
@@ -252,10 +252,6 @@ class WorkflowBook:
     def workflow(self, key: str, workflow_id: str) -> Workflow | None:
         """A workflow of this key, live or closed."""
         return self.tables.find((key, workflow_id))
-
-    def node_of_call(self, call_id: str) -> Node | None:
-        """The node of a call of a live workflow, the last attempt only."""
-        return self.tables.by_call.get(call_id)
 
     def objective(self, node: Node) -> Criterion:
         """Latency or throughput: as the client said, else deduced from the graph."""
@@ -328,7 +324,8 @@ class WorkflowBook:
                 node.remainder_variance = (seconds.upper - seconds.median) ** 2
         workflow.graph.predicted(node, *self.forecasts.predict(node))
 
-    def _become_ready(self, nodes: Iterable[Node], now: float) -> None:
+    def become_ready(self, nodes: Iterable[Node], now: float) -> None:
+        """All that these wait for is there."""
         pauses: dict[str, float] = {}
         for node in nodes:
             pause = pauses.get(node.pattern)
@@ -341,7 +338,7 @@ class WorkflowBook:
         workflow = node.workflow
         ready = workflow.graph.finished(node, now)
         if ready:
-            self._become_ready(ready, now)
+            self.become_ready(ready, now)
         if node.prefix:
             self.tables.prefixes.remove(node)
         if node.tool:
@@ -352,16 +349,8 @@ class WorkflowBook:
         return tuple(ready)
 
     def _tools_are_done(self, node: Node, now: float) -> None:
-        """A call came that waits for tools: the client must have run them, and those that they waited for."""
-        dag = node.workflow.graph.dag
-        tools: dict[Node, None] = {}
-        stack = [node]
-        while stack:
-            for before in dag.predecessors(stack.pop()):
-                if before.tool and not before.over and before not in tools:
-                    tools[before] = None
-                    stack.append(before)
-        for tool in sorted(tools, key=lambda tool: tool.order):
+        """A call came that waits for tools: the client must have run them."""
+        for tool in tools_before(node):
             if tool.state == "acting":
                 self._finish(tool, now)
 
@@ -372,26 +361,35 @@ class WorkflowBook:
         node.workflow.live_calls -= 1
         return self._stopped(node, now, state, error)
 
-    def _stopped(self, node: Node, now: float, state: NodeState, error: str) -> Change:
+    def _stopped(self, node: Node, now: float, state: NodeState, error: str, *, last: bool = False) -> Change:
         workflow = node.workflow
         self.tables.touch(workflow, now)
-        workflow.graph.stopped(node, now, state, error)
-        skipped = workflow.graph.skip_behind(node, now) if workflow.run_here else []
-        for over in (node, *skipped):
+        stopped = []
+        if not node.over:
+            workflow.graph.stopped(node, now, state, error)
+            stopped.append(node)
+        skipped = workflow.graph.skip_behind(node, now) if last else []
+        for over in (*stopped, *skipped):
             if over.prefix:
                 self.tables.prefixes.remove(over)
         self._settle(workflow, now)
         return Change(workflow, node, skipped=tuple(skipped))
 
     def _settle(self, workflow: Workflow, now: float) -> None:
-        """After something ended: is the workflow over, or is it the client's turn?"""
+        """After something ended: is the workflow over, or is it the client's turn?
+
+        One that runs here is over when whoever runs it says so: it may try a node again, and it may add nodes.
+        """
         if workflow.live_calls:
             return
         graph = workflow.graph
         if workflow.closing:
-            self.tables.close(workflow, "closed", now)
-        elif workflow.origin == "declared" and not graph.unfinished and (workflow.run_here or not graph.stopped_count):
-            self.tables.close(workflow, "failed" if graph.stopped_count else "complete", now)
+            outcome: Outcome = "closed"
+            if workflow.run_here and not graph.unfinished:
+                outcome = "failed" if graph.stopped_count else "complete"
+            self.tables.close(workflow, outcome, now)
+        elif workflow.origin == "declared" and not workflow.run_here and not (graph.unfinished or graph.stopped_count):
+            self.tables.close(workflow, "complete", now)
         elif workflow.acting_since is None:
             workflow.acting_since = now
             workflow.return_forecast = self.templates.pause(workflow)

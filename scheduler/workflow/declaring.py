@@ -33,7 +33,7 @@ def check(spec: WorkflowSpec, limits: WorkflowLimits) -> tuple[dict[str, dict[st
     if count > limits.nodes_per_workflow:
         message = f"the workflow has {count} nodes; at most {limits.nodes_per_workflow} are allowed"
         raise GraphFault(413, "too_many_nodes", message, "nodes")
-    if not count:
+    if not count and not spec.run_here:  # where the gateway runs it, it may add the nodes as they come to be known
         raise GraphFault(400, "no_nodes", "a workflow needs one node at least", "nodes")
     edges: dict[str, dict[str, EdgeKind]] = {}
     for index, node in enumerate(spec.nodes):
@@ -112,7 +112,7 @@ def build(workflow: Workflow, spec: WorkflowSpec, forecasts: Forecasts) -> None:
     """Fill an empty workflow with the nodes of a specification. Raises GraphFault and leaves it as it was."""
     edges, order = check(spec, workflow.limits)
     by_name = {node.id: node for node in spec.nodes}
-    nodes = {name: _node(workflow, by_name[name]) for name in order}
+    nodes = {name: make_node(workflow, by_name[name]) for name in order}
     workflow.graph.fill(nodes, edges)
     forecasts.predict_all(nodes.values())
     recompute = workflow.graph.critical.recompute
@@ -120,7 +120,8 @@ def build(workflow: Workflow, spec: WorkflowSpec, forecasts: Forecasts) -> None:
         recompute(node)
 
 
-def _node(workflow: Workflow, spec: NodeSpec) -> Node:
+def make_node(workflow: Workflow, spec: NodeSpec) -> Node:
+    """A node as specified, in no graph so far."""
     node = Node(workflow, spec.id, pattern_of(spec.id))
     node.declared = True
     (

@@ -87,11 +87,16 @@ def _grown(workflow: Workflow, event: CallArrived, name: str) -> Node:
         connect(workflow, before, node, edge)
     if event.after:
         _follow_said(workflow, node, event)
-    if workflow.pending and (waiting := workflow.pending.pop(name, None)) is not None:
+    connect_waiting(workflow, node)
+    return node
+
+
+def connect_waiting(workflow: Workflow, node: Node) -> None:
+    """Calls that said they come after a node of this name, before there was one."""
+    if workflow.pending and (waiting := workflow.pending.pop(node.name, None)) is not None:
         workflow.pending_count -= len(waiting)
         for after in waiting:
             connect(workflow, node, after, DECLARED)
-    return node
 
 
 def _follow_said(workflow: Workflow, node: Node, event: CallArrived) -> None:
@@ -159,3 +164,16 @@ def note_hints(workflow: Workflow, event: CallArrived, now: float) -> None:
         workflow.energy_budget_joules = event.energy_budget_joules
     if event.final:
         workflow.closing = True
+
+
+def tools_before(node: Node) -> list[Node]:
+    """The tools that a node waits for, and those that they wait for, in an order in which they can have ended."""
+    dag = node.workflow.graph.dag
+    tools: dict[Node, None] = {}
+    stack = [node]
+    while stack:
+        for before in dag.predecessors(stack.pop()):
+            if before.tool and not before.over and before not in tools:
+                tools[before] = None
+                stack.append(before)
+    return sorted(tools, key=lambda tool: tool.order)

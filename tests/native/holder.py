@@ -18,7 +18,7 @@ from backends.power.sample import take
 
 async def main() -> None:
     """`limit W`, `clock LOW HIGH`, `look`, `resume`, `restore`; the end of input, or SIGTERM, is an orderly end."""
-    folder, gpu, watchdog, redis_url = (*sys.argv[1:], "yes", "")[:4]
+    folder, gpu, watchdog, redis_url = sys.argv[1:] + ["", "", "yes", ""][len(sys.argv) - 1 :]
     device = open_device(gpu, Where())
     said: list[str] = []
     actuator = Actuator(

@@ -9,6 +9,7 @@ import pytest
 
 from scheduler.events import CallArrived, CallFinished
 from scheduler.workflow import GraphFault, Node, NodeSpec, WorkflowBook, WorkflowLimits, WorkflowSpec
+from scheduler.workflow.extending import extend
 from scheduler.workflow.node import OVER_STATES
 
 SMALL = WorkflowLimits(
@@ -33,8 +34,8 @@ class Traffic:
         self.ended: list[str] = []
         self.keys: dict[str, str] = {}
         self.weights = {
-            self.declare: 3, self.arrive: 20, self.start: 16, self.finish: 14, self.fail: 2, self.gone: 1,
-            self.retry: 1, self.place: 8, self.tool: 3, self.fail_node: 1, self.close: 1, self.cancel: 1,
+            self.declare: 3, self.extend: 2, self.arrive: 20, self.start: 16, self.finish: 14, self.fail: 2,
+            self.gone: 1, self.retry: 1, self.place: 8, self.tool: 3, self.fail_node: 1, self.close: 1, self.cancel: 1,
             self.expire: 1,
         }  # fmt: skip
 
@@ -85,7 +86,28 @@ class Traffic:
             if not refused.message or (refused.status != 503 and not unchanged):
                 raise AssertionError("a refusal said nothing, or left something behind") from refused
         else:
-            assert {name for name, node in workflow.graph.nodes.items() if node.state != "planned"}
+            started = {name for name, node in workflow.graph.nodes.items() if node.state != "planned"}
+            assert started or (run_here and not nodes)
+
+    def extend(self) -> None:
+        """A workflow that runs here grows; names may be taken, unknown, or the workflow of somebody else."""
+        made = len(self.ended) + self.calls
+        specs = [
+            NodeSpec(name, self.some((*NAMES, f"new-{made}-0"), 2), self.some(NAMES, 1), prefix=(1,))
+            for name in (f"new-{made}-0", f"new-{made}-1", "later")[: self.random.randrange(1, 4)]
+        ]
+        key, workflow_id = self.key(), f"wf-{self.random.randrange(4)}"
+        workflow = self.book.workflow(key, workflow_id)
+        before = None if workflow is None else (dict(workflow.graph.nodes), workflow.graph.edge_count)
+        try:
+            added = extend(self.book, key, workflow_id, specs, self.now)
+        except GraphFault as refused:
+            after = None if workflow is None else (workflow.graph.nodes, workflow.graph.edge_count)
+            if not refused.message or (refused.status != 503 and after != before):
+                raise AssertionError("a refusal said nothing, or left something behind") from refused
+        else:
+            assert [node.name for node in added] == [spec.id for spec in specs]
+            assert all((node.state == "planned") == bool(node.waiting_for) for node in added)
 
     def arrive(self) -> None:
         self.calls += 1
@@ -199,7 +221,7 @@ class Traffic:
     def fail_node(self) -> None:
         name = self.random.choice(NAMES)
         change = self.book.node_failed(self.key(), f"wf-{self.random.randrange(4)}", name, self.now, "no result")
-        assert change is None or change.node.state == "failed" or change.closed
+        assert change is None or change.node.over
 
     def close(self) -> None:
         self.book.close(self.key(), f"wf-{self.random.randrange(4)}", self.now)

@@ -98,10 +98,10 @@ def a_lease(folder: Path, **fields: object) -> Lease:
 def test_what_was_found_is_restored_and_not_the_default(folder: Path) -> None:
     device = FakeDevice(limit_watts=350.0)
     lease = a_lease(folder, snapshot_watts=500.0, ours_watts=(500.0, 350.0), clock_locked=True)
-    device.clock = (1000.0, 1200.0)
+    device.lock_sm_clock_mhz(1000.0, 1200.0)
     done = restore_lease(lease, device)
     assert (done.state, done.watts) == ("restored", 500.0)
-    assert device.sets == [500.0] and device.clock is None and device.let_go_count == 1
+    assert (device.sets, device.clock, device.let_go_count) == ([500.0], None, 1)
     assert lease.read() is None
     lease.release()
 

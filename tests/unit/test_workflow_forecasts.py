@@ -237,7 +237,7 @@ def test_the_next_run_has_a_forecast() -> None:
     assert workflow.end_allowed(104.0) == pytest.approx(100.0 + 1.5 * 13.0)
     book.call_arrived(CallArrived("x", "key", "m", "next", 100), 106.0)
     assert workflow.returns_at(106.0) is None
-    node = book.node_of_call("x")
+    node = book.tables.by_call.get("x")
     assert node is not None and node.tail_seconds == pytest.approx(node.seconds + 6.0)
     assert template.remainder(10_000).calls == (0, 0)
 

@@ -256,7 +256,7 @@ def test_live_calls_are_never_forgotten() -> None:
     assert caller.book.call_arrived(CallArrived("c4", "key", "m", "wf", 9), 0.0) is None
     caller.finish("c0")
     assert caller.book.call_arrived(CallArrived("c5", "key", "m", "wf", 9), 0.0) is not None
-    assert caller.book.node_of_call("c0") is None
+    assert caller.book.tables.by_call.get("c0") is None
 
 
 def test_the_silent_make_room_first_and_unnamed_calls_push_out_no_named_workflow() -> None:
@@ -301,7 +301,7 @@ def test_a_reduce_joins_its_maps() -> None:
     caller.arrive("sum", workflow="")
     workflow = caller.place("sum", data_from=("c", "a", "b"))
     assert workflow.id == "a" and len(workflow.graph.nodes) == 4
-    last = caller.book.node_of_call("sum")
+    last = caller.book.tables.by_call.get("sum")
     assert last is not None
     assert [node.call_id for node in caller.book.task_group(last).members] == ["c", "a", "b"]
 

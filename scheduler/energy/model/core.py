@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scheduler.energy.model.equations import CAP, DRAW, IDLE, SIZE, prior_values
+from scheduler.energy.model.equations import CAP, DRAW, IDLE, SIZE, Limits, prior_values
 from scheduler.energy.model.expect import Expected, expect, interval
 from scheduler.energy.model.filter import Filter
 from scheduler.energy.model.noise import EDGE_SECONDS, Noise
@@ -22,12 +22,12 @@ WANDER_PER_HOUR = 0.01
 """Variance (relative, squared) that coefficients gain an hour while all is well: ±10 % in an hour are believable."""
 DOUBT = 0.5
 """Relative standard error of every coefficient after an alarm."""
-IDLE_DOUBT, CAP_DOUBT = 0.2, 0.4
+IDLE_DOUBT, CAP_DOUBT = 0.02, 0.4
 """Of that, for what belongs to the card more than to the model on it."""
 DRIFTING_SECONDS = 60.0
 """So long after an alarm outliers count in full, and no further alarm is raised in the first third."""
-BINDING_SHARE = 0.98
-"""A limit binds from this share of it on."""
+BINDING_SHARE, PARTLY_SHARE = 0.98, 0.9
+"""Of the limit, while busy: from here on it binds; below the second it does not bind most steps."""
 MOVED_NOISE = 4.0
 """A window in which the limit moved teaches with so many times the variance."""
 IDLE_BUSY_SECONDS = 0.02
@@ -84,16 +84,22 @@ class EnergyModel:
         total = float((slopes @ beliefs.covariance @ slopes.T)[0, 0]) + noise
         residual = joules - float(beliefs.values[IDLE]) * seconds
         covered = state.idle.saw(residual / total**0.5)
+        drift = state.idle_drift.saw(residual / total**0.5)
+        if drift:
+            state.alarms += 1
+            doubted = np.zeros(SIZE)
+            doubted[IDLE] = DOUBT
+            beliefs.doubt(doubted)
         weight = beliefs.update(slopes, np.array([residual]), np.array([[noise]]), robust=True)
         state.noise.saw_idle(residual, total, noise, min(weight, 1.0))
         state.used += 1
         state.used_idle += 1
-        return Learned(True, (), predicted, planned, joules, covered, False)
+        return Learned(True, (), predicted, planned, joules, covered, drift)
 
     def _learn_busy(self, window: Window) -> Learned:
         state, joules, busy = self._state, window.energy.gpu, window.busy_seconds
         predicted, planned = self._costs(window)
-        before = self._expect(window.work, window.seconds, window.limit_watts)
+        before = self._expect(window.work, window.seconds, _same(window.limit_watts))
         covered = drift = False
         if joules is not None:
             value, error = before.given_busy(busy)
@@ -102,11 +108,11 @@ class EnergyModel:
             state.saw_error(predicted.joules.value, joules)
             drift = not window.limit_moved and self._drift(before, busy, (joules - value) / error)
         state.busy.saw((busy - before.busy_seconds) / before.busy_error)
-        limit = window.limit_watts if self._binds(window) else None
-        expected = before if limit == window.limit_watts else self._expect(window.work, window.seconds, limit)
+        limits = self._held_back(window)
+        expected = before if limits == _same(window.limit_watts) else self._expect(window.work, window.seconds, limits)
         self._update(expected, window, busy, joules)
         state.used += 1
-        state.used_binding += limit is not None
+        state.used_binding += limits.prefill is not None
         return Learned(True, (), predicted, planned, joules, covered if joules is not None else None, drift)
 
     def _drift(self, before: Expected, busy: float, joules_standardised: float) -> bool:
@@ -132,15 +138,20 @@ class EnergyModel:
         if not window.limit_moved:
             state.noise.saw(residual, total, noise, min(weight, 1.0), bound=expected.bound)
 
-    @staticmethod
-    def _binds(window: Window) -> bool:
-        """Whether the enforced limit held the engine back: a throttle reason, or the draw while busy."""
-        limit, joules = window.limit_watts, window.energy.gpu
+    def _held_back(self, window: Window) -> Limits:
+        """Which limits a window teaches about. A draw of 0.98 of the enforced limit or a throttle reason: it bound, and
+        the window teaches the cap layer; else the base alone. Throttled below 0.9: only some steps were held back,
+        and those with prompt tokens draw most."""
+        limit, joules, busy = window.limit_watts, window.energy.gpu, window.busy_seconds
         if limit is None:
-            return False
-        if window.throttled:
-            return True
-        return joules is not None and joules >= BINDING_SHARE * limit * window.seconds
+            return Limits(None, None)
+        share = 0.0
+        if joules is not None and busy > 0:
+            idle = float(self._state.beliefs.values[IDLE])
+            share = (joules - idle * (window.seconds - busy)) / (busy * limit)
+        if share >= BINDING_SHARE or (window.throttled and share >= PARTLY_SHARE):
+            return _same(limit)
+        return Limits(None, limit if window.throttled else None)
 
     def doubt(self, relative: float = DOUBT) -> None:
         """Something changed: another model, another card, an alarm. Widens every interval and learns fast for a while.
@@ -166,7 +177,7 @@ class EnergyModel:
         `busy_seconds`: where it is known already, as it is of a window that has closed; the joules are surer then.
         """
         state = self._state
-        expected = self._expect(work, seconds, limit_watts)
+        expected = self._expect(work, seconds, _same(limit_watts))
         coverage = state.planned if busy_seconds is None else state.given
         joules, error = expected.joules, expected.joules_error
         if busy_seconds is not None:
@@ -230,8 +241,8 @@ class EnergyModel:
     def _own(self, work: Work, limit_watts: float | None) -> tuple[Interval, Interval, Expected]:
         """(seconds, joules with idle power while they last, the expectation) of work alone, as a mean: no edges."""
         state = self._state
-        first = self._expect(work, 0.0, limit_watts, 0.0)
-        expected = self._expect(work, first.busy_seconds, limit_watts, 0.0)
+        first = self._expect(work, 0.0, _same(limit_watts), 0.0)
+        expected = self._expect(work, first.busy_seconds, _same(limit_watts), 0.0)
         # Idle power lasts as long as the work does: a longer step costs more of it.
         idle = float(state.beliefs.values[IDLE])
         slopes = expected.slopes.copy()
@@ -241,10 +252,8 @@ class EnergyModel:
         joules = interval(expected.joules, state.given.quantile * float(np.sqrt(max(variance, 0.0))))
         return interval(expected.busy_seconds, state.busy.quantile * expected.busy_error), joules, expected
 
-    def _expect(
-        self, work: Work, seconds: float, limit_watts: float | None, edge_seconds: float = EDGE_SECONDS
-    ) -> Expected:
-        return expect(self._state.beliefs, self._state.noise, work, seconds, limit_watts, edge_seconds)
+    def _expect(self, work: Work, seconds: float, limits: Limits, edge_seconds: float = EDGE_SECONDS) -> Expected:
+        return expect(self._state.beliefs, self._state.noise, work, seconds, limits, edge_seconds)
 
     def _idle_error(self, seconds: float) -> float:
         beliefs = self._state.beliefs
@@ -286,3 +295,8 @@ class EnergyModel:
         assert np.isfinite(beliefs.mean).all() and (beliefs.mean >= 0).all(), beliefs.mean
         assert np.isfinite(beliefs.covariance).all()
         assert (np.diag(beliefs.covariance) >= 0).all()
+
+
+def _same(limit_watts: float | None) -> Limits:
+    """One limit on all steps."""
+    return Limits(limit_watts, limit_watts)

@@ -37,6 +37,8 @@ UNITS = (
     *("1" for _ in CapPrior._fields),
 )
 TINY = 1e-12
+BLUR_LEAST = 0.01
+"""Steps of a window are not all alike: a limit begins to bind for some before it does for most."""
 
 
 def prior_values(prior: Prior) -> tuple[Floats, Floats]:
@@ -63,52 +65,86 @@ class Forward(NamedTuple):
     """Share of the busy time in which the cap binds."""
 
 
-def forward(coefficients: Floats, work: Work, limit_watts: float | None) -> Forward:
-    """Time and energy of work under a power limit (None = none). `coefficients` has the shape (n, SIZE).
+class Limits(NamedTuple):
+    """Power limits in watts on the two kinds of step: decode alone, and with prompt tokens. None = none."""
+
+    decode: float | None
+    prefill: float | None
+
+
+def forward(coefficients: Floats, work: Work, limits: Limits, blur: float = 0.0) -> Forward:
+    """Time and energy of work under power limits. `coefficients` has the shape (n, SIZE).
 
     A limit acts on a step and not on a window, and a step with prompt tokens may draw twice what a decode step draws.
     So the window is taken for two kinds of step: `prompts` of them with all of the prefill and their part of the
     decoding, the rest with decoding alone.
+
+    `blur`: relative standard error of the demand. Where it is not known on which side of the limit the demand lies, its
+    mean over both sides is taken: else the model would be sure of what follows from a belief that it is not sure of.
     """
     c = coefficients
-    decode = np.array(work[:4])
-    prefill = np.array(work[4:6])
+    decode, prefill = np.array(work[:4]), np.array(work[4:6])
     decode_seconds, decode_joules = c[:, 0:4] @ decode, c[:, 6:10] @ decode
     prefill_seconds = c[:, 4:6] @ prefill + c[:, PROMPT] * work.prompts
     prefill_joules = c[:, 10:12] @ prefill
-    if limit_watts is None:
-        busy = decode_seconds + prefill_seconds
-        return Forward(busy, decode_joules + prefill_joules, np.zeros_like(busy))
     mixed = min(1.0, work.prompts / work.steps) if work.steps > 0 else 1.0
-    pure = _under(c, (1 - mixed) * decode_seconds, (1 - mixed) * decode_joules, c[:, DECODE_EXPONENT], limit_watts)
+    alone = 1 - mixed
+    pure = _under(c, alone * decode_seconds, alone * decode_joules, c[:, DECODE_EXPONENT], limits.decode, blur)
     seconds, joules = mixed * decode_seconds + prefill_seconds, mixed * decode_joules + prefill_joules
     share = prefill_seconds / np.maximum(seconds, TINY)
     exponent = c[:, DECODE_EXPONENT] * (1 - share) + c[:, PREFILL_EXPONENT] * share
-    both = _under(c, seconds, joules, exponent, limit_watts)
+    both = _under(c, seconds, joules, exponent, limits.prefill, blur)
     busy = pure[0] + both[0]
     return Forward(busy, pure[1] + both[1], (pure[2] + both[2]) / np.maximum(busy, TINY))
 
 
 def _under(
-    c: Floats, seconds: Floats, joules: Floats, exponent: Floats, limit_watts: float
+    c: Floats, seconds: Floats, joules: Floats, exponent: Floats, limit_watts: float | None, blur: float
 ) -> tuple[Floats, Floats, Floats]:
     """Steps of one kind under a limit: (seconds, joules above idle, seconds in which it binds)."""
+    if limit_watts is None:
+        return seconds, joules, np.zeros_like(seconds)
     idle = c[:, IDLE]
     demand = idle + joules / np.maximum(seconds, TINY)
-    slowed = seconds * np.maximum(1.0, c[:, ONSET] * demand / limit_watts) ** exponent
-    draw = np.minimum(demand, np.maximum(c[:, DRAW] * limit_watts, idle))
-    return slowed, (draw - idle) * slowed, np.where(demand > c[:, DRAW] * limit_watts, slowed, 0.0)
+    spread = np.maximum(blur, BLUR_LEAST) * demand[0]
+    held = np.maximum(c[:, DRAW] * limit_watts, idle)
+    over, binding = _positive_part((demand - held) / spread)
+    slow, _ = _positive_part((c[:, ONSET] * demand / limit_watts - 1) * (demand[0] / spread))
+    slowed = seconds * (1 + slow * spread / demand[0]) ** exponent
+    return slowed, (demand - over * spread - idle) * slowed, binding * slowed
 
 
-def jacobian(values: Floats, scale: Floats, work: Work, limit_watts: float | None) -> tuple[Forward, Floats]:
+def _positive_part(z: Floats) -> tuple[Floats, Floats]:
+    """(E max(0, z + N), P(z + N > 0)) for a standard normal N, which is taken for a logistic one of like width: it
+    needs no error function, and is as smooth."""
+    width = 0.55
+    scaled = np.clip(z / width, -40.0, 40.0)
+    return np.where(z > 20.0, z, width * np.log1p(np.exp(scaled))), 1 / (1 + np.exp(-scaled))
+
+
+def jacobian(values: Floats, scale: Floats, work: Work, limits: Limits, blur: float) -> tuple[Forward, Floats]:
     """(the forward model at `values`, d(busy seconds, joules above idle)/d(values / scale) of shape (2, SIZE)).
 
-    By differences, over all coefficients in one call: the equations have kinks, and a step of 0.1 % of the prior
-    looks over the finest of them.
+    By differences, over all coefficients in one call: 0.1 % of the prior is fine enough for every bend.
     """
     step = 1e-3
     shifted = np.vstack([values, values + np.diag(step * scale)])
-    result = forward(shifted, work, limit_watts)
+    result = forward(shifted, work, limits, blur)
     seconds, joules = result.busy_seconds, result.above_idle_joules
     slopes = np.vstack([(seconds[1:] - seconds[0]) / step, (joules[1:] - joules[0]) / step])
     return Forward(seconds[:1], joules[:1], result.binding[:1]), slopes
+
+
+def demand_error(values: Floats, scale: Floats, covariance: Floats, work: Work) -> float:
+    """Relative standard error of the power that work demands without a limit: of energy over time, both linear."""
+    decode_prefill = np.array([*work[:6]])
+    seconds = np.zeros(SIZE)
+    seconds[TIME], seconds[PROMPT] = decode_prefill * scale[TIME], work.prompts * scale[PROMPT]
+    joules = np.zeros(SIZE)
+    joules[ENERGY] = decode_prefill * scale[ENERGY]
+    mean = values / scale
+    total_seconds, total_joules = float(seconds @ mean), float(joules @ mean)
+    if total_seconds <= TINY or total_joules <= TINY:
+        return 0.0
+    slopes = joules / total_joules - seconds / total_seconds
+    return float(np.sqrt(max(float(slopes @ covariance @ slopes), 0.0)))

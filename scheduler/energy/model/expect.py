@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scheduler.energy.model.equations import IDLE, jacobian
+from scheduler.energy.model.equations import IDLE, demand_error, jacobian
 from scheduler.energy.model.results import Interval
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from scheduler.energy.model.equations import Limits
     from scheduler.energy.model.filter import Filter
     from scheduler.energy.model.noise import Noise
     from scheduler.energy.work import Work
@@ -59,12 +60,13 @@ class Expected(NamedTuple):
         return _root(self.total[0, 0])
 
 
-def expect(
-    beliefs: Filter, noise: Noise, work: Work, seconds: float, limit_watts: float | None, edge_seconds: float
-) -> Expected:
-    """Of work within some seconds under a limit (None = none). `edge_seconds`: see Noise; 0 for what has no edges."""
+def expect(beliefs: Filter, noise: Noise, work: Work, seconds: float, limits: Limits, edge_seconds: float) -> Expected:
+    """Of work within some seconds under limits. `edge_seconds`: see Noise; 0 for what has no edges."""
     values = beliefs.values
-    result, slopes = jacobian(values, beliefs.scale, work, limit_watts)
+    blur = 0.0
+    if limits.prefill is not None:
+        blur = demand_error(values, beliefs.scale, beliefs.covariance, work)
+    result, slopes = jacobian(values, beliefs.scale, work, limits, blur)
     busy = float(result.busy_seconds[0])
     above = float(result.above_idle_joules[0])
     slopes[1, IDLE] += seconds * beliefs.scale[IDLE]

@@ -37,6 +37,7 @@ class ModelState:
     idle: Coverage = field(default_factory=Coverage)
     """Of joules of idle windows."""
     drift: DriftTest = field(default_factory=lambda: DriftTest(2))
+    idle_drift: DriftTest = field(default_factory=lambda: DriftTest(1))
     drifting_seconds: float = 0.0
     """What is left of the time after an alarm in which it learns fast."""
     last_end: float | None = None
@@ -76,6 +77,7 @@ def exported(state: ModelState) -> dict[str, Any]:
         "noise": state.noise.export(),
         **{name: getattr(state, name).export() for name in COVERAGES},
         "drift": state.drift.export(),
+        "idle_drift": state.idle_drift.export(),
         "drifting_seconds": state.drifting_seconds,
         **{name: getattr(state, name) for name in COUNTS},
         "marked": dict(state.marked),
@@ -99,6 +101,7 @@ def restored(data: dict[str, Any], prior: Prior) -> ModelState:
         for name in COVERAGES:
             setattr(state, name, Coverage.restored(data[name]))
         state.drift = DriftTest.restored(data["drift"])
+        state.idle_drift = DriftTest.restored(data["idle_drift"])
         state.drifting_seconds = float(data["drifting_seconds"])
         for name in COUNTS:
             setattr(state, name, int(data[name]))
@@ -150,7 +153,11 @@ def describe(state: ModelState, prior: Prior) -> dict[str, Any]:
             }
             for name, coverage in ((name, getattr(state, name)) for name in COVERAGES)
         },
-        "drift": {"level": state.drift.level, "drifting": state.drifting_seconds > 0, "alarms": state.alarms},
+        "drift": {
+            "level": max(state.drift.level, state.idle_drift.level),
+            "drifting": state.drifting_seconds > 0,
+            "alarms": state.alarms,
+        },
         "windows": {
             "used": state.used,
             "idle": state.used_idle,

@@ -9,8 +9,6 @@ from scheduler.workflow.inference.hashing import digest_of
 from scheduler.workflow.inference.sampling import SHORTEST, STEP, Sieve, window_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from scheduler.workflow.inference.quotes import Quote
 
 OWNERS_MAX = 8
@@ -52,17 +50,19 @@ class Text:
         self.keys: list[int] = []
         """Of the windows that it is indexed by; none for one too short to be found within others."""
 
-    def occurrences(self, data: bytes, position: int, key: int) -> Iterator[int]:
-        """Where in `data` it stands, if the window at `position` has this key of it."""
-        first = position - self.base
-        at = -1
-        for _ in range(self.keys.count(key)):
-            at = self.keys.index(key, at + 1)
-            start = first - at
-            if start >= 0 and data.startswith(self.head, start):
-                span = data[start : start + self.length]
-                if len(span) == self.length and digest_of(span) == self.digest:
-                    yield start
+    def occurrences(self, data: bytes, position: int) -> tuple[int, list[int]]:
+        """Where in `data` it stands, if the window at `position` is one of those that it is indexed by; and how many
+        places were compared in full, more than one in a text that repeats itself."""
+        last, length, tried, found = position - self.base, self.length, 0, []
+        if last < 0:
+            return 0, found
+        start = max(0, last - STEP + 1)
+        while (start := data.find(self.head, start, last + HEAD_BYTES)) >= 0:
+            tried += 1
+            if len(data) - start >= length and digest_of(data[start : start + length]) == self.digest:
+                found.append(start)
+            start += 1
+        return tried, found
 
 
 class Call:
@@ -97,7 +97,7 @@ class Call:
         """When another call went on from it or quoted it for the first time; 0 = not yet."""
         self.flow = since
         """Equal for calls that were found to belong together. A call found later may have another: it is a hint."""
-        self.chain: bytes | None = None
+        self.chain: int | None = None
         """Its whole list of messages, if others may extend it."""
         self.prompt: tuple[int, bytes] | None = None
         """Length in bytes and digest of a bare text."""
@@ -119,7 +119,7 @@ class KeyMemory:
         self.name = name
         self.calls: OrderedDict[str, Call] = OrderedDict()
         """By age."""
-        self.lists: dict[bytes, list[Call]] = {}
+        self.lists: dict[int, list[Call]] = {}
         self.messages: dict[bytes, Call] = {}
         self.prefixes: dict[int, Call] = {}
         """By hash: the call that brought it first."""

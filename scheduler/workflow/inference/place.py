@@ -14,6 +14,7 @@ The rules, precision first:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from scheduler.workflow.inference import quotes
@@ -150,12 +151,12 @@ class Place:
         """Is it in a beginning that was in use before it was said?"""
         if quote.escaped:
             return False
-        end = self._prompt.lead_end(number, quote.end)
-        for one, length in zip(self._prompt.prefix, PREFIX_BYTES, strict=False):
-            if length >= end:
-                first = self._key.prefixes.get(one)
-                return first is not None and first.since < quote.text.since
-        return False
+        prefix = self._prompt.prefix
+        shortest = bisect_left(PREFIX_BYTES, self._prompt.lead_end(number, quote.end))
+        if shortest >= len(prefix):
+            return False
+        first = self._key.prefixes.get(prefix[shortest])
+        return first is not None and first.since < quote.text.since
 
     def _producers(self, found: list[Quote]) -> dict[Call, float]:
         """Whose outputs these are, in their order."""

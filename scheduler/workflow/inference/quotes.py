@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.workflow.inference.memory import Text
-from scheduler.workflow.inference.sampling import SHORTEST
+from scheduler.workflow.inference.sampling import SHORTEST, STEP
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,15 +74,15 @@ def _matches(data: bytes, windows: Mapping[int, Text | list[Text]], sieve: Sieve
     if len(data) < SHORTEST:
         return found
     places, compared = 0, 0
-    for position, key in sieve.survivors(data):
-        owners = windows.get(key)
-        if owners is None:
+    for sample, key in zip(*sieve.survivors(data), strict=True):
+        if key not in windows:
             continue
+        owners = windows[key]
         for text in (owners,) if isinstance(owners, Text) else owners:
-            count = text.keys.count(key)  # more than one in a text that repeats itself
-            places += count
-            compared += count * text.length
-            found += [Quote(start, start + text.length, text) for start in text.occurrences(data, position, key)]
+            tried, starts = text.occurrences(data, sample * STEP)
+            places += tried
+            compared += tried * text.length
+            found += [Quote(start, start + text.length, text) for start in starts]
         if places > CANDIDATES_MAX or compared > COMPARED_BYTES_MAX:
             counters.cut_short += 1
             break

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from scheduler.workflow.inference.hashing import digest_of, number
@@ -19,34 +21,25 @@ OPENING_BYTES = 96
 """So much of the first line does where there is no system message: what comes behind is the matter itself."""
 _DROPPED_BITS = 4
 """Of a prefix's hash: Python's integers of 60 bits are smaller than those of 64."""
-_MARKS = {role: b"%b\0" % role.encode() for role in ("", "system", "developer", "user", "assistant", "tool")}
+_MARKS = {role: number(role.encode()) for role in ("", "system", "developer", "user", "assistant", "tool")}
 
 
 class Prompt:
     """A prompt, read once."""
 
-    __slots__ = ("_seed", "chains", "data", "digests", "instructions", "marks", "plain", "prefix", "roles")
+    __slots__ = ("_ends", "_seed", "chains", "data", "digests", "instructions", "plain", "prefix", "roles")
 
     def __init__(self, segments: Sequence[Segment], model: str | None) -> None:
-        self.roles: list[str] = []
-        self.marks: list[bytes] = []
-        self.data: list[bytes] = []
+        self.roles = roles = [role for role, _ in segments]
+        self.data = [text.encode("utf-8", "surrogatepass").strip() for _, text in segments]
         """Without the white space around each: clients strip what they send back."""
-        self.digests: list[bytes] = []
-        self.chains: list[bytes] = []
+        self.digests = list(map(digest_of, self.data))
+        self.chains: list[int] = []
         """Of the list up to and with each message, roles included."""
-        chain = b""
-        for role, text in segments:
-            mark = _MARKS.get(role) or b"%b\0" % role.encode("utf-8", "surrogatepass")
-            data = text.encode("utf-8", "surrogatepass").strip()
-            digest = digest_of(data)
-            chain = digest_of(chain + mark + digest)
-            self.roles.append(role)
-            self.marks.append(mark)
-            self.data.append(data)
-            self.digests.append(digest)
+        chain = 0
+        for role, digest in zip(roles, self.digests, strict=True):
+            chain = number(digest, chain ^ _mark(role))
             self.chains.append(chain)
-        roles = self.roles
         self.plain = "" in roles
         """Texts without roles: no list of messages."""
         instructions = 0
@@ -55,6 +48,7 @@ class Prompt:
         self.instructions = instructions
         """So many messages at the beginning are instructions: a list of these alone says nothing of a workflow."""
         self._seed = number((model or "").encode("utf-8", "surrogatepass"))
+        self._ends = list(accumulate(map(len, self.data)))
         self.prefix = self._prefixes()
         """See Placement."""
 
@@ -65,7 +59,7 @@ class Prompt:
 
     def lead_end(self, number: int, end: int) -> int:
         """Where in the text that prefixes are taken of the byte at `end` of this message stands."""
-        return sum(map(len, self.marks[: number + 1])) + sum(map(len, self.data[:number])) + number + end
+        return (self._ends[number - 1] if number else 0) + end
 
     def fingerprint(self) -> str:
         """See Placement."""
@@ -80,18 +74,24 @@ class Prompt:
         return f"{number(opening, self._seed):016x}"
 
     def _prefixes(self) -> tuple[int, ...]:
-        """Each of the messages before, by their digests, and of the beginning of the one that it ends in."""
-        found: list[int] = []
-        before, start, wanted = b"", 0, 0
-        for mark, data, chain in zip(self.marks, self.data, self.chains, strict=True):
-            start += len(mark)
-            reached = start + len(data)
-            if reached >= PREFIX_BYTES[wanted]:
-                view, seed = memoryview(data), number(before + mark, self._seed)
-                while reached >= (end := PREFIX_BYTES[wanted]):
-                    found.append(number(view[: max(0, end - start)], seed) >> _DROPPED_BITS)
-                    wanted += 1
-                    if wanted == len(PREFIX_BYTES):
-                        return tuple(found)
-            before, start = chain, reached + 1
+        """Each of the messages before, by their digests, and of the beginning of the one that it ends in.
+
+        Within a message each goes on from the one before, so that no byte is hashed twice."""
+        ends, found = self._ends, []
+        message, cut, hashed = -1, 0, 0
+        for length in PREFIX_BYTES:
+            if not ends or length > ends[-1]:
+                break
+            if message < 0 or length > ends[message]:
+                message, cut = bisect_left(ends, length), 0
+                before, chain = (ends[message - 1], self.chains[message - 1]) if message else (0, 0)
+                view, hashed = memoryview(self.data[message]), chain ^ _mark(self.roles[message]) ^ self._seed
+            hashed = number(view[cut : length - before], hashed)
+            cut = length - before
+            found.append(hashed >> _DROPPED_BITS)
         return tuple(found)
+
+
+def _mark(role: str) -> int:
+    mark = _MARKS.get(role)
+    return number(role.encode("utf-8", "surrogatepass")) if mark is None else mark

@@ -64,20 +64,21 @@ class Sieve:
         """Count these windows in."""
         counts, shift = self._counts, self._key_shift
         for key in keys:
-            if (count := counts[key >> shift]) != 255:
-                counts[key >> shift] = count + 1
+            slot = key >> shift
+            if (count := counts[slot]) != 255:
+                counts[slot] = count + 1
 
     def remove(self, keys: Sequence[int]) -> None:
         """Count them out; a slot that was full once stays so."""
         counts, shift = self._counts, self._key_shift
         for key in keys:
-            if (count := counts[key >> shift]) != 255:
-                counts[key >> shift] = count - 1
+            slot = key >> shift
+            if (count := counts[slot]) != 255:
+                counts[slot] = count - 1
 
-    def survivors(self, data: bytes) -> list[tuple[int, int]]:
-        """Positions in `data` (at least SHORTEST bytes) whose samples may be known, each with its key."""
+    def survivors(self, data: bytes) -> tuple[list[int], list[int]]:
+        """The samples of `data` (at least SHORTEST bytes) that may be known: their numbers, and their keys."""
         samples = sampled(data)
-        hits = (self._view.take((samples >> self._shift).view(np.int64)) > 0).nonzero()[0]
-        if not len(hits):
-            return []
-        return list(zip((hits * STEP).tolist(), (samples.take(hits) >> _DROPPED).tolist(), strict=True))
+        slots = (samples >> self._shift).view(np.int64)
+        hits = (self._view.take(slots, mode="wrap") > 0).nonzero()[0]  # all are within; "wrap" is the quickest check
+        return hits.tolist(), (samples.take(hits) >> _DROPPED).tolist()

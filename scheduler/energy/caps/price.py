@@ -1,0 +1,93 @@
+"""What would the present load take and cost under another cap? The counterfactual behind every decision and claim.
+
+Work is offered from outside, so under a lower cap the same tokens come in the same time; each step takes longer, so
+more sequences share it, and there are fewer steps. How many follows from the busy share: with sequences that come at
+random and stay for a time that grows with the step, an engine is idle with probability exp(−arrivals · stay) (M/G/∞), so
+one that is busy for a share u is busy for 1 − (1 − u)^r once steps take r times as long. The rest is the live model's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from scheduler.energy.model.results import Interval
+
+if TYPE_CHECKING:
+    from scheduler.energy.caps.view import CostModel, Load
+
+ROUNDS_MAX = 12
+"""To find how many steps there would be; light loads need three, one near saturation all of them."""
+CLOSE_ENOUGH = 0.002
+BUSY_MOST = 0.995
+"""An engine that is busier than this in a window says nothing of how much more it could bear."""
+STRETCH_MOST = 20.0
+"""Steps that take longer than this many times what they took: the load does not fit under that cap."""
+
+
+class Price(NamedTuple):
+    """Of the load under one cap."""
+
+    watts: float
+    """The cap, of each GPU."""
+    joules_per_token: Interval
+    """Of a useful token, idle power included."""
+    draw_watts: float
+    """Mean over all the time, of all GPUs."""
+    demand_watts: float
+    """While busy, all GPUs: what it draws then."""
+    step_seconds: float
+    """Mean of a step."""
+    stretch: float
+    """Times as long as the load's own steps were."""
+    unsure: float
+    """≥ 1: the pessimistic time over the predicted."""
+    first_token: float
+    """Grows as a first token's time does: prompt step ÷ share of the time in which no other prompt is computed."""
+    busy_share: float
+    batch: float
+    """Mean number of sequences in a step."""
+    binding: bool
+    fits: bool
+    """The engine can do that much under this cap."""
+
+    def describe(self) -> dict[str, Any]:
+        """JSON types."""
+        return {**self._asdict(), "joules_per_token": self.joules_per_token._asdict()}
+
+
+def price(model: CostModel, load: Load, watts: float, gpus: int, sequences_max: int, steps: float = 0.0) -> Price:
+    """The load under a cap of so many watts on each GPU. `steps`: a first guess, as of a neighbouring cap.
+
+    The load must have steps and useful tokens.
+    """
+    work, seconds, limit = load.work, load.seconds, watts * gpus
+    own = model.predict_window(work, seconds, load.limit_watts).busy_seconds.value / work.steps
+    share = min(load.busy_seconds / seconds, BUSY_MOST)
+    steps = steps or work.steps
+    for _ in range(ROUNDS_MAX):
+        cost = model.predict_window(work._replace(steps=steps), seconds, limit)
+        stretch = min(cost.busy_seconds.value / steps / own, STRETCH_MOST)
+        busy_share = 1.0 - (1.0 - share) ** stretch
+        before, steps = steps, max(work.steps * busy_share / share / stretch, 1.0)
+        if abs(steps - before) <= CLOSE_ENOUGH * before:
+            break
+    busy = max(cost.busy_seconds.value, 1e-9)
+    batch = work.decode_tokens / steps
+    prompts = max(work.prompts, 1.0)
+    one = model.step(batch, work.context_tokens / work.steps * batch / max(load.batch, 1e-9),
+                     work.prefill_tokens / prompts, limit).seconds.value  # fmt: skip
+    others = min(work.prompts * one / seconds, 0.95)
+    return Price(
+        watts,
+        cost.joules.times(1.0 / load.useful_tokens),
+        cost.joules.value / seconds,
+        (cost.joules.value - model.idle_watts.value * max(seconds - busy, 0.0)) / busy,
+        own * stretch,
+        stretch,
+        max(cost.busy_seconds.high / busy, 1.0),
+        one / (1.0 - others),
+        busy_share,
+        batch,
+        cost.cap_state == "binding",
+        stretch < STRETCH_MOST and batch < sequences_max,
+    )

@@ -1,0 +1,114 @@
+"""What is the controller told of an engine? Its cards, its load, what its calls saw; and what a model must answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from scheduler.energy.model.results import Interval, StepCost, WindowCost
+    from scheduler.energy.work import Work
+
+
+class CostModel(Protocol):
+    """The live model of one engine, as far as caps need it: `scheduler.energy.model.EnergyModel` is one.
+
+    Watts and joules are of all its GPUs together.
+    """
+
+    def step(
+        self, batch: float, context_tokens: float, prefill_tokens: float = 0.0, limit_watts: float | None = None
+    ) -> StepCost:
+        """An engine step of `batch` sequences that read `context_tokens` in all, with a prompt of so many tokens."""
+
+    def predict_window(self, work: Work, seconds: float, limit_watts: float | None = None) -> WindowCost:
+        """Joules and busy time of work within so many seconds under a limit."""
+
+    @property
+    def idle_watts(self) -> Interval:
+        """Power with nothing running."""
+
+    @property
+    def drifting(self) -> bool:
+        """The engine is lately not what was learned."""
+
+
+class CardLimits(NamedTuple):
+    """Power limits of each GPU of the engine, in watts; of several cards the strictest of each."""
+
+    requested: float
+    """What was asked of the driver last, by whomever."""
+    enforced: float
+    """The strictest of all that bind (VBIOS, host, BMC, driver)."""
+    default: float
+    """Its TDP, of which shares are taken."""
+    lowest: float
+    highest: float
+
+
+class Load(NamedTuple):
+    """What the engine did lately. Work is offered from outside: under another cap the same comes in as much time."""
+
+    work: Work
+    """Sums over the windows of the last `load_seconds`, corrections included."""
+    seconds: float
+    busy_seconds: float
+    limit_watts: float
+    """Mean enforced limit of all GPUs together in that time."""
+
+    @property
+    def useful_tokens(self) -> float:
+        """Tokens that somebody asked for: output tokens, the first of each call included."""
+        return self.work.decode_tokens + self.work.prompts
+
+    @property
+    def batch(self) -> float:
+        """Mean number of sequences that a step decoded."""
+        return self.work.decode_tokens / max(self.work.steps, 1.0)
+
+
+class Seen(NamedTuple):
+    """What one call saw, and under which limit: under another it would have seen something else."""
+
+    at: float
+    """When the call's first token came (TTFT), or when it ended (ITL)."""
+    seconds: float
+    limit_watts: float
+    """Of all GPUs together, when it was seen."""
+
+
+class Slack(NamedTuple):
+    """The tightest of the live workflows: the one that bears the least stretching of what is still to be computed."""
+
+    remaining_seconds: float
+    """How long it is predicted to take from now, at the pace of now."""
+    slack_seconds: float
+    """How much later than that it may end; negative: it is late."""
+    free_seconds: float = 0.0
+    """How long its calls beside the critical path may wait unnoticed; said in the decision, not used up by caps."""
+
+
+class EngineView(NamedTuple):
+    """One engine at the time of a decision. None = not known, which never makes a cap tighter."""
+
+    engine: str
+    gpus: int
+    """That share its work: their caps move together."""
+    limits: CardLimits | None
+    load: Load | None
+    ttft: tuple[Seen, ...]
+    """Of the calls of the last `horizon_seconds`, in the order of their times."""
+    itl: tuple[Seen, ...]
+    running: float | None
+    """Sequences in the engine now; context_tokens: their tokens, all together."""
+    context_tokens: float | None
+    waiting: float | None
+    """In the engine's own queue (vllm:num_requests_waiting); calls that a policy holds back are not among them."""
+    telemetry_seconds: float | None
+    """Age of the oldest of: the last whole window, the last probe, the last reading of the limit."""
+    slack: Slack | None = None
+    """None: no live workflow has promised an end."""
+    settle_seconds: float = 1.0
+    """Until a new limit is in force."""
+    sequences_max: int = 256
+    """vLLM's max_num_seqs."""
+    sm_clock_max_mhz: float | None = None
