@@ -52,10 +52,16 @@ def _add_agent(commands: Any) -> None:
 
 
 def _power(options: argparse.Namespace) -> int:
+    from pydantic import ValidationError
+
     from backends.power import cli
 
     try:
         chosen = _chosen(options)
+    except ValidationError as wrong:
+        for fault in wrong.errors():
+            print_error(f"{options.config}: {'.'.join(map(str, ('power', *fault['loc'])))}: {fault['msg']}")
+        return EXIT_USAGE
     except (OSError, ValueError) as error:
         print_error(f"{options.config}: {error}")
         return EXIT_USAGE

@@ -18,8 +18,8 @@ from backends.power.sample import Sample, failed, take, to_json
 from backends.power.threads import DeviceThread
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Sequence
+    from pathlib import Path
 
     from backends.power.device import PowerDevice
 

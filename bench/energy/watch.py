@@ -38,7 +38,7 @@ class Sight(NamedTuple):
     """Which calls share a prefix, and how long it is."""
     sample_seconds: float = 0.1
     probe_seconds: float = 0.5
-    steps_reported: bool = True
+    counters: bool = True
     """The engine has counters at all."""
 
 
@@ -138,14 +138,14 @@ class Watch:
         now = time.now
         self._progress(now)
         self.joules_at_probe[now] = engine.meter.joules
-        if sight.steps_reported and (window := self._maker.counters(self._counters(now))) is not None:
+        if sight.counters and (window := self._maker.counters(self._counters(now))) is not None:
             self._on_window(window)
         jitter = self._random.uniform(-JITTER_SECONDS, JITTER_SECONDS) / 2
         time.at(now + sight.probe_seconds + jitter, self._probe)
 
     def _counters(self, now: float) -> Counters:
         engine = self._engine
-        totals, run = engine.totals, engine._run  # noqa: SLF001  (vLLM's counters move with each step, the twin's with a run)
+        totals, run = engine.totals, engine._run  # vLLM counts each step, the twin each run
         done = run.done(engine.now) if run is not None else 0
         decode = run.batch.decode if run is not None else 0
         return Counters(

@@ -233,5 +233,12 @@ class WorkflowRun:
         self._tell("workflow.finished", None)
 
     def _tell(self, event: str, node: NodeRun | None) -> None:
+        """All hear of it, whatever becomes of one of them."""
+        failed: Exception | None = None
         for listener in list(self.listeners):
-            listener(event, node)
+            try:
+                listener(event, node)
+            except Exception as error:  # noqa: BLE001  (raised below)
+                failed = failed or error
+        if failed is not None:
+            raise failed

@@ -47,7 +47,9 @@ def test_a_limit_is_set_clamped_and_put_back(url: str, tmp_path: Path) -> None:
         await actuator.start()
         outcome = await actuator.set_limit_watts("gpu", 100.0)
         assert outcome[1:5] == ("applied", 100.0, 200.0, 200.0)
-        assert reopen(device.spec).limits().requested_watts == 200.0
+        again = reopen(device.spec)
+        assert again.limits().requested_watts == 200.0
+        again.close()
         (done,) = await actuator.close()
         assert (done.state, device.limits().requested_watts) == ("restored", 700.0)
         device.close()

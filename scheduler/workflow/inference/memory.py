@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from scheduler.workflow.inference.hashing import digest_of
-from scheduler.workflow.inference.sampling import SHORTEST, STEP, Sieve, window_keys
+from scheduler.workflow.inference.sampling import SHORTEST, SLOT_BYTES, STEP, Sieve, window_keys
 
 if TYPE_CHECKING:
     from scheduler.workflow.inference.quotes import Quote
@@ -133,9 +133,9 @@ class Memory:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        slots = 1 << max(16, (max_bytes // 16).bit_length() - 1)
+        slots = 1 << max(14, (max_bytes // 64).bit_length() - 1)
         self.sieve = Sieve(slots)
-        self.bytes = slots
+        self.bytes = SLOT_BYTES * slots
         self.calls: OrderedDict[str, Call] = OrderedDict()
         self.keys: dict[str, KeyMemory] = {}
         self._by_size: dict[int, dict[KeyMemory, None]] = {}

@@ -7,6 +7,7 @@ eight bytes with gaps between them: contiguous text of that length is not rare, 
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -30,6 +31,9 @@ _APART: Final = 24
 """Bytes from one of a window's words to the next."""
 _WEIGHTS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], _WORD)
 _DROPPED = np.array(64 - KEY_BITS, _WORD)
+_TAG_SHIFT: Final = KEY_BITS - 48
+"""A tag is a hash's bits 16 to 31."""
+SLOT_BYTES: Final = 3
 
 
 def hashes(data: bytes, base: int, step: int, count: int) -> NDArray[np.uint64]:
@@ -50,21 +54,27 @@ def sampled(data: bytes) -> NDArray[np.uint64]:
 
 
 class Sieve:
-    """Which samples may be known? A counter per slot, for all keys together: it only says where to look."""
+    """Which samples may be known? For all keys together: it only says where to look.
+
+    A slot has the bits that the tags of its windows have between them. So whoever's tag has others is not known; that
+    is nearly all, though a table that fits the caches has a window in every tenth slot.
+    """
 
     def __init__(self, slots: int) -> None:
-        """`slots`: a power of two; as many bytes."""
+        """`slots`: a power of two; SLOT_BYTES each."""
         bits = slots.bit_length() - 1
         self._counts = bytearray(slots)
-        self._view = np.frombuffer(self._counts, np.uint8)
+        self._tags = array("H", bytes(2 * slots))
+        self._view = np.frombuffer(self._tags, np.uint16)
         self._shift = np.array(64 - bits, _WORD)
         self._key_shift = KEY_BITS - bits
 
     def add(self, keys: Sequence[int]) -> None:
         """Count these windows in."""
-        counts, shift = self._counts, self._key_shift
+        counts, tags, shift = self._counts, self._tags, self._key_shift
         for key in keys:
             slot = key >> shift
+            tags[slot] |= key >> _TAG_SHIFT & 0xFFFF
             if (count := counts[slot]) != 255:
                 counts[slot] = count + 1
 
@@ -75,10 +85,15 @@ class Sieve:
             slot = key >> shift
             if (count := counts[slot]) != 255:
                 counts[slot] = count - 1
+                if count == 1:
+                    self._tags[slot] = 0
 
     def survivors(self, data: bytes) -> tuple[list[int], list[int]]:
         """The samples of `data` (at least SHORTEST bytes) that may be known: their numbers, and their keys."""
         samples = sampled(data)
         slots = (samples >> self._shift).view(np.int64)
-        hits = (self._view.take(slots, mode="wrap") > 0).nonzero()[0]  # all are within; "wrap" is the quickest check
+        tags = samples.view(np.uint16)[1::4]
+        bits = self._view.take(slots, mode="wrap")  # all are within: this is the quickest check
+        bits &= tags
+        hits = (bits == tags).nonzero()[0]
         return hits.tolist(), (samples.take(hits) >> _DROPPED).tolist()
