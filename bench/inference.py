@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from scheduler.events import Event
 
 PRECISION_MIN, RECALL_MIN = 0.98, 0.9
+TARGET_US = {4096: 30.0, 32_768: 200.0}
+"""By a prompt's tokens: on average, with 1,000 workflows live. Printed beside the figures, and not asserted: what else
+the machine does is in them."""
 CHAT_ROUTE = "/v1/chat/completions"
 CHARACTERS_PER_TOKEN = 4
 OUTPUT_CHARACTERS = 1200
@@ -56,7 +59,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print. 1 if a workload is placed worse than asked for. BenchError for options that are no use."""
+    """Measure and print. 1 if a workload is placed worse than asked for, however long it took. BenchError for options
+    that are no use."""
     if not (args.seconds > 0 and args.rate > 0 and args.rounds > 0 and args.live > 0 and args.mib > 0):
         raise BenchError("--seconds, --rate, --rounds, --live and --mib must be above 0")
     accuracy = list(judge_all(args))
@@ -67,13 +71,14 @@ def run(args: argparse.Namespace) -> int:
             f"{row.traffic:<40}{row.calls:>7}{row.true_edges:>7}{row.precision:>11.4f}{row.recall:>8.4f}{shown:>18}"
             f"{row.us_per_call:>11.1f}"
         )
-    speeds = [speed(tokens, args, grown=grown) for tokens in (4096, 32_768) for grown in (False, True)]
-    print(f"\n{'a prompt, µs':<36}{'mean':>8}{'p50':>8}{'p99':>8}{'its answer':>12}{'MiB':>7}{'calls kept':>12}")
+    speeds = [speed(tokens, args, grown=grown) for tokens in TARGET_US for grown in (False, True)]
+    heads = f"{'mean':>8}{'target':>8}{'p50':>8}{'p99':>8}{'its answer':>12}{'MiB':>7}{'calls kept':>12}"
+    print(f"\n{'a prompt, µs':<36}{heads}")
     for one in speeds:
         name = f"{one['prompt_tokens']} tokens, {'a conversation' if one['grown'] else 'never seen before'}"
         print(
-            f"{name:<36}{one['mean_us']:>8.1f}{one['p50_us']:>8.1f}{one['p99_us']:>8.1f}{one['answered_us']:>12.1f}"
-            f"{one['mib']:>7.1f}{one['calls_kept']:>12}"
+            f"{name:<36}{one['mean_us']:>8.1f}{one['target_us']:>8.0f}{one['p50_us']:>8.1f}{one['p99_us']:>8.1f}"
+            f"{one['answered_us']:>12.1f}{one['mib']:>7.1f}{one['calls_kept']:>12}"
         )
     answers = answer_speed()
     print(f"\nan answer's text, 500 tokens: {answers['stream_us']:.0f} µs streamed, {answers['whole_us']:.0f} µs whole")
@@ -344,6 +349,7 @@ def speed(prompt_tokens: int, args: argparse.Namespace, *, grown: bool) -> dict[
         "prompt_tokens": prompt_tokens,
         "grown": grown,
         "live": args.live,
+        "target_us": TARGET_US[prompt_tokens],
         "mean_us": sum(arrived) / len(arrived),
         "p50_us": ordered[len(ordered) // 2],
         "p99_us": ordered[len(ordered) * 99 // 100],

@@ -1,6 +1,6 @@
-"""OpenAI's Batch API through Joulegate, with openai-python as it is:
+"""OpenAI's Batch API through Joulegate, with openai-python as it is.
 
-    python examples/batch.py --base-url http://127.0.0.1:8080/v1 --model MODEL
+    python examples/batch.py [URL] [--model MODEL] [--key KEY]
 
 Ten questions are uploaded as one file, answered when it is cheapest, and their answers printed.
 """
@@ -15,16 +15,19 @@ import time
 
 from openai import OpenAI
 
+URL = os.environ.get("GATEWAY_URL", "http://127.0.0.1:8080")
+KEY = os.environ.get("GATEWAY_API_KEY", "none")
 COUNTRIES = ("Chile", "Ghana", "India", "Japan", "Kenya", "Laos", "Malta", "Nepal", "Oman", "Peru")
 
 
 def main() -> int:
     """Upload, create, wait, download. Returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base-url", default="http://127.0.0.1:8080/v1")
-    parser.add_argument("--model", help="by default the first that the gateway has")
+    parser = argparse.ArgumentParser(description="answer ten questions as a batch")
+    parser.add_argument("url", nargs="?", default=URL, help=f"of the gateway (default: {URL})")
+    parser.add_argument("--model", help="default: the first that the gateway serves")
+    parser.add_argument("--key", default=KEY, help="an API key of the gateway, if it has any")
     options = parser.parse_args()
-    client = OpenAI(base_url=options.base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"))
+    client = OpenAI(base_url=f"{options.url.rstrip('/')}/v1", api_key=options.key)
     model = options.model or client.models.list().data[0].id
 
     requests = [

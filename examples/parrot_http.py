@@ -1,6 +1,6 @@
 """A map-reduce program in Parrot's API over plain HTTP, with nothing but Python's standard library.
 
-    python examples/parrot_http.py http://127.0.0.1:8080 [--key KEY] [--model MODEL] [FILE]
+    python examples/parrot_http.py [URL] [FILE] [--model MODEL] [--key KEY]
 
 It cuts a text into parts, asks for a summary of each, and for one summary of the summaries. All calls are submitted
 before anything runs; asking for the last variable runs what it needs, and the gateway knows the whole graph before the
@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+URL = os.environ.get("GATEWAY_URL", "http://127.0.0.1:8080")
+KEY = os.environ.get("GATEWAY_API_KEY", "")
 TEXT = """A call is one model request. A workflow is the graph of calls behind one answer that a user sees.
 
 An engine reads all its weights for each step, whatever the batch: calls that share a step share its cost.
@@ -74,9 +77,9 @@ class Session:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="summarize a text by map-reduce, in Parrot's API")
-    parser.add_argument("url", help="of the gateway, like http://127.0.0.1:8080")
+    parser.add_argument("url", nargs="?", default=URL, help=f"of the gateway (default: {URL})")
     parser.add_argument("file", nargs="?", type=Path, help="the text; parts are separated by empty lines")
-    parser.add_argument("--key", default="", help="an API key of the gateway, if it has any")
+    parser.add_argument("--key", default=KEY, help="an API key of the gateway, if it has any")
     parser.add_argument("--model", help="default: the gateway's")
     options = parser.parse_args()
     text = options.file.read_text() if options.file else TEXT

@@ -104,11 +104,16 @@ class Admission:
             connection.authorized = Authorized(self.keys, presented, name)
         return name
 
-    def check_before_body(self, request: Request, connection: Client) -> None:
-        """RequestFault 401 before a body is read (or asked for with 100-continue)."""
+    def check_before_body(self, request: Request, connection: Client, *, keyless: bool = False) -> None:
+        """RequestFault 401 before a body is read (or asked for with 100-continue). `keyless`: a key may stand in it."""
         if request.method == b"OPTIONS" and request.fields.get(b"content-length") == b"0":
             return
-        request.key_name = self.authenticate(request, connection)
+        try:
+            request.key_name = self.authenticate(request, connection)
+        except RequestFault:
+            if not keyless:
+                raise
+            request.strangers = True
 
     def admit(self, request: Request, connection: Client, call: Call) -> Admitted:
         """Fill in the call; returns what the engine will be sent."""

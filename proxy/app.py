@@ -284,6 +284,7 @@ class App:
         self.config = config
         gateway.timeouts = config.timeouts
         gateway.server.limits, gateway.server.timeouts = config.limits, config.timeouts
+        gateway.inner.answer_bytes_max = config.limits.inner_answer_bytes
         gateway.admission.configure(config)
         self.own.configure(config)
         gateway.tell(QuotasChanged(quotas(config)))

@@ -93,7 +93,8 @@ def _of_file(file: Path | None) -> tuple[PowerConfig, tuple[str, ...]]:
     tables = tomllib.loads(file.read_text())
     config = PowerConfig.model_validate(tables.get("power", {}))
     engines = [engine for engine in tables.get("engines", []) if isinstance(engine, dict)]
-    gpus = [str(gpu) for engine in engines for gpu in engine.get("gpus", [])]
+    named = [engine.get("gpus") for engine in engines]
+    gpus = [str(gpu) for names in named if isinstance(names, list) for gpu in names]
     return config, tuple(dict.fromkeys(gpus))
 
 

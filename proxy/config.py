@@ -13,6 +13,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from proxy.batches.config import BatchesConfig
 from proxy.config_types import Count, Name, OptionalPath, Port, Seconds, Switch, Table
 from proxy.parrot.config import ParrotConfig
+from proxy.power_config import PowerConfig
 from proxy.workflows.config import WorkflowsConfig
 from scheduler.policies import POLICIES
 
@@ -60,6 +61,10 @@ class EngineConfig(Table):
     """connections at once; further calls wait in the gateway's queue"""
     max_in_flight: Count | None = None
     """calls at once, if fewer than max_connections"""
+    gpus: tuple[Name, ...] = ()
+    """its GPUs: GPU-…, index or bus id of a card here, or agent:NAME/CARD; empty = found out, where that is sure"""
+    energy_prior: str = ""
+    """what is believed of it at first: a calibration by name or file, or CARD:CONFIG.json; empty = by its models"""
 
     @field_validator("url")
     @classmethod
@@ -162,7 +167,7 @@ class TimeoutsConfig(Table):
     idle_seconds: Seconds = 120.0
     """between two reads of an answer (`idle_timeout`), and without reading by its client (`client_stalled`)"""
     total_seconds: Seconds = 3_600.0
-    """for a whole call, held or running; then 504 `total_timeout`"""
+    """for a whole call, held or running, unless its own deadline is later; then 504 `total_timeout`"""
     request_seconds: Seconds = 30.0
     """for a request to arrive, and 1 s more for each 64 KiB of body; then 408"""
     keep_alive_seconds: Seconds = 75.0
@@ -172,7 +177,7 @@ class TimeoutsConfig(Table):
     drain_seconds: Seconds = 30.0
     """running calls may take after SIGTERM"""
     queue_seconds: Seconds = 600.0
-    """a call may be held; then 503 `queue_timeout`"""
+    """a call may be held, unless its own deadline is later; then 503 `queue_timeout`"""
 
 
 class HealthConfig(Table):
@@ -275,6 +280,7 @@ class Config(Table):
     timeouts: TimeoutsConfig = TimeoutsConfig()
     health: HealthConfig = HealthConfig()
     keys: tuple[KeyConfig, ...] = ()
+    power: PowerConfig = PowerConfig()
     workflows: WorkflowsConfig = WorkflowsConfig()
     parrot: ParrotConfig = ParrotConfig()
     batches: BatchesConfig = BatchesConfig()

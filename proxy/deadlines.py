@@ -10,10 +10,11 @@ if TYPE_CHECKING:
 
 
 def total_up(call: Call, timeouts: TimeoutsConfig, now: float) -> tuple[str, str] | None:
-    """Reason and message if the whole call has taken too long, held or running."""
-    if now - call.arrived_at <= timeouts.total_seconds:
+    """Reason and message if the whole call has taken too long, held or running: also by a later deadline of its own."""
+    seconds = max(timeouts.total_seconds, (call.identity.deadline_ms or 0.0) / 1e3)
+    if now - call.arrived_at <= seconds:
         return None
-    return "total_timeout", f"the call took over {timeouts.total_seconds:g} s (timeouts.total_seconds)"
+    return "total_timeout", f"the call took over {seconds:g} s (timeouts.total_seconds)"
 
 
 def answer_up(

@@ -13,6 +13,7 @@ from proxy.errors import RequestFault, error_answer, error_object
 from proxy.http.relay import CHUNKED_END, AnswerHead, answer_head
 from proxy.jsonedit import edit_members
 from proxy.usage import EventReader, PlainReader, Usage
+from proxy.watching import ANSWER_BYTES_MAX
 from scheduler.events import CallFailed, CallFinished, ClientGone, FirstToken
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class Exchange:
             # Of a stream that its client reads slowly, many events come at once.
             call.response_chunks += 1 if len(body) < _ONE_EVENT_BYTES else body.count(b"\n\n") or 1
             call.response_bytes += len(body)
-            if self._collected is not None:
+            if self._collected is not None and call.response_bytes <= ANSWER_BYTES_MAX:  # a longer one is not looked at
                 self._collected.append(body)
         self._last_chunk_at = now
         if self._names_response and body:

@@ -82,9 +82,7 @@ class Gateway:
 
     def check_before_body(self, connection: Client, request: Request) -> None:
         """401 before a body is read (or asked for with 100-continue)."""
-        if request.target.startswith(KEYLESS):
-            return
-        self.admission.check_before_body(request, connection)
+        self.admission.check_before_body(request, connection, keyless=request.target.startswith(KEYLESS))
 
     def start(self, connection: Client, request: Request) -> Call:
         """A request is whole (or cannot be understood): make it a call, or answer it here."""

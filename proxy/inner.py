@@ -71,18 +71,23 @@ class InnerCall:
         self._bytes = 0
         self._whole = False
         self._over = False
+        self._cancelled = self._writing = False
 
     # --- for whoever started it ---
 
     def cancel(self) -> None:
-        """Nobody wants the answer any more: the engine's slot is freed now, `on_done` will not be called."""
-        if self._over:
+        """Nobody wants the answer any more: the engine's slot is freed now, `on_done` will not be called.
+
+        From within `on_body` it is freed a turn later: the exchange is in the middle of its answer.
+        """
+        if self._cancelled:
             return
-        self._over = True
+        self._cancelled = self._over = True
         self._calls.running.discard(self)
-        exchange, self.exchange = self.exchange, None
-        if exchange is not None:
-            exchange.client_gone()
+        if self._writing:
+            self._calls.loop.call_soon(self._leave)
+        else:
+            self._leave()
 
     def pause(self) -> None:
         """Whoever reads the pieces is slow: the engine is not read until `resume`."""
@@ -102,7 +107,11 @@ class InnerCall:
 
     def write(self, data: bytes) -> None:
         if not self._over:
-            self._parser.feed_data(data)
+            self._writing = True
+            try:
+                self._parser.feed_data(data)
+            finally:
+                self._writing = False
 
     def answered(self, *, keep_alive: bool) -> None:
         self._end()
@@ -133,15 +142,22 @@ class InnerCall:
 
     # --- inside ---
 
+    def _leave(self) -> None:
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.client_gone()
+
     def _end(self) -> None:
         """Told in a turn of its own: what follows may start calls, and a scheduler's actions are being carried out."""
+        self.exchange = None
         if self._over:
             return
         self._over = True
-        self.exchange = None
         self._calls.loop.call_soon(self._tell)
 
     def _tell(self) -> None:
+        if self._cancelled:  # since it ended
+            return
         self._calls.running.discard(self)
         whole = self._whole and self._bytes <= self._calls.answer_bytes_max
         if self._whole and not whole and self.call is not None:
@@ -181,9 +197,12 @@ class InnerCalls:
         `on_done` is called once, in a later turn of the loop, unless the call is cancelled. `on_body`: is given the
         pieces of a good answer as they come (for a stream, whole events). `on_sent`: the request has been written to an
         engine. `fields`: further headers, by lowercase name.
-        Raises RequestFault (413, 503) if the body is over the limits that clients' bodies have.
+        Raises RequestFault: 401 if the key has been taken away since, 413 or 503 if the body is over the limits that
+        clients' bodies have.
         """
-        server = self._gateway.server
+        server, keys = self._gateway.server, self._gateway.admission.keys
+        if keys.configured and key_name not in keys.names:
+            raise RequestFault(401, "invalid_api_key", "the API key that this belongs to is not configured any more")
         if len(body) > server.limits.body_bytes:
             raise body_too_large(server.limits.body_bytes)
         if server.buffered_bytes + len(body) > server.limits.buffered_bytes:

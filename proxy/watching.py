@@ -22,7 +22,7 @@ WAITING_MAX = 4_096
 A_TURN = 8
 """Looked at in one turn of the loop."""
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
-"""A longer answer is not looked at."""
+"""A longer answer is not looked at: that there was one is enough for its next turn to be found."""
 
 
 class ContentWatch:
@@ -61,8 +61,9 @@ class ContentWatch:
             try:
                 if document is not None:
                     self._place(call, document)
-                elif call.outcome is Outcome.OK and call.response_bytes <= ANSWER_BYTES_MAX:
-                    texts = answer_texts(b"".join(body), stream=call.stream)
+                elif call.outcome is Outcome.OK:
+                    known = call.response_bytes <= ANSWER_BYTES_MAX
+                    texts = answer_texts(b"".join(body), stream=call.stream) if known else ()
                     self.inference.answered(call.id, texts, monotonic())
                 else:
                     self.inference.forget(call.id)

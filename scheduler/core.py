@@ -27,6 +27,7 @@ from scheduler.events import (
     QuotasChanged,
     Tick,
 )
+from scheduler.patience import Patience
 from scheduler.policies import make_policy
 from scheduler.quotas import Quotas
 from scheduler.state import CallState, ReadyCalls
@@ -66,7 +67,6 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig, now: float) -> None:
         self.config = config
         self.queue_calls = config.queue_calls
-        self.queue_seconds = config.queue_seconds
         self.policy = make_policy(config.policy, dict(config.policy_options))
         self.quotas = Quotas(config.quotas, now)
         self.ledger = TokenLedger(config.workflows)
@@ -74,6 +74,8 @@ class Scheduler:
         self.engines = self._engine_table.by_name
         self.calls: dict[str, CallState] = {}
         self.ready = ReadyCalls()
+        self.patience = Patience(self.ready, config.queue_seconds)
+        self._newly_ready: CallState | None = None
         self.workflows = WorkflowBook(config.workflow_limits)
         self.draining = False
         self._sequence = 0
@@ -125,6 +127,7 @@ class Scheduler:
         call = CallState(event, now, self._sequence, reserved_tokens=tokens)
         self.calls[call_id] = call
         self.ready.add(call)
+        self._newly_ready = call
         if event.workflow_id or event.watched:
             call.node = self.workflows.call_arrived(event, now)
 
@@ -210,6 +213,7 @@ class Scheduler:
             self.workflows.retried(event.call_id, now)
         call.avoid = engine.name
         self.ready.add(call, front=True)
+        self._newly_ready = call
 
     def _client_gone(self, event: ClientGone, now: float, actions: list[Action]) -> None:
         call = self.calls.get(event.call_id)
@@ -234,7 +238,8 @@ class Scheduler:
         self.quotas.restore(event.budgets, now)
 
     def _limits_changed(self, event: LimitsChanged, now: float, actions: list[Action]) -> None:
-        self.queue_calls, self.queue_seconds = event.queue_calls, event.queue_seconds
+        self.queue_calls = event.queue_calls
+        self.patience.change(event.queue_seconds)
         self.ledger.max_workflows = event.workflows
         self.ledger.shrink()
 
@@ -272,33 +277,32 @@ class Scheduler:
             if call.node is not None:
                 self.workflows.call_started(call.arrived.call_id, now)
             actions.append(Dispatch(call.arrived.call_id, engine.name, priority))
+        newly, self._newly_ready = self._newly_ready, None
+        if newly is not None and newly.engine is None:  # not sent at once, as most are
+            self.patience.watch(newly)
         if self.ready.count:
             self._refuse_hopeless(now, actions)
         if self.ready.count:
-            oldest_at = min(call.arrived_at for call in self.ready.heads())
-            wake_at = oldest_at + self.queue_seconds
+            wake_at = self.patience.next_at()
             if again_at is not None and again_at < wake_at:
                 wake_at = again_at
             if self._wake_at is None or wake_at < self._wake_at:
                 self._wake_at = wake_at
                 actions.append(WakeAt(wake_at))
+        else:
+            self.patience.forget()
 
     def _refuse_hopeless(self, now: float, actions: list[Action]) -> None:
         """Held calls whose model no engine serves any more, whose engines are all down, or whose time is up."""
-        for head in list(self.ready.heads()):
-            model = head.arrived.model
+        for model, group in list(self.ready.by_model.items()):
             fit = [engine for engine in self.engines.values() if not engine.removed and engine.serves(model)]
-            hopeless = all(engine.breaker.state == "open" for engine in fit)
-            while (group := self.ready.by_model.get(model)) is not None:
-                call = next(iter(group.values()))
-                if hopeless:
+            if all(engine.breaker.state == "open" for engine in fit):
+                for call in list(group.values()):
                     actions.append(self._no_engine(call.arrived.call_id))
                     self._forget(call, 0, now, "no_engine")
-                elif now >= call.arrived_at + self.queue_seconds:
-                    message = f"the call waited {self.queue_seconds:g} s for its turn (timeouts.queue_seconds)"
-                    self._reject_held(call, 503, "queue_timeout", message, now, actions)
-                else:
-                    break  # the rest of this model's calls came later
+        for call in self.patience.over(now):
+            message = f"the call waited {now - call.arrived_at:.0f} s for its turn (timeouts.queue_seconds)"
+            self._reject_held(call, 503, "queue_timeout", message, now, actions)
 
     def _reject_held(
         self, call: CallState, status: int, reason: str, message: str, now: float, actions: list[Action]
@@ -350,6 +354,7 @@ class Scheduler:
             assert use.running == running[name] >= 0, f"key {name} counts {use.running} running"
             assert use.budget_used_tokens >= 0
         assert not (self.draining and self.ready.count), "held while draining"
+        self.patience.validate()
         self.ledger.validate()
         self.workflows.validate()
         for call_id, call in self.calls.items():

@@ -8,6 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from typing import Any
+
+    from scheduler.energy.model.prior import Prior
+    from scheduler.energy.window import Counters, MeterSample
     from scheduler.workflow.spec import NodeSpec, WorkflowSpec
 
 
@@ -58,6 +62,8 @@ class CallArrived(NamedTuple):
     """The workflow's next turn may be prefilled ahead of its coming."""
     watched: bool = False
     """It says nothing of a workflow; its content will be looked at, and `CallPlaced` follows."""
+    streamed: bool = False
+    """Its answer comes token by token."""
 
 
 class AnsweredHere(NamedTuple):
@@ -217,6 +223,43 @@ class CallPlaced(NamedTuple):
     prefix: tuple[int, ...]
 
 
+class MeterRead(NamedTuple):
+    """The meters of an engine's devices, all together, were read."""
+
+    engine: str
+    sample: MeterSample
+
+
+class EngineCounted(NamedTuple):
+    """The engine's own counters, and beside them how many tokens each stream from it has shown so far."""
+
+    engine: str
+    counters: Counters
+    progress: tuple[tuple[str, int], ...] = ()
+
+
+class EnergyPrior(NamedTuple):
+    """What is believed of an engine's time and energy before it is seen at work; `state`: what an earlier process had
+    learned. `simulated`: the engine or its meter is the twin's."""
+
+    engine: str
+    prior: Prior
+    state: dict[str, Any] | None = None
+    simulated: bool = False
+
+
+class JouleQuotasChanged(NamedTuple):
+    """The configuration was reloaded: new budgets of joules, (key, joules, seconds of a period) each."""
+
+    quotas: tuple[tuple[str, float, float], ...]
+
+
+class JouleBudgetsRestored(NamedTuple):
+    """What an earlier process's keys had used: (key, used joules, seconds until the period ends) each."""
+
+    budgets: tuple[tuple[str, float, float], ...]
+
+
 class Draining(NamedTuple):
     """The process is going down: no new calls; those that are held are refused, those that run may finish."""
 
@@ -245,6 +288,11 @@ Event = (
     | NodeEnded
     | WorkflowEnded
     | CallPlaced
+    | MeterRead
+    | EngineCounted
+    | EnergyPrior
+    | JouleQuotasChanged
+    | JouleBudgetsRestored
     | Draining
     | Tick
 )

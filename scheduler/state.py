@@ -86,6 +86,11 @@ class ReadyCalls:
             del self.by_model[arrived.model]
         self.count -= 1
 
+    def holds(self, call: CallState) -> bool:
+        """Whether it is one of them."""
+        group = self.by_model.get(call.arrived.model)
+        return group is not None and group.get(call.arrived.call_id) is call
+
     def heads(self) -> list[CallState]:
         """The first call of each model."""
         return [next(iter(group.values())) for group in self.by_model.values()]

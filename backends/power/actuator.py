@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from backends.power.cap import Cap, Outcome
 from backends.power.device import Unavailable
-from backends.power.lease import leases, open_folder
+from backends.power.lease import LeaseFault, leases, open_folder
 from backends.power.restore import Restored, restore_orphans
 from backends.power.threads import DeviceThread
 from backends.power.watchdog import Watchdog
@@ -69,10 +69,10 @@ class Actuator:
     async def start(self) -> list[Restored]:
         """Restore what earlier processes left (in `observe`, only say it). LeaseFault if leases cannot be kept."""
         if self.mode == "observe":
-            if self._folder.is_dir() and (left := [lease.file.name for lease in leases(self._folder)]):
+            if left := self._orphans():
                 self._say(
-                    f"{self._folder} has leases of {len(left)} cards ({', '.join(left)[:200]}): their limits may be an"
-                    " ended process's; mode observe touches nothing, `joulegate power restore` puts them back"
+                    f"an ended process has left the limits of {', '.join(left)[:200]} changed: mode observe touches"
+                    " nothing, `joulegate power restore` puts them back"
                 )
             return []
         open_folder(self._folder)
@@ -81,7 +81,7 @@ class Actuator:
             from backends.power import redis_fence
 
             client = redis_fence.connect(self._redis_url)
-        restored = await asyncio.to_thread(restore_orphans, self._folder)
+        restored = await self._restore_orphans()
         for done in restored:
             self._say(f"{done.device}: left by an earlier process: {done.state.replace('_', ' ')}: {done.detail}")
         fence_of = None if client is None else partial(redis_fence.RedisFence, client, holder=self._holder)
@@ -156,6 +156,23 @@ class Actuator:
         return done
 
     # --- within ---
+
+    def _orphans(self) -> list[str]:
+        found = []
+        for lease in leases(self._folder):
+            with contextlib.suppress(LeaseFault):  # of an account that we may not look at
+                if not lease.is_locked():
+                    found.append(lease.file.stem)
+        return found
+
+    async def _restore_orphans(self) -> list[Restored]:
+        thread = DeviceThread("orphans")  # one that hangs must not keep a gateway from starting
+        try:
+            return await thread.call("restore", lambda: restore_orphans(self._folder), SET_SECONDS)
+        except Unavailable as hanging:
+            return [Restored("orphans", "failed", None, hanging.detail)]
+        finally:
+            thread.close()
 
     async def _do(self, cap: Cap, change: Callable[[], Outcome], watts: float | None) -> Outcome:
         try:

@@ -26,6 +26,7 @@ class AgentDevice(PowerDevice):
     over_network: ClassVar[bool] = True
     can_set_limit = True
     can_lock_clocks = True
+    """both until the agent has been asked"""
 
     def __init__(self, url: str, card: str, token_file: Path, holder: str) -> None:
         self._http = JsonHttp(url, bearer(token_file))
@@ -68,6 +69,7 @@ class AgentDevice(PowerDevice):
             name = str(reply.get("generation"))[:80]
             if name != self._generation_name:
                 self._generation, self._generation_name = self._generation + 1, name
+            self._learn(reply)
             return found
         except Unavailable as gone:
             return failed(label, self.source, gone.why, gone.detail)
@@ -132,6 +134,15 @@ class AgentDevice(PowerDevice):
     def close(self) -> None:
         """Close the connection."""
         self._http.close()
+
+    def _learn(self, reply: Mapping[str, Any]) -> None:
+        """What the agent says that the card can do, and the agent may do."""
+        able = reply.get("capabilities")
+        if isinstance(able, list):
+            self.capabilities = frozenset(name for name in READINGS if name in able)
+        self.name = str(reply.get("name", self.name))[:80]
+        self.can_set_limit = reply.get("can_set_limit") is True
+        self.can_lock_clocks = reply.get("can_lock_clocks") is True
 
     def _one(self, reading: Reading) -> object:
         sample = self.sample(self._card)

@@ -75,6 +75,8 @@ class Cap:
         self._lease: Lease | None = None
         self._record: Record | None = None
         self._generation = 0
+        self._ours: tuple[float, ...] = ()
+        """what the limit may be: one value, or two after a change that was cut off in the middle"""
         self.applied_watts: float | None = None
         """what the limit is if nobody else has moved it"""
         self.set_seconds = 0.0
@@ -103,7 +105,12 @@ class Cap:
             record = self._take()
             if bounds is not None:
                 self._write(record._replace(clock_locked=True))
-                self.device.lock_sm_clock_mhz(*bounds)
+                try:
+                    self.device.lock_sm_clock_mhz(*bounds)
+                except Unavailable as refused:
+                    if refused.why in ("no_permission", "not_supported"):  # so nothing was locked
+                        self._write(record)
+                    raise
             elif record.clock_locked:
                 self.device.unlock_sm_clock()
                 self._write(record._replace(clock_locked=False))
@@ -115,7 +122,7 @@ class Cap:
         """A limit that was read at that time. If it is not ours any more: yield."""
         with self._lock:
             applied = self.applied_watts
-            if applied is None or at_seconds <= self.set_seconds or same(requested_watts, applied):
+            if applied is None or at_seconds <= self.set_seconds or self._is_ours(requested_watts):
                 return None
             if self.device.generation != self._generation:
                 return None  # the driver was reloaded and dropped it; the next change sets it again
@@ -171,21 +178,27 @@ class Cap:
         said = ""
         if record.snapshot_watts is None:
             record = record._replace(snapshot_watts=now.requested_watts, at=time.time())
-        elif self.applied_watts is not None and not same(now.requested_watts, self.applied_watts):
+        elif self.applied_watts is not None and not self._is_ours(now.requested_watts):
             if self.device.generation == self._generation:
                 return self._yield(now.requested_watts, watts)
             said = f"the driver or its agent was started again and dropped the limit of {self.applied_watts:g} W"
         clamped = now.clamp(watts)
         before = now.requested_watts if self.applied_watts is None else self.applied_watts
-        self._write(record._replace(ours_watts=(before, clamped)))
+        self._ours = before, clamped
+        self._write(record._replace(ours_watts=self._ours))
         self.device.set_limit_watts(clamped)
+        self.applied_watts, self.set_seconds = clamped, time.monotonic()
         after = self.device.limits()
         self.set_seconds = time.monotonic()
         self.applied_watts, self._generation = after.requested_watts, self.device.generation
+        self._ours = (after.requested_watts,)
         if not same(after.requested_watts, clamped):
             self._write(record._replace(ours_watts=(before, clamped, after.requested_watts)))
             said = said or f"the driver made {after.requested_watts:g} W of {clamped:g} W"
         return Outcome(self.label, "applied", watts, clamped, after.requested_watts, after.enforced_watts, said)
+
+    def _is_ours(self, watts: float) -> bool:
+        return any(same(watts, ours) for ours in self._ours)
 
     def _take(self) -> Record:
         """Become the one writer. LeaseFault."""
@@ -253,8 +266,9 @@ class Cap:
         if self._fence is not None:
             self._fence.release()
             self._fence = None
-        if self._lease is None and (record := _quietly(lease)) is not None and record.snapshot_watts is None:
-            lease.remove()
+        record = _quietly(lease)
+        if record is not None and record.snapshot_watts is None and not record.clock_locked:
+            lease.remove()  # nothing was changed
         lease.release()
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import pynvml
 
 from backends.power.device import Limits, PowerDevice, Reading, Source, Unavailable
 from backends.power.nvml_session import Backoff, NvmlSession, session
+from backends.power.pci import bus_id
 from backends.power.sample import READINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 T = TypeVar("T")
-_BUS_ID = re.compile(r"(?:([0-9a-f]{4}|[0-9a-f]{8}):)?([0-9a-f]{2}):([0-9a-f]{2})(?:\.([0-7]))?", re.IGNORECASE)
 _REASONS = {
     1 << 0: "gpu_idle", 1 << 1: "applications_clocks_setting", 1 << 2: "sw_power_cap", 1 << 3: "hw_slowdown",
     1 << 4: "sync_boost", 1 << 5: "sw_thermal_slowdown", 1 << 6: "hw_thermal_slowdown",
@@ -223,15 +222,6 @@ def handle_of(gpu: str) -> Any:
         except pynvml.NVMLError_InvalidArgument:
             raise Unavailable(gpu, "absent", f"this host has no GPU {gpu}") from None
     raise Unavailable(gpu[:80], "absent", "not a GPU's name: give a UUID (GPU-…), an index or a PCI bus id")
-
-
-def bus_id(text: str) -> tuple[int, int, int, int] | None:
-    """Domain, bus, device and function of a PCI bus id however it is written, or None."""
-    found = _BUS_ID.fullmatch(text)
-    if found is None:
-        return None
-    domain, bus, device, function = (int(part, 16) if part else 0 for part in found.groups())
-    return domain, bus, device, function
 
 
 def uuids(library: NvmlSession = session) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from backends.power.device import PowerDevice, Unavailable
+from backends.power.pci import bus_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,11 +37,38 @@ class Where(NamedTuple):
 
 
 class UnknownGpu(ValueError):
-    """A name that means no device. The message says what would."""
+    """A name that means no device, or one that cannot be spoken to. The message says what would."""
+
+
+def check_name(name: str, where: Where) -> None:
+    """Whether a name means a device, offline. UnknownGpu."""
+    kind, _, rest = name.partition(":")
+    if kind == "twin":
+        if not rest.startswith(("http://", "https://")):
+            raise UnknownGpu(f"{name!r}: must be twin:http://HOST:PORT")
+    elif kind == "agent":
+        agent, _, card = rest.partition("/")
+        if agent not in where.agents or not card:
+            known = ", ".join(f"agent:{known}/…" for known in where.agents) or "none is configured"
+            raise UnknownGpu(f"{name!r}: must be agent:NAME/CARD with an agent of [[power.agents]] ({known})")
+    elif name.startswith("zeusd/"):
+        if not where.zeusd or not _is_index(name.removeprefix("zeusd/")):
+            raise UnknownGpu(f"{name!r}: must be zeusd/INDEX, with power.zeusd set to its socket or URL")
+    elif not (name.startswith("GPU-") or bus_id(name) or _is_index(name)):
+        ways = "a UUID (GPU-…), an index, a PCI bus id, agent:NAME/CARD or zeusd/0"
+        raise UnknownGpu(f"{name!r} names no GPU: give {ways}")
 
 
 def open_device(name: str, where: Where) -> PowerDevice:
-    """The device of that name, whether or not it can be reached now. UnknownGpu."""
+    """The device of that name, whether or not it can be reached now. UnknownGpu, also for a token or address."""
+    check_name(name, where)
+    try:
+        return _open(name, where)
+    except ValueError as wrong:
+        raise UnknownGpu(f"{name!r}: {wrong}") from None
+
+
+def _open(name: str, where: Where) -> PowerDevice:
     if name.startswith("twin:"):
         from backends.power.twin_http import TwinHttpDevice
 
@@ -49,27 +77,17 @@ def open_device(name: str, where: Where) -> PowerDevice:
         from backends.power.agent_client import AgentDevice
 
         agent, _, card = name.removeprefix("agent:").partition("/")
-        if agent not in where.agents or not card:
-            known = ", ".join(f"agent:{known}/…" for known in where.agents) or "none is configured"
-            raise UnknownGpu(f"{name!r}: must be agent:NAME/CARD with an agent of [[power.agents]] ({known})")
         return AgentDevice(where.agents[agent].url, card, where.agents[agent].token_file, where.holder)
     if name.startswith("zeusd/"):
         from backends.power.zeusd import ZeusdDevice
 
-        index = name.removeprefix("zeusd/")
-        if not where.zeusd or not index.isdecimal():
-            raise UnknownGpu(f"{name!r}: must be zeusd/INDEX, with power.zeusd set to its socket or URL")
-        return ZeusdDevice(where.zeusd, int(index), token_file=where.zeusd_token_file)
+        return ZeusdDevice(where.zeusd, int(name.removeprefix("zeusd/")), token_file=where.zeusd_token_file)
     return _local(name, where)
 
 
 def _local(name: str, where: Where) -> PowerDevice:
-    from backends.power.nvml import NvmlDevice, bus_id
+    from backends.power.nvml import NvmlDevice
 
-    if not (name.startswith("GPU-") or bus_id(name) or (name.isascii() and name.isdecimal())):
-        raise UnknownGpu(
-            f"{name!r} names no GPU: give a UUID (GPU-…), an index, a PCI bus id, agent:NAME/CARD or zeusd/0"
-        )
     card = NvmlDevice(name)
     if not where.zeusd:
         return card
@@ -111,3 +129,7 @@ def _reopen(spec: Mapping[str, Any]) -> PowerDevice:
 
         return AgentDevice(str(spec["url"]), str(spec["card"]), token_file, str(spec["holder"]))
     raise KeyError(kind)
+
+
+def _is_index(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 5

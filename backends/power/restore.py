@@ -52,7 +52,7 @@ def restore(device: PowerDevice, record: Record) -> Restored:
 
 def restore_lease(lease: Lease, device: PowerDevice | None = None) -> Restored:
     """Restore what stands in a lease whose lock is held, and remove it. `failed` leaves it where it lies."""
-    label, opened = lease.device, device
+    label, opened = lease.device or lease.file.stem, device
     try:
         record = lease.read()
         if record is None:
@@ -73,6 +73,15 @@ def restore_lease(lease: Lease, device: PowerDevice | None = None) -> Restored:
             opened.close()
 
 
+def device_of(lease: Lease) -> PowerDevice | None:
+    """The card of a lease, opened; None if nobody can tell (then `restore_lease` says why)."""
+    try:
+        record = lease.read()
+        return None if record is None else reopen(record.spec)
+    except (LeaseFault, ValueError):
+        return None
+
+
 def restore_orphans(folder: Path) -> list[Restored]:
     """Every lease in the folder whose holder has ended without restoring. Those that are held are left, and said."""
     found = []
@@ -80,10 +89,10 @@ def restore_orphans(folder: Path) -> list[Restored]:
         try:
             lease.acquire()
         except LeaseHeld as held:
-            found.append(Restored(lease.device, "held", None, str(held)))
+            found.append(Restored(lease.file.stem, "held", None, str(held)))
             continue
         except LeaseFault as fault:
-            found.append(Restored(lease.device, "failed", None, str(fault)))
+            found.append(Restored(lease.file.stem, "failed", None, str(fault)))
             continue
         try:
             found.append(restore_lease(lease))

@@ -48,6 +48,7 @@ class TwinHttpDevice(PowerDevice):
         try:
             fields = self._fields("sample")
             limits = self._limits(fields)
+            means = {name: None if fields.get(name) is None else self._number(fields, name) for name in _MEANS}
             energy, clock = self._number(fields, "energy_joules"), self._number(fields, "sm_clock_mhz")
         except Unavailable as gone:
             return failed(label, self.source, gone.why, gone.detail)
@@ -57,14 +58,14 @@ class TwinHttpDevice(PowerDevice):
             self.source,
             "ok",
             energy_joules=energy,
-            power_watts=fields.get("power_watts"),
-            instant_power_watts=fields.get("instant_power_watts"),
+            power_watts=means["power_watts"],
+            instant_power_watts=means["instant_power_watts"],
             limits=limits,
             sm_clock_mhz=clock,
             throttle_reasons=frozenset(map(str, fields.get("throttle_reasons", ()))),
             missing={
                 **dict.fromkeys(_ABSENT, "not_supported"),
-                **{name: "no_data" for name in _MEANS if fields.get(name) is None},
+                **{name: "no_data" for name in _MEANS if means[name] is None},
             },
         )
 

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.power.lease import Lease, LeaseFault
-from backends.power.restore import restore_lease
+from backends.power.restore import device_of, restore_lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 20.0
 ANSWER_SECONDS = 5.0
 RETRY_SECONDS, GIVE_UP_SECONDS = 0.25, 120.0
@@ -92,10 +93,16 @@ class Watchdog:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             number = theirs.fileno()
-            command = [sys.executable, "-m", "backends.power.watchdog", str(number), str(os.getpid())]
+            command = [sys.executable, "-P", "-m", "backends.power.watchdog", str(number), str(os.getpid())]
+            # From where we are, and not from whatever folder we were started in.
+            path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
             try:
                 self._process = subprocess.Popen(
-                    command, pass_fds=(number,), stdin=subprocess.DEVNULL, start_new_session=True
+                    command,
+                    pass_fds=(number,),
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                    env={**os.environ, "PYTHONPATH": path},
                 )
             except OSError as error:
                 ours.close()
@@ -188,23 +195,25 @@ def _listen(channel: socket.socket, held: dict[str, Lease]) -> bool:
 
 
 def _restore_all(leases: list[Lease]) -> int:
+    """Each in a thread of its own: a card that hangs keeps no other from being restored."""
     until = time.monotonic() + GIVE_UP_SECONDS
-    while leases:
-        left = []
-        for lease in leases:
-            done = restore_lease(lease)
-            if done.state == "failed":
-                left.append(lease)
-                if time.monotonic() < until:
-                    continue
-            _say(f"{done.device}: {done.state.replace('_', ' ')}: {done.detail}")
-            lease.release()
-        if time.monotonic() >= until:
-            break
-        leases = left
-        if left:
+    left = set(leases)
+
+    def restore(lease: Lease) -> None:
+        device = device_of(lease)  # the same one again and again: it knows what it takes to reach a lost card again
+        while (done := restore_lease(lease, device)).state == "failed" and time.monotonic() < until:
             time.sleep(RETRY_SECONDS)
-    return 1 if leases else 0
+        _say(f"{done.device}: {done.state.replace('_', ' ')}: {done.detail}")
+        if done.state != "failed":
+            left.discard(lease)
+        lease.release()
+
+    threads = [threading.Thread(target=restore, args=(lease,), daemon=True) for lease in leases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, until + RETRY_SECONDS - time.monotonic()))
+    return 1 if left else 0
 
 
 def _say(text: str) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 
 from backends.power.device import Limits, PowerDevice, Reading, Source, Unavailable, Why
 from backends.power.jsonhttp import JsonHttp, Reply
+from backends.power.pci import bus_id
 from backends.power.tokens import bearer
 
 if TYPE_CHECKING:
@@ -178,8 +179,6 @@ class ZeusdDevice(PowerDevice):
 
 def index_at(address: str, bus: tuple[int, int, int, int], token_file: Path | None = None) -> int:
     """zeusd's index of the card at a PCI address. Unavailable."""
-    from backends.power.nvml import bus_id
-
     http = JsonHttp(address, bearer(token_file))
     try:
         body = http.get("/discover", "discover").body

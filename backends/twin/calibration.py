@@ -68,8 +68,9 @@ class EngineLimits(_Part):
     """With async scheduling the next step is scheduled so long after the start of the one before it."""
     prefix_caching: bool = True
     prompt_step_seconds: NotNegative = 0.0
-    """A step with prompt tokens takes at least so long: where CUDA graphs are for decode only, the host starts each of
-    its kernels, and few tokens are done before it has started them all. It is the host's figure, not the card's."""
+    """A step with prompt tokens ends at the earliest so long after it was scheduled: where CUDA graphs are for decode
+    only, the host starts each of its kernels, and few tokens are done before it has started them all. With async
+    scheduling it does so while the step before runs. It is the host's figure, not the card's."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -116,12 +117,17 @@ class Experts(_Part):
 
 class CapLayer(_Part):
     """What a power limit does to a step of `demand` watts: slowdown = max(1, onset·demand/limit)^exponent, and power
-    = min(demand, draw·limit). `onset` < 1: memory-bound work loses clock before it loses time."""
+    = min(demand, draw·limit). `onset` < 1: memory-bound work loses clock before it loses time.
+
+    The card does not know at once: it acts on a moving average of the demand, and in so far as that is not yet over
+    draw·limit, work goes on as if there were no limit."""
 
     onset: Annotated[float, Field(gt=0.3, le=1.5)]
     decode_exponent: Annotated[float, Field(ge=0, le=3)]
     prefill_exponent: Annotated[float, Field(ge=0, le=3)]
     draw: Annotated[float, Field(gt=0.5, le=1)] = 0.99
+    average_seconds: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Time constant of that average; 0: it acts at once."""
 
 
 class Frontend(_Part):

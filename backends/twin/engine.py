@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from backends.twin.content import Piece, runs_of_pieces
 from backends.twin.cost import Batch, CostModel, StepCost
 from backends.twin.decoding import DecodingSet
-from backends.twin.limits import PowerLimit
+from backends.twin.limits import FeltDemand, PowerLimit
 from backends.twin.meter import Meter
 from backends.twin.prefix_cache import PrefixCache
 from backends.twin.request import Event, Finished, FirstToken, Request, State
@@ -38,6 +38,7 @@ class TwinEngine:
         self.calibration = calibration
         self.costs = CostModel(calibration)
         self.limit = PowerLimit(calibration.card)
+        self._felt = FeltDemand(calibration.cap, self.costs.idle_watts, now)
         self.meter = Meter(now)
         self.waiting = WaitingQueue(policy)
         limits = calibration.engine
@@ -57,7 +58,7 @@ class TwinEngine:
         self._run: StepRun | None = None
         self.decoding = DecodingSet(limits.block_tokens)
         self._orders = 0
-        self._frontend_free_at = now
+        self._frontend_free_at = self._host_free_at = now
 
     # --- what is asked of it ---
 
@@ -183,7 +184,7 @@ class TwinEngine:
             repeated = min(read, self.cache.shared * self._block_tokens)
             batch = Batch(self.decoding.count, read - repeated, repeated, tokens, pairs)
             # After a preemption nobody is admitted in this step: in the next, somebody may be.
-            self._start(batch, chunks, steps_max=1 if preempted else self.decoding.steps_to_next_end())
+            self._start(scheduled_at, batch, chunks, 1 if preempted else self.decoding.steps_to_next_end())
         elif scheduled_at < self.now:
             self._schedule(self.now)  # nothing ran ahead: the core looks again at once
 
@@ -266,32 +267,42 @@ class TwinEngine:
 
     # --- running ---
 
-    def _start(self, batch: Batch, chunks: list[tuple[Request, int]], steps_max: int) -> None:
+    def _start(self, scheduled_at: float, batch: Batch, chunks: list[tuple[Request, int]], steps_max: int) -> None:
         start = self.now
         limit_watts = self.limit.in_force_watts(start)
-        cost = self.costs.step(batch, limit_watts)
+        felt_watts = self._felt.watts(start)
+        # The host starts its kernels from when it is scheduled, the card when it is done with the step before.
+        ready_at = scheduled_at + self.calibration.engine.prompt_step_seconds if chunks else start
+        least = max(0.0, ready_at - start)
+        cost = self.costs.step(batch, limit_watts, least_seconds=least, average_watts=felt_watts)
         run = StepRun(start, batch, chunks, cost)
-        self._run = run
+        self._run, self._host_free_at = run, ready_at
         if chunks:
             return
         steps = steps_max
-        if self.limit.settling(start):
+        if self.limit.settling(start) or (cost.demand_watts > limit_watts and self._felt.settles(cost.demand_watts)):
             steps = min(steps, 1 + int(SETTLING_RUN_SECONDS / cost.seconds))
         steps = self.decoding.steps_that_fit(steps, self.cache.available)
         if steps > 1:
-            last = self._cost_after(batch, steps - 1, limit_watts)
+            last = self._cost_after(run, steps - 1, limit_watts, felt_watts)
             change = max(abs(last.seconds / cost.seconds - 1), abs(last.watts / cost.watts - 1))
             if change > RUN_CHANGE_MAX:
                 steps = max(2, int(steps * RUN_CHANGE_MAX / change))
-                last = self._cost_after(batch, steps - 1, limit_watts)
+                last = self._cost_after(run, steps - 1, limit_watts, felt_watts)
             run.steps = steps
             run.seconds_each_more = (last.seconds - cost.seconds) / (steps - 1)
             run.watts_each_second = (last.watts - cost.watts) / (run.at(steps) - start)
+            run.demand_each_more = (last.demand_watts - cost.demand_watts) / (steps - 1)
         if not self._blocked and self.waiting.next_visible_at is not None:
             self._cut_run(self.waiting.next_visible_at)
 
-    def _cost_after(self, batch: Batch, steps: int, limit_watts: float) -> StepCost:
-        return self.costs.step(batch._replace(context=batch.context + steps * batch.decode), limit_watts)
+    def _cost_after(self, run: StepRun, steps: int, limit_watts: float, felt_watts: float | None) -> StepCost:
+        """What the step after so many of a run will cost."""
+        batch, first = run.batch, run.cost
+        if felt_watts is not None:
+            felt_watts = self._felt.watts_after(first.demand_watts, steps * first.seconds)
+        later = batch._replace(context=batch.context + steps * batch.decode)
+        return self.costs.step(later, limit_watts, average_watts=felt_watts)
 
     def _cut_run(self, at: float, *, ahead: bool = True) -> None:
         """Something to schedule comes at this time: end the run with the last step that is scheduled before.
@@ -310,6 +321,7 @@ class TwinEngine:
     def _complete(self, run: StepRun, events: list[Event]) -> None:
         """All steps of a run are done: count them, hand out tokens, schedule what follows."""
         steps, batch = run.steps, run.batch
+        self._felt.ran(self.now, run.demand_watts)
         if self.watch is not None:
             self.watch(run)
         self.totals.add(run, self.now - run.start)
@@ -332,7 +344,7 @@ class TwinEngine:
         self._leaving.clear()
         self._run = None
         limits = self.calibration.engine
-        ahead_at = run.at(steps - 1) + limits.schedule_seconds
+        ahead_at = max(run.at(steps - 1) + limits.schedule_seconds, self._host_free_at)
         self._schedule(min(ahead_at, self.now) if limits.async_scheduling else self.now)
 
     def _first_or_next_token(self, request: Request, seen_at: float, events: list[Event]) -> None:

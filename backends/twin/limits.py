@@ -6,8 +6,10 @@ from math import exp
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from backends.twin.calibration import Card
+    from backends.twin.calibration import CapLayer, Card
 
+FELT_SHARE = 0.02
+"""Closer than this to the demand, the average of it counts as the demand."""
 SETTLED_SHARE = 0.003
 """Closer than this to what was asked for counts as there."""
 
@@ -45,3 +47,35 @@ class PowerLimit:
         if abs(gap) <= SETTLED_SHARE * self.requested_watts:
             return self.requested_watts
         return self.requested_watts + gap
+
+
+class FeltDemand:
+    """The moving average of the demand, on which the cards' limiter acts; None where it acts at once."""
+
+    def __init__(self, cap: CapLayer, idle_watts: float, now: float) -> None:
+        self._constant = cap.average_seconds
+        self._idle_watts = self._watts = idle_watts
+        self._at = now
+
+    def ran(self, until: float, demand_watts: float) -> None:
+        """Up to this time something of this demand ran. What is not told of was idle time, and comes before."""
+        self._watts = self.watts_after(demand_watts, until - self._at)
+        self._at = until
+
+    def watts(self, now: float) -> float | None:
+        """The average at the start of something that begins now."""
+        if not self._constant:
+            return None
+        if now > self._at:
+            self.ran(now, self._idle_watts)
+        return self._watts
+
+    def watts_after(self, demand_watts: float, seconds: float) -> float:
+        """The average after so much longer at this demand."""
+        if not self._constant:
+            return demand_watts
+        return demand_watts + (self._watts - demand_watts) * exp(-seconds / self._constant)
+
+    def settles(self, demand_watts: float) -> bool:
+        """Whether it still moves while this demand goes on."""
+        return bool(self._constant) and abs(self._watts - demand_watts) > FELT_SHARE * demand_watts

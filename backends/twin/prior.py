@@ -15,6 +15,7 @@ COEFFICIENT_FACTOR = 1.5
 """A calibration's uncertainty is that of a sum of terms; each term alone is known less well."""
 IDLE_UNCERTAINTY = 0.15
 CAP_UNCERTAINTY = 0.15
+PROMPT_SECONDS_LEAST = 1e-3
 SMALLEST = 1e-15
 """A price of 0 could never be learned: it is this much instead."""
 
@@ -31,7 +32,7 @@ def prior_of(calibration: Calibration) -> Prior:
         energy=_prices(energy_terms),
         idle_watts=calibration.card.idle_watts,
         cap=CapPrior(cap.onset, max(cap.decode_exponent, 0.05), max(cap.prefill_exponent, 0.05), cap.draw),
-        prompt_seconds=max(prompt_seconds, 0.0) / 2 + 1e-4,
+        prompt_seconds=max(prompt_seconds / 2, PROMPT_SECONDS_LEAST),
         time_uncertainty=max(UNCERTAINTY_LEAST, COEFFICIENT_FACTOR * uncertainty.time),
         energy_uncertainty=max(UNCERTAINTY_LEAST, COEFFICIENT_FACTOR * uncertainty.energy),
         idle_uncertainty=IDLE_UNCERTAINTY,

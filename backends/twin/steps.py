@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 class StepRun:
     """One step, or several that are equal but for the context, which grows: duration and power change linearly."""
 
-    __slots__ = ("batch", "chunks", "cost", "seconds_each_more", "start", "steps", "watts_each_second")
+    __slots__ = (
+        "batch", "chunks", "cost", "demand_each_more", "seconds_each_more", "start", "steps", "watts_each_second",
+    )  # fmt: skip
 
     def __init__(self, start: float, batch: Batch, chunks: list[tuple[Request, int]], cost: StepCost) -> None:
         self.start = start
@@ -23,6 +25,7 @@ class StepRun:
         self.steps = 1
         self.seconds_each_more = 0.0
         self.watts_each_second = 0.0
+        self.demand_each_more = 0.0
 
     def at(self, steps: int) -> float:
         """When so many of its steps are done."""
@@ -46,6 +49,11 @@ class StepRun:
         while count and self.at(count) > now:
             count -= 1
         return count
+
+    @property
+    def demand_watts(self) -> float:
+        """Of its last step, without any limit."""
+        return self.cost.demand_watts + (self.steps - 1) * self.demand_each_more
 
     def joules(self, since: float, until: float) -> float:
         """Energy between two times within the run."""

@@ -13,7 +13,7 @@ from backends.twin.engine import TwinEngine
 from backends.twin.prior import prior_of
 from backends.twin.virtual import World
 from bench.energy.bill_truth import Truth
-from bench.energy.model import off
+from bench.energy.play import off
 from bench.energy.watch import Sight, Watch
 from bench.programs import BenchError
 from bench.twin.play import Player, calls_per_workflow
@@ -132,7 +132,7 @@ class Scenes:
                 arrived = self._arrived.pop(action.call_id)
                 marks = self._marks[action.call_id] if self.scene.sight.prefixes_known else ()
                 started = time.perf_counter()
-                self.bill.dispatched(action.call_id, "-", arrived.workflow_id, "m", "twin", marks)
+                self.bill.dispatched(action.call_id, "-", arrived.workflow_id, "m", "twin", now, marks)
                 self.seconds += time.perf_counter() - started
         if isinstance(event, CallFinished):
             cached = event.cached_tokens if self.scene.sight.cached_reported else None

@@ -8,7 +8,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 from backends.twin.calibration import CalibrationError
-from bench.energy.play import Play, Row, Scene
+from bench.energy.play import Play, Row, Scene, off
 from bench.energy.rows import h200_rows
 from bench.energy.watch import Sight
 from bench.programs import BenchError
@@ -16,6 +16,8 @@ from bench.programs import BenchError
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
+
+__all__ = ["Play", "Scene", "add_options", "figures", "off", "run"]
 
 OTHERS = {
     "h200-llama-3.1-8b": "h100-qwen3-14b",
@@ -69,9 +71,8 @@ def run(args: argparse.Namespace) -> int:
     """Play, print the table; 1 if a figure is over what it must be. BenchError for options that cannot be used."""
     if not (isfinite(args.seconds) and args.seconds >= 600 and args.seeds >= 1 and 0 <= args.prior_off < 1):
         raise BenchError("--seconds must be at least 600, --seeds at least 1, --prior-off from 0 to below 1")
-    print(
-        f"{'scene':<44}{'from 60 s':>10}{'settled':>9}{'swapped':>9}{'planned':>9}{'covered':>9}{'alarms':>8}{'marked':>8}"
-    )
+    columns = ("from 60 s", "settled", "swapped", "planned", "covered", "alarms", "marked")
+    print(f"{'scene':<44}" + "".join(f"{column:>10}" for column in columns))
     results: list[dict[str, object]] = []
     pooled: list[Row] = []
     spent = windows = calls = 0.0
@@ -88,8 +89,10 @@ def run(args: argparse.Namespace) -> int:
         pooled += [row for row in play.rows if row.start >= START[0]]
     everything = figures(pooled)
     assert everything is not None
-    print(f"\nall windows from 60 s on: {everything.windows}, error {everything.error:.2%} by the counter,"
-          f" {everything.true:.2%} by the exact meter, planned {everything.planned:.2%}, covered {everything.covered:.1%}")  # fmt: skip
+    print(f"\nall windows from 60 s on: {everything.windows}, error {everything.error:.2%} by the counter,")
+    print(
+        f"{everything.true:.2%} by the exact meter, planned {everything.planned:.2%}, covered {everything.covered:.1%}"
+    )
     print(f"{spent:.0f} s of CPU for {calls:.0f} calls and {windows:.0f} windows of the model, the simulation included")
     for line in h200_rows(args.prior_off, args.seed):
         print(line)
@@ -156,12 +159,11 @@ def _line(name: str, scene: Scene, play: Play) -> dict[str, object]:
     }
     shown = play.model.describe()
     alarms, marked = shown["drift"]["alarms"], sum(shown["windows"]["marked"].values())
-    start, after, swapped, everything = ("-" if found is None else f"{found.error:.2%}" for found in stretches.values())
+    errors = ["-" if found is None else f"{found.error:.2%}" for found in stretches.values()][:3]
     whole = stretches["all"]
     assert whole is not None
-    del everything
-    print(f"{name:<44}{start:>10}{after:>9}{swapped:>9}{whole.planned:>9.2%}{whole.covered:>9.1%}{alarms:>8}{marked:>8}",
-          flush=True)  # fmt: skip
+    cells = *errors, f"{whole.planned:.2%}", f"{whole.covered:.1%}", str(alarms), str(marked)
+    print(f"{name:<44}" + "".join(f"{cell:>10}" for cell in cells), flush=True)
     return {
         "scene": name,
         "alarms": alarms,

@@ -26,8 +26,7 @@ class BatchesApi:
 
     async def create(self, request: OwnRequest) -> None:
         """POST /v1/batches"""
-        batch = self._new(request)
-        await self._door.whole(self._begin(batch))
+        batch = await self._door.whole(self._begin(request))
         request.answer_json(batch.shown())
 
     def _new(self, request: OwnRequest) -> Batch:
@@ -64,12 +63,14 @@ class BatchesApi:
             order.metadata,
         )
 
-    async def _begin(self, batch: Batch) -> None:
+    async def _begin(self, request: OwnRequest) -> Batch:
         door = self._door
         _, table, runner = door.work
-        await table.add(batch)
+        batch = self._new(request)
+        await table.add(batch)  # counted before it waits: no other request comes between the look and this
         tell(door.gateway.log.event, batch)
         runner.begin(batch)
+        return batch
 
     async def show_all(self, request: OwnRequest) -> None:
         """GET /v1/batches"""
@@ -85,13 +86,14 @@ class BatchesApi:
         batch = self._batch(request)
         if not batch.unfinished:
             raise RequestFault(400, "batch_ended", f"the batch is {batch.status} already", param="batch_id")
-        if batch.status in ("validating", "in_progress"):
-            await self._door.whole(self._cancel(batch))
+        await self._door.whole(self._cancel(batch))
         request.answer_json(batch.shown())
 
     async def _cancel(self, batch: Batch) -> None:
         door = self._door
         _, table, runner = door.work
+        if batch.status not in ("validating", "in_progress"):  # it is being ended, or has been meanwhile
+            return
         batch.turn("cancelling", door.clock())
         runner.look_again(batch)
         await table.save(batch)

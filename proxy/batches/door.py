@@ -87,6 +87,8 @@ class BatchDoor:
         self._lock: IO[bytes] | None = None
         self._work: Work | None = None
         self._closed = False
+        self._opening = False
+        self._told_locked = False
         self._ticks = 0
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -99,6 +101,8 @@ class BatchDoor:
         While another process still has it, requests get 503, and each tick tries again.
         """
         await self._open()
+        if self._closed:
+            return
         self._timer = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick_now)
 
     def tick(self) -> None:
@@ -106,7 +110,9 @@ class BatchDoor:
         if self._closed:
             return
         if self._work is None:
-            _ = self._begin(self._open())
+            if not self._opening:
+                self._opening = True
+                _ = self._begin(self._open())
             return
         self._work.runner.tick()
         self._ticks += 1
@@ -186,8 +192,11 @@ class BatchDoor:
         self.tick()
 
     async def _open(self) -> None:
-        work = await asyncio.to_thread(self._take_folder)
-        if work is None or self._work is not None:
+        try:
+            work = await asyncio.to_thread(self._take_folder)
+        finally:
+            self._opening = False
+        if work is None or self._closed:
             return
         self._work = work
         for batch in work.table.unfinished():
@@ -206,13 +215,19 @@ class BatchDoor:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two processes would do every line twice
         except BlockingIOError:
             lock.close()
-            self.gateway.log.event("batches_locked", path=str(base))
+            if not self._told_locked:  # once: the other process may drain for long
+                self.gateway.log.event("batches_locked", path=str(base))
+            self._told_locked = True
             return None
-        self._lock = lock
         files = FileStore(base / "files", self.config)
         table = BatchTable(base / "batches", self.config)
-        files.load(self._unreadable)
-        table.load(self._unreadable)
+        try:
+            files.load(self._unreadable)
+            table.load(self._unreadable)
+        except OSError:
+            lock.close()  # or the next tick would take this process itself for another one
+            raise
+        self._lock = lock
         runner = Runner(self.gateway, files, table, self.config, self.clock, self._key_exists)
         return Work(files, table, runner)
 

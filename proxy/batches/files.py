@@ -171,7 +171,7 @@ class FileStore:
     def _write(self, file: StoredFile, data: memoryview) -> None:
         path = self.path(file.id)
         try:
-            path.write_bytes(data)
+            sidefiles.write_through(path, data)  # before its side file: a power cut must not leave half of it
             sidefiles.write(self._side(file.id), orjson.dumps(asdict(file)))
         except OSError:
             with contextlib.suppress(OSError):

@@ -55,13 +55,17 @@ class FilesApi:
 
     async def delete(self, request: OwnRequest) -> None:
         """DELETE /v1/files/{id}"""
-        file, work = self._file(request), self._door.work
+        file = self._file(request)
+        await self._door.whole(self._delete(file))
+        request.answer_json({"id": file.id, "object": "file", "deleted": True})
+
+    async def _delete(self, file: StoredFile) -> None:
+        work = self._door.work
         for batch in work.table.unfinished():
             if batch.input_file_id == file.id:
                 message = f"the file is the input of {batch.id}, which has not ended; cancel that first"
                 raise RequestFault(400, "file_in_use", message, param="file_id")
-        await self._door.whole(work.files.remove(file))
-        request.answer_json({"id": file.id, "object": "file", "deleted": True})
+        await work.files.remove(file)  # gone for others at once: no batch can be made of it meanwhile
 
     async def content(self, request: OwnRequest) -> None:
         """GET /v1/files/{id}/content"""

@@ -21,6 +21,8 @@ HEAD_BYTES_MAX = 8_192
 FIELD_BYTES_MAX = 4_096
 BOUNDARY_LENGTH_MAX = 70
 """RFC 2046, 5.1.1"""
+CONTENT_TYPE_LENGTH_MAX = 1_024
+"""The standard library takes a time that grows with the square of it."""
 
 
 class Part(NamedTuple):
@@ -55,10 +57,12 @@ def parse(body: bytes, content_type: str | None) -> dict[str, Part]:
 
 def _boundary(content_type: str | None) -> bytes:
     head = Message()
+    if len(content_type or "") > CONTENT_TYPE_LENGTH_MAX:
+        raise _fault(f"Content-Type is over {CONTENT_TYPE_LENGTH_MAX} characters")
     head["content-type"] = content_type or ""
     if head.get_content_type() != "multipart/form-data":
         raise _fault("the body must be multipart/form-data, with the parts `file` and `purpose`")
-    boundary = head.get_boundary()
+    boundary = (_parameter(head, "boundary", "content-type") or "").rstrip()
     if not boundary or not boundary.isascii() or len(boundary) > BOUNDARY_LENGTH_MAX:
         raise _fault(f"Content-Type names no boundary of 1 to {BOUNDARY_LENGTH_MAX} characters")
     return boundary.encode("ascii")
@@ -101,17 +105,21 @@ def _part(body: bytes, start: int, end: int) -> Part:
         raise _fault("a part of the form has no Content-Disposition: form-data")
     if head.get("content-transfer-encoding", "binary").lower() not in ("binary", "8bit", "7bit"):
         raise _fault("Content-Transfer-Encoding has no meaning in a form (RFC 7578, 4.7); send the bytes as they are")
-    name = _parameter(head, "name")
+    name = _parameter(head, "name", "content-disposition")
     if name is None:
         raise _fault("a part of the form has no name")
-    return Part(name, _parameter(head, "filename"), memoryview(body)[head_end + 4 : max(end, head_end + 4)])
+    filename = _parameter(head, "filename", "content-disposition")
+    return Part(name, filename, memoryview(body)[head_end + 4 : max(end, head_end + 4)])
 
 
-def _parameter(head: Message, name: str) -> str | None:
-    value = head.get_param(name, header="content-disposition")
-    if value is None:
-        return None
-    return collapse_rfc2231_value(value)
+def _parameter(head: Message, name: str, header: str) -> str | None:
+    """A parameter as text that can be written down: RFC 2231 lets clients name any codec that Python has."""
+    try:
+        value = head.get_param(name, header=header)
+        text = None if value is None else collapse_rfc2231_value(value)
+    except (ValueError, TypeError, LookupError):  # a codec that cannot do it, a NUL in its name, numbers that are none
+        raise _fault(f"the parameter {name!r} of the form's {header} cannot be read") from None
+    return None if text is None else text.encode("utf-8", "replace").decode()
 
 
 def _fault(message: str, param: str | None = None) -> RequestFault:

@@ -161,7 +161,8 @@ class BatchTable:
         self._batches = {batch.id: batch for batch in sorted(found, key=lambda batch: batch.created_at)}
         for path in self.folder.glob("batch_*"):  # results of what has ended or is forgotten
             batch = self._batches.get(path.stem)
-            if path.suffix in RESULT_SUFFIXES and (batch is None or not batch.unfinished):
+            over = not path.with_suffix(sidefiles.SUFFIX).exists() if batch is None else not batch.unfinished
+            if path.suffix in RESULT_SUFFIXES and over:  # not of one that could not be read: somebody may mend it
                 path.unlink()
 
     async def add(self, batch: Batch) -> None:

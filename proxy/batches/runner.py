@@ -127,6 +127,8 @@ class Runner:
         batch.ending = "failed"
         try:
             await self._finisher.make_files(run)  # of what was answered
+        except Stopped:
+            pass
         except Exception as error:  # noqa: BLE001  (reported)
             self._gateway.faults.report("ending a batch", error, batch=batch.id)
             batch.turn("failed", self._clock())

@@ -135,6 +135,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
         self._parser = None  # parser and connection hold each other
+        self.server.body_read(self._request, self._body_bytes)
         self.server.release_bytes(self._body_bytes)
         self._body.clear()
         for request in self._waiting:
@@ -216,10 +217,7 @@ class ClientConnection(asyncio.Protocol):
         self._body.append(data)
         if self._body_bytes + count > server.limits.body_bytes:
             raise body_too_large(server.limits.body_bytes)
-        if server.buffered_bytes + count > server.limits.buffered_bytes:
-            message = "the gateway holds as many request bytes as it may (limits.buffered_bytes); try again later"
-            raise RequestFault(503, "buffers_full", message, close=True)
-        server.buffered_bytes += count
+        server.hold_bytes(self._request, count)
         self._body_bytes += count
 
     def on_message_complete(self) -> None:
@@ -229,6 +227,7 @@ class ClientConnection(asyncio.Protocol):
         body = self._body
         request.body = body[0] if len(body) == 1 else b"".join(body)
         self._body = []
+        self.server.body_read(request, self._body_bytes)
         self._body_bytes = 0  # its bytes are the request's now, released when its answer ends
         self._reading = False
         request.read_at = self.server.time()
@@ -355,6 +354,7 @@ class ClientConnection(asyncio.Protocol):
         request.keep_alive = False
         request.method = request.method or b"-"
         request.read_at = self.server.time()
+        self.server.body_read(request, self._body_bytes)
         self.server.release_bytes(self._body_bytes)
         self._body_bytes = 0
         self._body = []

@@ -28,6 +28,7 @@ class Request:
         "key_name",
         "method",
         "read_at",
+        "strangers",
         "target",
     )
 
@@ -47,6 +48,8 @@ class Request:
         """Its place in a workflow, where that is known and need not be read from it."""
         self.key_name: str | None = None
         """Whose it is, once its key has been checked."""
+        self.strangers = False
+        """Its head has no good key, and its body is read all the same: there may be one in it."""
 
     def head_bytes(self) -> int:
         """The size of the head, from what was parsed: a body in the same read must not count."""

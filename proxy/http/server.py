@@ -7,6 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from backends.vllm.outbox import Outbox
+from proxy.errors import RequestFault
 from proxy.http.connection import ClientConnection
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 SWEEP_SECONDS = 0.25
 """How often deadlines are looked at: one pass over all connections costs less than a timer for each."""
+STRANGERS_PART = 8
+"""One of so many parts of `limits.buffered_bytes` is for bodies of requests that show no key in their head."""
 
 
 class Handler(Protocol):
@@ -35,7 +38,9 @@ class Server:
         self.timeouts = timeouts
         self.connections: set[ClientConnection] = set()
         self.buffered_bytes = 0
-        """Bytes of request bodies held now: connections add what they read, `release_bytes` takes it off."""
+        """Bytes of request bodies held now: `hold_bytes` adds what is read, `release_bytes` takes it off."""
+        self._strangers_bytes = 0
+        """Of those that are being read of requests whose key is not known yet."""
         self.refused_connections = 0
         self.draining = False
         self._handler = handler
@@ -84,6 +89,27 @@ class Server:
     def disconnected(self, connection: ClientConnection) -> None:
         """A client is gone."""
         self.connections.discard(connection)
+
+    def hold_bytes(self, request: Request, count: int) -> None:
+        """A piece of a request's body has come. RequestFault 503 if there is no room for it.
+
+        Who shows no key gets a part of the room, so that nobody without one can keep out those who have one.
+        """
+        room = self.limits.buffered_bytes - self.buffered_bytes
+        if request.strangers:
+            room = min(room, self.limits.buffered_bytes // STRANGERS_PART - self._strangers_bytes)
+        if count > room:
+            message = "the gateway holds as many request bytes as it may (limits.buffered_bytes); try again later"
+            raise RequestFault(503, "buffers_full", message, close=True)
+        self.buffered_bytes += count
+        if request.strangers:
+            self._strangers_bytes += count
+
+    def body_read(self, request: Request, count: int) -> None:
+        """So many bytes had been held of a body that is whole now, or will never be."""
+        if request.strangers:
+            self._strangers_bytes -= count
+            assert self._strangers_bytes >= 0
 
     def release_bytes(self, count: int) -> None:
         """Bytes of a request are no longer held."""

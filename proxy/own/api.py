@@ -39,6 +39,7 @@ class OwnApi:
 
     async def drain(self) -> None:
         """The process is going down: what goes on after a restart stops now, and holds nobody up."""
+        self.workflows.drain()
         await self.batches.close()
 
     async def close(self) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Headers = Iterable[tuple[bytes, bytes]]
 
 _COMPLEX_BYTES = 65_536
+_QUERY_FIELDS = 64
 
 
 class OwnRequest:
@@ -66,9 +67,13 @@ class OwnRequest:
         return None if value is None else value.decode("latin-1")
 
     def query(self) -> dict[str, str]:
-        """The query's parameters; of several with one name the last."""
+        """The query's parameters; of several with one name the last. RequestFault 400 if there are too many."""
         text = self._request.target.partition(b"?")[2].decode("latin-1")
-        return {name: values[-1] for name, values in parse_qs(text, keep_blank_values=True, max_num_fields=64).items()}
+        try:
+            found = parse_qs(text, keep_blank_values=True, max_num_fields=_QUERY_FIELDS)
+        except ValueError:
+            raise RequestFault(400, "invalid_query", f"the query has over {_QUERY_FIELDS} parameters") from None
+        return {name: values[-1] for name, values in found.items()}
 
     def json(self) -> dict[str, Any]:
         """The body as a JSON object. RequestFault for anything else."""
@@ -83,6 +88,11 @@ class OwnRequest:
         if not isinstance(body, dict):
             raise RequestFault(400, "invalid_body", f"the body must be a JSON object, not {type(body).__name__}")
         return body
+
+    def let_go_of_body(self) -> None:
+        """Nothing of the body is needed any more, while the answer may take hours: make room for others' bodies."""
+        self._gateway.server.release_bytes(len(self._request.body))
+        self._request.body = b""
 
     # --- the answer ---
 

@@ -94,6 +94,7 @@ class ParrotDoor:
             for method, path, answerer in (
                 ("POST", "/v1/session", self._begin),
                 ("DELETE", "/v1/session/{id}", self._end),
+                ("GET", "/v1/session/{id}", self._show),
                 ("POST", "/v1/semantic_call", self._call),
                 ("POST", "/v1/semantic_var", self._new),
                 ("POST", "/v1/semantic_var/{id}", self._set),
@@ -117,7 +118,12 @@ class ParrotDoor:
         self._sign(request, session)
         return {"session_id": session.id, "session_auth": session.auth}
 
+    async def _show(self, request: OwnRequest) -> dict[str, Any]:
+        _unlogged(request)
+        raise RequestFault(405, "method", "GET is not possible here; DELETE is")
+
     async def _end(self, request: OwnRequest) -> dict[str, Any]:
+        _unlogged(request)
         body, given = _loose(request), request.params["id"]
         if not given.isascii() or not given.isdigit() or len(given) > 20:
             raise unknown_session()
@@ -238,6 +244,11 @@ def _refuse(request: OwnRequest, fault: RequestFault) -> None:
     if fault.status in (429, 503):
         headers.append((b"retry-after", b"%d" % max(1, round(fault.retry_after_seconds or 1))))
     request.answer_json({"error": fault.message}, fault.status, headers, fault.reason)
+
+
+def _unlogged(request: OwnRequest) -> None:
+    """Whoever reads the call log must not be able to use a session: its id stands in the path of these requests."""
+    request.call.path = request.call.path.rpartition("/session/")[0] + "/session/-"
 
 
 def _workflow(request: OwnRequest) -> list[tuple[bytes, bytes]]:

@@ -6,7 +6,7 @@ import re
 from typing import Any, Literal, NamedTuple
 
 from proxy.parrot.faults import wrong
-from proxy.parrot.sampling import engine_members
+from proxy.parrot.sampling import bytes_of, engine_members
 from proxy.parrot.template import Placeholder, parse
 
 Objective = Literal["latency", "throughput"]
@@ -20,6 +20,8 @@ CRITERIA: dict[str, Objective] = {
 }
 NAME_LENGTH_MAX = 256
 MODELS_MAX = 64
+PIECE_BYTES = 64
+"""What a piece of a template takes in memory, beside its text."""
 OUTPUTS_MAX = 128
 """In one template: each is asked for with all that stands before it."""
 _FUNCTION_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
@@ -51,7 +53,8 @@ class SemanticCall(NamedTuple):
     models: tuple[str, ...]
     objective: Objective | None
     """Given if it runs without being asked for."""
-    template_bytes: int
+    held_bytes: int
+    """What is kept of it as long as the session lives; without values, which are variables."""
 
 
 def text_of(body: dict[str, Any], name: str, *, length_max: int | None = None) -> str:
@@ -87,13 +90,16 @@ def semantic_call(body: dict[str, Any]) -> SemanticCall:
         raise wrong("model_type", 'must be "token_id" or "text"')
     criterion = body.get("output_criteria")
     function = body.get("func_name")
+    models = _models(body.get("models"))
+    kept = [bytes_of(parameter.members) for parameter in parameters.values() if isinstance(parameter, Output)]
+    kept += [len(name.encode()) for name in models]
     return SemanticCall(
         function if isinstance(function, str) and _FUNCTION_NAME.fullmatch(function) else "call",
         tuple(pieces[: last + 1]),
         parameters,
-        _models(body.get("models")),
+        models,
         None if criterion is None else objective_of(criterion, "output_criteria"),
-        len(template.encode()),
+        len(template.encode()) + PIECE_BYTES * (last + 1) + sum(kept),
     )
 
 

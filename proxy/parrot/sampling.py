@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from proxy.parrot.faults import wrong
 
 if TYPE_CHECKING:
@@ -14,6 +16,8 @@ MAX_GEN_LENGTH = 512
 """Tokens of an output that names no other limit."""
 _STOPS_MAX = 64
 _BIASES_MAX = 1_024
+_BIAS_BYTES = 128
+"""What an entry of a dictionary takes in memory, beside its text."""
 
 
 def _number(value: Any) -> str | None:
@@ -89,3 +93,8 @@ def engine_members(config: Any, path: str) -> dict[str, Any]:
         if member is not None and value != nothing:
             members[member] = value
     return members
+
+
+def bytes_of(members: dict[str, Any]) -> int:
+    """What they take in memory, about: stop texts may be as long as a body, biases many."""
+    return len(orjson.dumps(members)) + _BIAS_BYTES * len(members.get("logit_bias", ()))

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from proxy.parrot.config import ParrotConfig
 
 NO_KEY = "-"
+VARIABLE_BYTES = 512
+GENERATION_BYTES = 1_024
+"""What one takes in memory beside its text: many empty ones are not nothing."""
 
 
 class Session:
@@ -46,10 +49,10 @@ class Session:
 
     def new_variable(self, name: str) -> Variable:
         """A variable that a client will write."""
-        self._check_room(variables=1, calls=0, size=_size(name))
-        variable = self._variable(name)
-        self._hold(_size(name))
-        return variable
+        size = VARIABLE_BYTES + _size(name)
+        self._check_room(variables=1, calls=0, size=size)
+        self._hold(size)
+        return self._variable(name)
 
     def write(self, variable: Variable, content: str) -> list[Generation]:
         """A client writes a variable: what may run now."""
@@ -70,13 +73,13 @@ class Session:
         """Take a call over: its number, its parameters' variables, its generations. All of it or nothing."""
         outputs = [name for name, parameter in form.parameters.items() if not isinstance(parameter, Input)]
         bound: dict[str, Variable] = {}
-        size = form.template_bytes
+        size = form.held_bytes + GENERATION_BYTES * len(outputs)
         for at, (name, parameter) in enumerate(form.parameters.items()):
             if isinstance(parameter, Input) and parameter.var_id is not None:
                 bound[name] = self.variable(parameter.var_id, f"parameters[{at}].var_id")
             else:
                 value = parameter.value if isinstance(parameter, Input) else None
-                size += _size(name) + _size(value or "")
+                size += VARIABLE_BYTES + _size(name) + _size(value or "")
         self._check_room(variables=len(form.parameters) - len(bound), calls=len(outputs), size=size)
         self._hold(size)
         self.calls += 1

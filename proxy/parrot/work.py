@@ -116,6 +116,9 @@ class Work:
         self._pump_soon()
 
     def _start(self, generation: Generation, since: float) -> None:
+        keys = self._gateway.admission.keys
+        if keys.configured and self._session.key_name not in keys.names:
+            raise RequestFault(401, "invalid_api_key", "the API key of this session does not exist any more")
         limit = self._gateway.server.limits.body_bytes
         if generation.text_length() > limit:  # before it is made: a template may name a large variable many times
             raise RequestFault(413, "body_too_large", f"the text is over {limit} bytes (limits.body_bytes)")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from proxy.errors import RequestFault
-from proxy.workflows.mind import Mind
+from proxy.workflows.describing import whole
+from proxy.workflows.mind import Mind, specs_of
 from proxy.workflows.run import WorkflowRun
 from proxy.workflows.runner import Runner
 from proxy.workflows.stream import RunStream
-from proxy.workflows.submission import Submission, parse
+from proxy.workflows.submission import Bounds, Submission, parse
 from proxy.workflows.table import RunTable
 from proxy.workflows.views import node_view, summary
 
@@ -22,12 +25,14 @@ if TYPE_CHECKING:
     from proxy.own.router import Router
     from proxy.workflows.config import WorkflowsConfig
     from proxy.workflows.run import NodeRun
+    from scheduler.workflow.spec import NodeSpec
 
 IDEMPOTENCY_KEY_MAX = 256
 LARGE_BODY_BYTES = 262_144
 """A larger submission is read beside the event loop."""
 LISTED = (20, 100)
 """Workflows in a list: by default, at most."""
+_NUMBER = re.compile(r"[0-9]{1,4}")
 _FORMATS = {"dot": b"text/vnd.graphviz; charset=utf-8", "mermaid": b"text/plain; charset=utf-8", "json": b""}
 
 
@@ -55,7 +60,14 @@ class WorkflowDoor:
         self.table.forget_old(now)
         idle = self.table.config.idle_seconds
         for run in self.table.running:
-            if self.mind.idle_seconds(run, now) > idle and not any(node.inner for node in run.nodes.values()):
+            if self.mind.idle_seconds(run, now) > idle and run.waits_for_client:
+                self.runner.cancel(run)
+
+    def drain(self) -> None:
+        """No further call is taken, nor a tool's result: runs of which nothing is under way end, and their clients are
+        told. The others end with the calls that are."""
+        for run in self.table.running:
+            if not run.calls:
                 self.runner.cancel(run)
 
     def close(self) -> None:
@@ -69,52 +81,70 @@ class WorkflowDoor:
     async def _submit(self, request: OwnRequest) -> None:
         if self._gateway.server.draining:
             raise RequestFault(503, "draining", "the gateway is shutting down; try another instance")
+        if (found := await self._begin(request)) is not None:
+            run, keep = found
+            request.let_go_of_body()  # and with `_begin` all that was made of it, but for what the run still needs
+            await self._follow(request, run, keep=keep)
+
+    async def _begin(self, request: OwnRequest) -> tuple[WorkflowRun, bool]|None:
+        """The run of this submission, new or the one that it began before, and whether it goes on when its client leaves.
+        None: it is only declared, and has been answered."""
         key_name, body = request.key_name, request.body
         token = request.header(b"idempotency-key")
         if token is not None and not 0 < len(token) <= IDEMPOTENCY_KEY_MAX:
             message = f"must be 1 to {IDEMPOTENCY_KEY_MAX} characters"
             raise RequestFault(400, "idempotency_key", f"Idempotency-Key {message}", param="idempotency-key")
+        if token is not None:
+            self.table.same_submission(key_name, token, body)  # another body is refused before it is read
+        submission, specs = await self._read(request)
         if token is not None and (before := self.table.same_submission(key_name, token, body)) is not None:
-            await self._follow(request, before, await self._read(request))
-            return
-        submission = await self._read(request)
-        if token is not None and (before := self.table.same_submission(key_name, token, body)) is not None:
-            await self._follow(request, before, submission)  # it came twice at the same time
-            return
+            if not submission.declared and (run := self.table.get(key_name, before)) is not None:
+                return run, True
+            if submission.declared and self.mind.knows(key_name, before):
+                request.answer_json(self._short(key_name, before), 201, _location(before))
+                return None
         run_id = submission.id or f"wf-{os.urandom(12).hex()}"
         if submission.declared:
-            self.mind.declare(request.call.id, key_name, run_id, submission)
-            request.answer_json(self._description(key_name, run_id), 201, _location(run_id))
-            return
+            self.table.check_id(key_name, run_id)
+            self.mind.declare(request.call.id, key_name, run_id, submission, specs)
+            self.table.remember(key_name, token, run_id, body)
+            request.answer_json(self._short(key_name, run_id), 201, _location(run_id))
+            return None
         self.table.check_room(key_name, run_id)
-        self.mind.declare(request.call.id, key_name, run_id, submission)
+        self.mind.declare(request.call.id, key_name, run_id, submission, specs)
         run = WorkflowRun(run_id, key_name, submission, monotonic(), self.table.held)
         if (trace := request.header(b"traceparent")) is not None:
             run.trace_fields = {b"traceparent": trace.encode("latin-1")}
         run.listeners.append(lambda event, node: self._changed(run, event, node))
-        self.table.add(run, token, body)
+        self.table.add(run)
+        self.table.remember(key_name, token, run_id, body)
         self.runner.begin(run)
-        await self._follow(request, run, submission, keep=token is not None or submission.background)
+        return run, token is not None or submission.background
 
-    async def _read(self, request: OwnRequest) -> Submission:
-        nodes_max = self.table.config.nodes
-        if len(request.body) > LARGE_BODY_BYTES:
-            return await asyncio.to_thread(lambda: parse(request.json(), nodes_max))
-        return parse(request.json(), nodes_max)
+    async def _read(self, request: OwnRequest) -> tuple[Submission, tuple[NodeSpec, ...]]:
+        config = self.table.config
+        bounds = Bounds(config.nodes, self._gateway.server.limits.body_bytes, config.held_bytes)
+
+        def read() -> tuple[Submission, tuple[NodeSpec, ...]]:
+            submission = parse(request.json(), bounds)
+            return submission, specs_of(submission)
+
+        return await asyncio.to_thread(read) if len(request.body) > LARGE_BODY_BYTES else read()
 
     async def _follow(
         self, request: OwnRequest, run: WorkflowRun, submission: Submission, *, keep: bool = True
     ) -> None:
         """Answer with what becomes of it. Unless `keep`, it ends when its client leaves."""
         if submission.background:
-            request.answer_json(self._description(run.key_name, run.id), 202, _location(run.id))
+            request.answer_json(self._short(run.key_name, run.id), 202, _location(run.id))
             return
+        request.let_go_of_body()
         try:
             if submission.stream:
                 await RunStream(request, run).play()
             else:
                 await _ended(run)
-                request.answer_json(self._description(run.key_name, run.id), headers=_location(run.id))
+                request.answer_json(await whole(self.mind.get(run.key_name, run.id), run), headers=_location(run.id))
         except asyncio.CancelledError:
             if not keep:
                 self.runner.cancel(run)
@@ -124,9 +154,12 @@ class WorkflowDoor:
         query = request.query()
         default, most = LISTED
         limit = query.get("limit", str(default))
-        if not limit.isdigit() or not 1 <= int(limit) <= most:
+        if not _NUMBER.fullmatch(limit) or not 1 <= int(limit) <= most:
             raise RequestFault(400, "invalid_limit", f"limit must be 1 to {most}", param="limit")
         found = self.mind.listed(request.key_name, int(limit))
+        for item in found:  # the graph does not know what waits for its turn here
+            if (run := self.table.get(request.key_name, item["id"])) is not None:
+                item["status"] = run.status
         request.answer_json({"object": "list", "data": found})
 
     async def _get(self, request: OwnRequest) -> None:
@@ -135,7 +168,7 @@ class WorkflowDoor:
             raise RequestFault(400, "invalid_format", f"format must be one of {', '.join(_FORMATS)}", param="format")
         run_id = request.params["id"]
         if form == "json":
-            request.answer_json(self._description(request.key_name, run_id))
+            request.answer_json(await self._whole(request.key_name, run_id))
         else:
             drawn = self.mind.drawn(request.key_name, run_id, form)
             if drawn is None:
@@ -151,7 +184,7 @@ class WorkflowDoor:
             self.runner.cancel(run)
         self._gateway.cancel_workflow(key_name, run_id)
         self.mind.ended(key_name, run_id, "cancelled")
-        request.answer_json(self._description(key_name, run_id))
+        request.answer_json(await self._whole(key_name, run_id))
 
     async def _tool(self, request: OwnRequest) -> None:
         run = self.table.get(request.key_name, request.params["id"])
@@ -175,22 +208,20 @@ class WorkflowDoor:
 
     def _over(self, run: WorkflowRun) -> None:
         self.mind.ended(run.key_name, run.id, run.status)
-        self.table.shrink()
+        self.table.ended(run)
 
-    def _description(self, key_name: str, run_id: str) -> dict[str, Any]:
+    async def _whole(self, key_name: str, run_id: str) -> dict[str, Any]:
         """All that is known of a workflow, however it came."""
-        run = self.table.get(key_name, run_id)
-        graph = self.mind.description(key_name, run_id)
-        if run is None and graph is None:
+        workflow, run = self.mind.get(key_name, run_id), self.table.get(key_name, run_id)
+        if run is None and workflow is None:
             raise _unknown(run_id)
-        if run is None:
-            assert graph is not None
-            return graph
-        shown = {**(graph or {}), **summary(run), "created": int(self.table.created_unix_seconds(run))}
-        nodes = {node["id"]: node for node in (graph or {}).get("nodes", ())}
-        shown["nodes"] = [
-            {"id": name, **nodes.get(name, {}), **node_view(run, node)} for name, node in run.nodes.items()
-        ]
+        return await whole(workflow, run)
+
+    def _short(self, key_name: str, run_id: str) -> dict[str, Any]:
+        """A workflow as it stands in a list, and what its run says of it."""
+        shown = self.mind.in_short(key_name, run_id) or {}
+        if (run := self.table.get(key_name, run_id)) is not None:
+            shown |= summary(run)
         return shown
 
 
@@ -210,7 +241,8 @@ async def _ended(run: WorkflowRun) -> None:
 
 
 def _location(run_id: str) -> list[tuple[bytes, bytes]]:
-    return [(b"x-workflow-id", run_id.encode("ascii")), (b"location", b"/v1/workflows/" + run_id.encode("ascii"))]
+    path = f"/v1/workflows/{quote(run_id, safe='')}"
+    return [(b"x-workflow-id", run_id.encode("ascii")), (b"location", path.encode("ascii"))]
 
 
 def _unknown(run_id: str) -> RequestFault:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from scheduler.events import NodeEnded, WorkflowDeclared, WorkflowEnded
-from scheduler.workflow.describe import status, to_json
+from scheduler.workflow.describe import status
 from scheduler.workflow.draw import to_dot, to_mermaid
 from scheduler.workflow.spec import NodeSpec, WorkflowSpec
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from scheduler.workflow.workflow import Workflow
 
 BYTES_A_TOKEN = 4
+_DATA_FROM = re.compile(r"\.data_from\b.*")
 
 
 class Mind:
@@ -25,7 +27,9 @@ class Mind:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
 
-    def declare(self, call_id: str, key_name: str, workflow_id: str, submission: Submission) -> None:
+    def declare(
+        self, call_id: str, key_name: str, workflow_id: str, submission: Submission, nodes: tuple[NodeSpec, ...]
+    ) -> None:
         """Announce the whole graph. RequestFault if it cannot be."""
         spec = WorkflowSpec(
             key_name,
@@ -34,11 +38,13 @@ class Mind:
             submission.workflow_class,
             None if submission.deadline_ms is None else submission.deadline_ms / 1e3,
             submission.energy_budget_joules,
-            tuple([_node_spec(plan) for plan in submission.nodes]),
+            nodes,
             submission.outputs,
             run_here=not submission.declared,
         )
         if (refusal := self._gateway.ask(WorkflowDeclared(call_id, spec), call_id)) is not None:
+            if refusal.param is not None:  # here such edges stand in the texts of requests
+                refusal.param = _DATA_FROM.sub(".request", refusal.param)
             raise refusal
 
     def changed(self, run: WorkflowRun, event: str, node: NodeRun) -> None:
@@ -55,21 +61,21 @@ class Mind:
 
     def knows(self, key_name: str, workflow_id: str) -> bool:
         """Whether this key has a workflow of that id."""
-        return self._get(key_name, workflow_id) is not None
+        return self.get(key_name, workflow_id) is not None
 
     def idle_seconds(self, run: WorkflowRun, now: float) -> float:
         """Since when nothing has happened in it."""
-        workflow = self._get(run.key_name, run.id)
+        workflow = self.get(run.key_name, run.id)
         return now - (workflow.last_event_at if workflow is not None else run.started_at)
 
-    def description(self, key_name: str, workflow_id: str) -> dict[str, Any] | None:
-        """Graph, states, times and tokens; None for a workflow that is not known."""
-        workflow = self._get(key_name, workflow_id)
-        return to_json(workflow, monotonic()) if workflow is not None else None
+    def in_short(self, key_name: str, workflow_id: str) -> dict[str, Any] | None:
+        """A workflow as it stands in a list; None for one that is not known."""
+        workflow = self.get(key_name, workflow_id)
+        return _listed(workflow, monotonic()) if workflow is not None else None
 
     def drawn(self, key_name: str, workflow_id: str, form: str) -> str | None:
         """The graph in the language of graphviz (`dot`) or mermaid."""
-        workflow = self._get(key_name, workflow_id)
+        workflow = self.get(key_name, workflow_id)
         if workflow is None:
             return None
         draw = to_dot if form == "dot" else to_mermaid
@@ -84,7 +90,8 @@ class Mind:
         found.sort(key=lambda workflow: workflow.arrived_at, reverse=True)
         return [_listed(workflow, now) for workflow in found[:limit]]
 
-    def _get(self, key_name: str, workflow_id: str) -> Workflow | None:
+    def get(self, key_name: str, workflow_id: str) -> Workflow | None:
+        """A workflow of this key."""
         return self._gateway.scheduler.workflows.workflow(key_name, workflow_id)
 
 
@@ -100,6 +107,11 @@ def _listed(workflow: Workflow, now: float) -> dict[str, Any]:
         "nodes": len(workflow.graph.nodes),
         "unfinished_nodes": workflow.graph.unfinished,
     }
+
+
+def specs_of(submission: Submission) -> tuple[NodeSpec, ...]:
+    """The nodes as the scheduler is told of them."""
+    return tuple([_node_spec(plan) for plan in submission.nodes])
 
 
 def _node_spec(plan: NodePlan) -> NodeSpec:

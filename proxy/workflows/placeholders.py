@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from proxy.errors import RequestFault
+from proxy.http.request import body_too_large
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -35,13 +36,17 @@ class Template(NamedTuple):
         """What is known of the request before its first reference, with inputs filled in."""
         return self.pieces[0]
 
-    def fill(self, outputs: Mapping[str, str]) -> bytes:
-        """The request's JSON. KeyError if an output is missing."""
+    def fill(self, outputs: Mapping[str, str], bytes_max: int | None = None) -> bytes:
+        """The request's JSON. KeyError if an output is missing; RequestFault 413 if it is larger than `bytes_max`, and
+        then it has not been made: an output may be long, and quoted a thousand times."""
         if not self.references:
             return self.pieces[0]
+        texts = {name: in_json_string(outputs[name]) for name in self.references}
+        if bytes_max is not None and self.size_bytes + sum([len(texts[name]) for name in self.references]) > bytes_max:
+            raise body_too_large(bytes_max)
         parts = [self.pieces[0]]
         for name, piece in zip(self.references, self.pieces[1:], strict=True):
-            parts += (in_json_string(outputs[name]), piece)
+            parts += (texts[name], piece)
         return b"".join(parts)
 
 
@@ -52,39 +57,50 @@ def in_json_string(text: str) -> bytes:
 
 def template(
     request: dict[str, Any],
-    inputs: Mapping[str, str],
+    inputs: Mapping[str, bytes],
     known: Callable[[str], bool],
     place: Callable[[], str],
     *,
     literal: bool,
+    bytes_max: int | None = None,
 ) -> Template:
-    """Cut a request at its references to nodes. `literal`: nothing in it is a placeholder. `place`: its path.
+    """Cut a request at its references to nodes. `literal`: nothing in it is a placeholder. `place`: its path. `inputs`:
+    by name, as they stand in JSON's strings.
 
-    RequestFault 400, with the path of the text, for a name that is neither a node nor an input.
+    RequestFault 400, with the path of the text, for a name that is neither a node nor an input; 413 for a request that
+    is larger than `bytes_max` with its inputs in it.
     """
-    data = orjson.dumps(request)
+    try:
+        data = orjson.dumps(request)
+    except orjson.JSONEncodeError:  # reading takes deeper ones than writing
+        raise RequestFault(400, "invalid_workflow", f"{place()} is nested too deeply", param=place()) from None
     if literal or b"{{" not in data:
         return Template((data,), (), len(data))
+    parts = _PLACEHOLDER.split(data)  # JSON text, a name, JSON text, …
+    names = [name.decode("ascii") for name in parts[1::2]]
+    if all(map(known, names)):
+        return Template(tuple(parts[::2]), tuple(names), sum(map(len, parts[::2])))
     pieces: list[bytes] = []
     references: list[str] = []
-    held: list[bytes] = []
-    end = 0
-    for match in _PLACEHOLDER.finditer(data):
-        name = match[1].decode("ascii")
-        held.append(data[end : match.start()])
-        end = match.end()
-        if name.startswith(INPUT) and not known(name):
-            value = inputs.get(name.removeprefix(INPUT))
-            if value is None:
-                raise _unknown(request, name, place(), "there is no such member of `inputs`")
-            held.append(in_json_string(value))
+    held: list[bytes] = [parts[0]]
+    size = len(data)
+    for name, piece in zip(names, parts[2::2], strict=True):
+        if known(name):
+            pieces.append(b"".join(held))
+            references.append(name)
+            held = [piece]
             continue
-        if not known(name):
+        if not name.startswith(INPUT):
             raise _unknown(request, name, place(), "there is no such node")
-        pieces.append(b"".join(held))
-        held = []
-        references.append(name)
-    pieces.append(b"".join([*held, data[end:]]))
+        value = inputs.get(name.removeprefix(INPUT))
+        if value is None:
+            raise _unknown(request, name, place(), "there is no such member of `inputs`")
+        held += (value, piece)
+        size += len(value)
+        if bytes_max is not None and size > bytes_max:  # before it is put together
+            message = f"{place()} with its inputs has over {bytes_max} bytes (limits.body_bytes)"
+            raise RequestFault(413, "workflow_too_large", message, param=place())
+    pieces.append(b"".join(held))
     return Template(tuple(pieces), tuple(references), sum(map(len, pieces)))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import StrEnum
+from time import time
 from typing import TYPE_CHECKING, Any
 
 from proxy.errors import RequestFault
@@ -51,6 +52,7 @@ class NodeRun:
         "pieces",
         "plan",
         "ready_at",
+        "said",
         "status",
         "usage",
         "waits_for",
@@ -65,6 +67,8 @@ class NodeRun:
         self.output: str | None = None
         self.pieces: list[str] = []
         """What a stream has said so far."""
+        self.said = 0
+        """Characters in `pieces`."""
         self.error: dict[str, Any] | None = None
         self.usage: dict[str, int | None] | None = None
         self.attempts = 0
@@ -88,6 +92,7 @@ class WorkflowRun:
         self.submission = submission._replace(nodes=())  # each stands in its node
         self._held = held
         self.status = "running"
+        self.created_unix_seconds = time()
         self.started_at = now
         self.finished_at: float | None = None
         self.nodes = {plan.id: NodeRun(plan) for plan in submission.nodes}
@@ -132,15 +137,18 @@ class WorkflowRun:
     def delta(self, node: NodeRun, text: str) -> None:
         """A stream said something more."""
         node.pieces.append(text)
+        node.said += len(text)
         self._tell("node.delta", node)
 
     def finished(self, node: NodeRun, output: str, usage: dict[str, int | None] | None, now: float) -> None:
         """A node has its output: what waited for it may be ready now."""
         node.status, node.output, node.usage, node.inner = NodeStatus.FINISHED, output, usage, None
-        node.pieces = []
         self._hold(len(output))
         self.unfinished -= 1
-        self._tell("node.finished", node)
+        try:
+            self._tell("node.finished", node)  # streams of slow readers may not have told all pieces so far
+        finally:
+            node.pieces = []
         for consumer in node.consumers:
             consumer.waits_for -= 1
             if not consumer.waits_for and consumer.status is NodeStatus.PLANNED:
@@ -150,9 +158,11 @@ class WorkflowRun:
     def failed(self, node: NodeRun, error: dict[str, Any], now: float) -> None:
         """A node will have no output: what is behind it is not run; the rest is."""
         node.status, node.error, node.inner = NodeStatus.FAILED, error, None
-        node.pieces = []
         self.unfinished -= 1
-        self._tell("node.failed", node)
+        try:
+            self._tell("node.failed", node)
+        finally:
+            node.pieces = []
         todo = deque(node.consumers)
         while todo:
             behind = todo.popleft()
@@ -178,27 +188,41 @@ class WorkflowRun:
         else:
             self.finished(node, output or "", None, now)
 
-    def cancel(self, now: float) -> list[InnerCall]:
-        """End it; returns the calls that are to be cancelled."""
+    @property
+    def calls(self) -> list[InnerCall]:
+        """Those under way."""
+        return [node.inner for node in self.nodes.values() if node.inner is not None]
+
+    @property
+    def waits_for_client(self) -> bool:
+        """Nothing of it goes on or waits for its turn here: at most tools act."""
+        states = {node.status for node in self.nodes.values()}
+        return states.isdisjoint((NodeStatus.READY, NodeStatus.RUNNING))
+
+    def cancel(self, now: float) -> None:
+        """End it. Its calls are the runner's to cancel."""
         if self.over:
-            return []
-        running = []
-        for node in self.nodes.values():
-            if node.status not in OVER:
-                if node.inner is not None:
-                    running.append(node.inner)
-                    node.inner = None
-                node.status = NodeStatus.CANCELLED
-                self._tell("node.cancelled", node)
+            return
+        ended = [node for node in self.nodes.values() if node.status not in OVER]
+        for node in ended:
+            node.status, node.inner = NodeStatus.CANCELLED, None
         self.ready.clear()
         self.unfinished = 0
-        self._end("cancelled", now)
-        return running
+        try:
+            for node in ended:
+                self._tell("node.cancelled", node)
+                node.pieces = []
+        finally:
+            self._end("cancelled", now)
 
     def retrying(self, node: NodeRun) -> None:
         """A failed attempt is followed by another: what its stream said is void."""
-        node.status, node.inner, node.pieces = NodeStatus.READY, None, []
+        self.held_back(node)
         self._tell("node.retrying", node)
+
+    def held_back(self, node: NodeRun) -> None:
+        """The node was turned away before it was begun; its turn comes later."""
+        node.status, node.inner, node.pieces, node.said = NodeStatus.READY, None, [], 0
 
     def release(self) -> None:
         """The run is forgotten: what it held is free."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from proxy.errors import RequestFault
 from proxy.identity import Identity
 from proxy.jsonedit import edit_members
 from proxy.workflows.texts import DeltaReader, whole_text
+from proxy.workflows.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,16 +22,21 @@ if TYPE_CHECKING:
     from proxy.workflows.config import WorkflowsConfig
     from proxy.workflows.run import NodeRun, WorkflowRun
 
-STARTS_A_TURN = 32
+STARTS_A_TURN = 8
 """Calls started in one turn of the loop: other people's streams go on between."""
 BACKOFF_SECONDS = (0.25, 10.0)
+RETRY_AFTER_MAX = 60.0
+"""However long an engine says that one should wait."""
 MESSAGE_CHARACTERS = 2_000
+BAD_GATEWAY = 502
 _STREAM = {"stream": b"true"}
 _STREAM_WITH_USAGE = {**_STREAM, "stream_options": b'{"include_usage":true}'}
-_TURNED_AWAY = frozenset(
-    ("queue_full", "queue_timeout", "buffers_full", "key_concurrency", "key_request_rate", "key_token_rate")
-)
-"""The gateway is full, or the key has all it may have at once: the node waits for its turn and has not failed."""
+_KEY_FULL = frozenset(("key_concurrency", "key_request_rate", "key_token_rate"))
+_TURNED_AWAY = _KEY_FULL | {"queue_full", "queue_timeout", "buffers_full"}
+"""The gateway is full, or the key has all it may have at once: the node waits for its turn and has not failed. What
+else is ready waits as well, or thousands of nodes would ask again and again."""
+_ALL = ""
+"""In place of a key's name: the gateway is full."""
 
 
 class Runner:
@@ -42,8 +47,9 @@ class Runner:
         self.config = config
         self._on_over = on_over
         self._loop = asyncio.get_running_loop()
-        self._turns: deque[WorkflowRun] = deque()
-        """Runs with ready nodes, each in its turn, so that a wide one does not keep the others waiting."""
+        self._turns = Turns()
+        self._pausing: set[str] = set()
+        """Keys (or `_ALL`) that were turned away a moment ago."""
         self._pumping = False
         self._timers: set[asyncio.TimerHandle] = set()
         self.running = 0
@@ -59,19 +65,23 @@ class Runner:
         """Something of this run may have become ready, or it is over."""
         if run.over:
             self._on_over(run)
-        elif run.ready and run not in self._turns:
-            self._turns.append(run)
+        elif run.ready:
+            self._turns.add(run)
             self._pump_soon()
 
     def cancel(self, run: WorkflowRun) -> None:
         """End a run: its calls leave their engines now."""
         if run.over:
             return
-        calls = run.cancel(monotonic())
-        for inner in calls:
-            inner.cancel()
-            self._ended(run.key_name)
-        self._on_over(run)
+        calls = run.calls
+        try:
+            run.cancel(monotonic())
+        finally:
+            self._turns.drop(run)
+            for inner in calls:
+                inner.cancel()
+                self._ended(run.key_name)
+            self._on_over(run)
 
     def close(self) -> None:
         """No timers are left."""
@@ -88,32 +98,35 @@ class Runner:
 
     def _pump(self) -> None:
         self._pumping = False
-        passed_over = 0
         for _ in range(STARTS_A_TURN):
-            if not self._turns or self.running >= self.config.running_calls or passed_over >= len(self._turns):
+            if self.running >= self.config.running_calls or _ALL in self._pausing:
                 break
-            run = self._turns.popleft()
-            if self._running_of_key.get(run.key_name, 0) >= self._key_limit(run.key_name):
-                self._turns.append(run)
-                passed_over += 1
-                continue
-            passed_over = 0
+            run = self._turns.take(self._may_start)
+            if run is None:
+                break
             if run.ready:
-                self._start(run, run.ready.popleft())
+                self._safely(run, self._start, run, run.ready.popleft())
             if run.ready:
-                self._turns.append(run)
+                self._turns.add(run)
         else:
             self._pump_soon()
 
-    def _key_limit(self, key_name: str) -> int:
+    def _may_start(self, key_name: str) -> bool:
+        if key_name in self._pausing:
+            return False
         use = self._gateway.scheduler.quotas.by_key.get(key_name)
         limit = use.quota.max_concurrency if use is not None else None
-        return limit if limit is not None else self.config.running_calls
+        return limit is None or self._running_of_key.get(key_name, 0) < limit
 
     def _start(self, run: WorkflowRun, node: NodeRun) -> None:
         plan, submission = node.plan, run.submission
         assert plan.request is not None
-        body = plan.request.fill(run.outputs_of(plan))
+        try:
+            body = plan.request.fill(run.outputs_of(plan), self._gateway.server.limits.body_bytes)
+        except RequestFault as fault:
+            node.attempts += 1
+            self._failed(run, node, fault.status, fault.reason, fault.message, None)
+            return
         endpoint = plan.endpoint
         reader = None
         if submission.stream:
@@ -129,27 +142,35 @@ class Runner:
                 endpoint,
                 body,
                 identity,
-                on_done=lambda answer: self._safely(run, lambda: self._done(run, node, reader, answer)),
+                on_done=lambda answer: self._safely(run, self._done, run, node, reader, answer),
                 on_body=None
                 if reader is None
-                else lambda events: self._safely(run, lambda: self._events(run, node, reader, events)),
-                on_sent=lambda: self._safely(run, lambda: run.sent(node)),
+                else lambda data: self._safely(run, self._events, run, node, reader, data),
+                on_sent=lambda: self._safely(run, run.sent, node),
                 fields=run.trace_fields,
             )
         except RequestFault as fault:
             self._ended(run.key_name)
             self._failed(run, node, fault.status, fault.reason, fault.message, fault.retry_after_seconds)
+        except BaseException:
+            self._ended(run.key_name)
+            raise
+        if run.over and node.inner is not None:  # cancelled by what it was told meanwhile
+            inner, node.inner = node.inner, None
+            inner.cancel()
+            self._ended(run.key_name)
 
     # --- what comes back ---
 
     def _events(self, run: WorkflowRun, node: NodeRun, reader: DeltaReader, events: bytes) -> None:
         if text := reader.feed(events):
             run.delta(node, text)
-        if sum(map(len, node.pieces)) > self._gateway.inner.answer_bytes_max and node.inner is not None:
+        if node.said > self._gateway.inner.answer_bytes_max and node.inner is not None:
             node.inner.cancel()
             self._ended(run.key_name)
             limit = self._gateway.inner.answer_bytes_max
-            self._failed(run, node, 502, "answer_too_large", f"over {limit} bytes (limits.inner_answer_bytes)", None)
+            message = f"over {limit} bytes (limits.inner_answer_bytes)"
+            self._failed(run, node, BAD_GATEWAY, "answer_too_large", message, None)
 
     def _done(self, run: WorkflowRun, node: NodeRun, reader: DeltaReader | None, answer: InnerAnswer) -> None:
         self._ended(run.key_name)
@@ -163,12 +184,13 @@ class Runner:
         if reader is None:
             text = whole_text(node.plan.endpoint, answer.body)
         elif reader.error is not None:
-            self._failed(run, node, answer.status, *_engine_words(reader.error, "engine_error"), None)
+            reason = (answer.call.reason if answer.call is not None else None) or "engine_error"
+            self._failed(run, node, BAD_GATEWAY, *_engine_words(reader.error, reason), None)
             return
         else:
             text = "".join(node.pieces) or reader.rest()
         if text is None:
-            self._failed(run, node, answer.status, "no_text", "the engine's answer has no text in it", None)
+            self._failed(run, node, BAD_GATEWAY, "no_text", "the engine's answer has no text in it", None)
             return
         call = answer.call
         usage = None
@@ -178,13 +200,16 @@ class Runner:
         run.finished(node, text, usage, monotonic())
         self.go_on(run)
 
-    def _safely(self, run: WorkflowRun, what: Callable[[], None]) -> None:
+    def _safely(self, run: WorkflowRun, what: Callable[..., None], *of: Any) -> None:
         """A fault of ours ends this run, whose client would wait for ever, and nothing else."""
         try:
-            what()
+            what(*of)
         except Exception as error:  # noqa: BLE001  (reported; the run is cancelled)
             self._gateway.faults.report(f"workflow {run.id}", error)
-            self.cancel(run)
+            try:
+                self._on_over(run) if run.over else self.cancel(run)
+            except Exception as again:  # noqa: BLE001  (reported; all is ended by now)
+                self._gateway.faults.report(f"cancelling workflow {run.id}", again)
 
     def _ended(self, key_name: str) -> None:
         self.running -= 1
@@ -206,38 +231,60 @@ class Runner:
         now = monotonic()
         assert node.ready_at is not None
         turned_away = reason in _TURNED_AWAY and now - node.ready_at < self.config.turn_seconds
-        own_fault = 400 <= status < 500 and status not in (408, 429) and not turned_away
-        if turned_away:
-            node.attempts -= 1
+        own_fault = (400 <= status < 500 and status not in (408, 429)) or reason == "draining"
         if not turned_away and (own_fault or node.attempts > node.plan.retry):
             run.failed(node, {"status": status or None, "code": reason, "message": message}, now)
             self.go_on(run)
             return
-        run.retrying(node)
         shortest, longest = BACKOFF_SECONDS
-        pause = max(retry_after or 0.0, min(longest, shortest * 2 ** min(node.attempts, 8)))
-        timer: asyncio.TimerHandle | None = None
+        asked = min(retry_after or 0.0, RETRY_AFTER_MAX)
+        if turned_away:
+            node.attempts -= 1
+            run.held_back(node)
+            run.ready.appendleft(node)
+            self.go_on(run)
+            self._pause(run.key_name if reason in _KEY_FULL else _ALL, max(asked, shortest))
+            return
+        run.retrying(node)
 
         def again() -> None:
-            assert timer is not None
-            self._timers.discard(timer)
             if not run.over:
                 run.ready.append(node)
                 self.go_on(run)
 
-        timer = self._loop.call_later(pause, again)
+        self._later(max(asked, min(longest, shortest * 2 ** min(node.attempts, 8))), again)
+
+    def _pause(self, whose: str, seconds: float) -> None:
+        """Start nothing of this key, or of all, for a moment."""
+        if whose in self._pausing:
+            return
+        self._pausing.add(whose)
+
+        def over() -> None:
+            self._pausing.discard(whose)
+            self._pump_soon()
+
+        self._later(seconds, over)
+
+    def _later(self, seconds: float, what: Callable[[], None]) -> None:
+        def now() -> None:
+            self._timers.discard(timer)
+            what()
+
+        timer = self._loop.call_later(seconds, now)
         self._timers.add(timer)
 
 
 def _words_of(answer: InnerAnswer) -> tuple[int, str, str]:
     """Status, machine-readable word and message of a failure: the engine's own words, where it has any."""
     reason = answer.fault_reason or "engine_lost"
+    status = answer.status if not 0 < answer.status < 400 else BAD_GATEWAY  # it began well and was no answer after all
     try:
         error = orjson.loads(answer.body)["error"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         message = answer.body[:MESSAGE_CHARACTERS].decode("utf-8", "replace").strip()
-        return answer.status, reason, message or f"the call ended without an answer ({reason})"
-    return (answer.status, *_engine_words(error, reason))
+        return status, reason, message or f"the call ended without a whole answer ({reason})"
+    return (status, *_engine_words(error, reason))
 
 
 def _engine_words(error: Any, reason: str) -> tuple[str, str]:

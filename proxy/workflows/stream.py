@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from proxy.workflows.run import OVER
+from proxy.workflows.run import OVER, NodeStatus
 from proxy.workflows.views import node_view, summary
 
 if TYPE_CHECKING:
     from proxy.own.request import OwnRequest
     from proxy.workflows.run import NodeRun, WorkflowRun
 
+_BEGUN = {NodeStatus.RUNNING: "node.started", NodeStatus.ACTING: "tool.started"}
 KEEP_ALIVE_SECONDS = 15.0
 """A line that means nothing is sent so often where nothing else is: what stands in between closes silent streams."""
 
@@ -47,7 +48,10 @@ class RunStream:
         for node in run.nodes.values():
             if node.status in OVER:
                 self._node(f"node.{node.status}", node)
-            elif node.pieces:
+                continue
+            if (begun := _BEGUN.get(node.status)) is not None:
+                self._node(begun, node)
+            if node.pieces:
                 self._send(event_bytes("node.delta", {"node": node.plan.id, "delta": "".join(node.pieces)}))
         run.listeners.append(self._changed)
         try:
@@ -72,7 +76,7 @@ class RunStream:
         elif event == "node.delta":
             self._delta(node)
         else:
-            if event == "node.retrying":
+            if event == "node.retrying":  # what it said is void
                 self._unsent.pop(node.plan.id, None)
             elif node.plan.id in self._unsent:
                 self._flush_node(node)

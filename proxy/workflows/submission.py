@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import orjson
 
 from proxy.errors import RequestFault
-from proxy.workflows.placeholders import NAME, Template, template
+from proxy.workflows.placeholders import NAME, Template, in_json_string, template
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +24,7 @@ _NODE_MEMBERS = frozenset(
         *("endpoint", "expected_seconds", "placeholders"),
     )
 )
+CLASSES = ("interactive", "standard", "batch")
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 _OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _SET_HERE = frozenset(("stream", "stream_options", "workflow"))
@@ -70,7 +71,17 @@ class Submission(NamedTuple):
     """Answer at once; the workflow goes on without its client."""
 
 
-def parse(body: Mapping[str, Any], nodes_max: int) -> Submission:
+class Bounds(NamedTuple):
+    """How much is taken."""
+
+    nodes: int
+    request_bytes: int
+    """Of a node's request, with its inputs in it (`limits.body_bytes`)."""
+    all_bytes: int
+    """Of all requests of a workflow (`workflows.held_bytes`)."""
+
+
+def parse(body: Mapping[str, Any], bounds: Bounds) -> Submission:
     """Check a submission. RequestFault 400 or 413 names the path of what is wrong."""
     _only(body, _MEMBERS, "")
     mode = body.get("mode", "run")
@@ -80,23 +91,34 @@ def parse(body: Mapping[str, Any], nodes_max: int) -> Submission:
     given = body.get("nodes")
     if not isinstance(given, list) or not given:
         _refuse("nodes", "must be a list of at least one node")
-    if len(given) > nodes_max:
-        message = f"nodes: {len(given)} are over the limit of {nodes_max} (workflows.nodes)"
+    if len(given) > bounds.nodes:
+        message = f"nodes: {len(given)} are over the limit of {bounds.nodes} (workflows.nodes)"
         raise RequestFault(413, "workflow_too_large", message, param="nodes")
     ids = _ids(given)
     inputs = _inputs(body.get("inputs"))
-    nodes = tuple([_node(item, at, ids, inputs, declared) for at, item in enumerate(given)])
+    nodes: list[NodePlan] = []
+    size = 0
+    for at, item in enumerate(given):
+        nodes.append(plan := _node(item, at, ids, inputs, declared, bounds.request_bytes))
+        if plan.request is not None and (size := size + plan.request.size_bytes) > bounds.all_bytes:
+            message = (
+                f"nodes: their requests have over {bounds.all_bytes} bytes (workflows.held_bytes), inputs included"
+            )
+            raise RequestFault(413, "workflow_too_large", message, param="nodes")
+    workflow_class = body.get("class")
+    if workflow_class is not None and workflow_class not in CLASSES:
+        _refuse("class", f"must be one of {', '.join(CLASSES)}")
     workflow_id = body.get("id")
     if workflow_id is not None and not (isinstance(workflow_id, str) and _WORKFLOW_ID.fullmatch(workflow_id)):
         _refuse("id", "must be 1 to 256 printable ASCII characters without blanks")
     return Submission(
         workflow_id,
         _text(body, "name"),
-        _text(body, "class"),
+        workflow_class,
         _number(body, "deadline_ms"),
         _number(body, "energy_budget_joules"),
-        nodes,
-        _outputs(body.get("outputs"), nodes, ids),
+        tuple(nodes),
+        _outputs(body.get("outputs"), tuple(nodes), ids),
         declared,
         _switch(body, "stream", ""),
         _switch(body, "background", ""),
@@ -117,15 +139,25 @@ def _ids(given: list[Any]) -> dict[str, int]:
     return ids
 
 
-def _inputs(given: Any) -> dict[str, str]:
+def _inputs(given: Any) -> dict[str, bytes]:
+    """By name, as they stand in JSON's strings."""
     if given is None:
         return {}
     if not isinstance(given, dict):
         _refuse("inputs", "must be an object of values")
-    return {name: value if isinstance(value, str) else orjson.dumps(value).decode() for name, value in given.items()}
+    inputs = {}
+    for name, value in given.items():
+        try:
+            text = value if isinstance(value, str) else orjson.dumps(value).decode()
+        except orjson.JSONEncodeError:  # reading takes deeper ones than writing
+            _refuse(f"inputs.{name[:64]}", "is nested too deeply")
+        inputs[name] = in_json_string(text)
+    return inputs
 
 
-def _node(item: dict[str, Any], at: int, ids: dict[str, int], inputs: dict[str, str], declared: bool) -> NodePlan:
+def _node(
+    item: dict[str, Any], at: int, ids: dict[str, int], inputs: dict[str, bytes], declared: bool, bytes_max: int
+) -> NodePlan:
     if not _NODE_MEMBERS.issuperset(item):
         _only(item, _NODE_MEMBERS, f"nodes[{at}].")
     get = item.get
@@ -146,8 +178,15 @@ def _node(item: dict[str, Any], at: int, ids: dict[str, int], inputs: dict[str, 
             _refuse(f"nodes[{at}].request", what)
         if not _SET_HERE.isdisjoint(request):
             request = {name: value for name, value in request.items() if name not in _SET_HERE}
-        literal = get("placeholders") is False
-        cut = template(request, inputs, ids.__contains__, lambda: f"nodes[{at}].request", literal=literal)
+        literal = "placeholders" in item and not _switch(item, "placeholders", f"nodes[{at}].", default=True)
+        cut = template(
+            request,
+            inputs,
+            ids.__contains__,
+            lambda: f"nodes[{at}].request",
+            literal=literal,
+            bytes_max=bytes_max,
+        )
         if cut.references:
             data_from = tuple(dict.fromkeys(cut.references))
             if item["id"] in data_from:
@@ -211,11 +250,13 @@ def _only(given: Mapping[str, Any], members: frozenset[str], place: str) -> None
         _refuse(f"{place}{name[:64]}", f"is not known here; known are {', '.join(sorted(members))}", "unknown_member")
 
 
-def _switch(given: Mapping[str, Any], name: str, place: str) -> bool:
+def _switch(given: Mapping[str, Any], name: str, place: str, *, default: bool = False) -> bool:
     value = given.get(name)
-    if value is not None and not isinstance(value, bool):
+    if value is None:
+        return default
+    if not isinstance(value, bool):
         _refuse(f"{place}{name}", "must be true or false")
-    return value is True
+    return value
 
 
 def _text(given: Mapping[str, Any], name: str) -> str | None:

@@ -40,6 +40,7 @@ def summary(run: WorkflowRun) -> dict[str, Any]:
         },
         "failed": [node.plan.id for node in nodes if node.status is NodeStatus.FAILED],
         "skipped": [node.plan.id for node in nodes if node.status is NodeStatus.SKIPPED],
+        "created": int(run.created_unix_seconds),
         "usage": {
             name: _sum([node.usage[name] for node in finished if node.usage is not None])
             for name in ("prompt_tokens", "cached_tokens", "output_tokens")

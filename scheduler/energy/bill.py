@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
-from scheduler.energy.bill_accounts import PREFILL, AccountTable, Name, add, figure
-from scheduler.energy.bill_calls import CallBill, estimate, shown
+from scheduler.energy.bill_accounts import PREFILL, AccountTable, Name, add_row, figure, weakest
+from scheduler.energy.bill_calls import CallBill, Tokens, estimate, shown
 from scheduler.energy.bill_engine import EngineBook
 from scheduler.energy.bill_prefix import SharedPrefixes
 from scheduler.energy.bill_prices import MICRO
+from scheduler.energy.window import CallShare
+from scheduler.energy.work import Work
 
 if TYPE_CHECKING:
     from scheduler.energy.bill_accounts import Account, Change, Figure, Source
@@ -82,49 +84,69 @@ class Bill:
     # --- a call's life ---
 
     def dispatched(
-        self, call_id: str, key: str, workflow_id: str, model: str | None, engine: str, marks: Marks = ()
-    ) -> None:
+        self, call_id: str, key: str, workflow_id: str, model: str | None, engine: str,
+        now: float | None = None, marks: Marks = (),
+    ) -> None:  # fmt: skip
         """A call is given to an engine, for its first time or again. Named as in CallArrived and Dispatch.
+
+        `now`: without it nobody knows with whom it shared its steps, and its share of them is what windows say.
 
         `marks`: beginnings of its prompt, growing, that other calls may share; none: its prefill is its own.
         """
+        name = Name(engine, key, workflow_id[:NAME_MAX], (model or "")[:NAME_MAX])
+        account = self.accounts.open(name)
         call = self._live.get(call_id)
         if call is None:
-            call = CallBill(call_id, key, workflow_id[:NAME_MAX], (model or "")[:NAME_MAX], marks)
-            self._live[call_id] = call
+            call = self._live[call_id] = CallBill(call_id, key, name.workflow, name.model, marks, account)
             if len(self._live) > self.limits.live_calls:
                 self._give_up()
+        else:
+            self._leave(call, now)
+            call.account = account
         call.open_at.append(engine)
-        call.account = account = self.accounts.open(Name(engine, call.key, call.workflow, call.model))
+        if now is not None:
+            call.place = self._engine(engine).crowd.enter(now)
         account.calls += 1
-        self.accounts.touch(account)
+        self.accounts.touched[account] = None
+
+    def guess(
+        self, call_id: str, prompt_tokens: float | None, cached_tokens: float | None, output_tokens: float | None,
+        now: float | None = None,
+    ) -> Estimate | None:  # fmt: skip
+        """What a call is thought to have used if it ends now; for its answer's headers. Changes nothing.
+
+        Tokens as the engine counted them, or as far as they were seen; None = not known. None is returned for a call
+        that no engine was given: it has no bill.
+        """
+        call = self._live.get(call_id)
+        if call is None:
+            return None
+        book = self._engine(call.account.name.engine)
+        place = call.place
+        part = None if place is None else book.crowd.part(place, book.crowd.at if now is None else now)
+        tokens = Tokens(prompt_tokens, cached_tokens, output_tokens)
+        return estimate(call, tokens, book.tariff, book.company, part)
 
     def ended(
         self, call_id: str, prompt_tokens: float | None, cached_tokens: float | None, output_tokens: float | None,
         now: float,
     ) -> Estimate | None:  # fmt: skip
-        """A call is over, whatever became of it: answered, failed for good, cancelled, its client gone.
-
-        Tokens as the engine counted them, or as far as they were seen; None = not known. Returns what it is thought to
-        have used, for the answer's headers; None for a call that no engine was given, which has no bill.
-        """
-        call = self._live.get(call_id)
-        if call is None:
+        """A call is over, whatever became of it: answered, failed for good, cancelled, its client gone. As `guess`."""
+        guess = self.guess(call_id, prompt_tokens, cached_tokens, output_tokens, now)
+        if guess is None:
             return None
+        call = self._live[call_id]
+        book = self._engine(call.account.name.engine)
         call.over_at = now
         call.prompt_tokens = prompt_tokens
-        if cached_tokens is not None:
-            call.cached_tokens = min(cached_tokens, prompt_tokens or 0.0)
-        account = call.account
-        assert account is not None
-        book = self._engine(account.name.engine)
-        call.estimate = guess = estimate(
-            call, output_tokens, book.tariff, book.company, cached_known=cached_tokens is not None
-        )
-        if cached_tokens is None and prompt_tokens is not None:
-            call.cached_tokens = prompt_tokens * (1.0 - book.company.computed_share)
-        call.guessed = _pending(call)
-        self._pend(call, call.guessed)
+        if prompt_tokens is not None:
+            known = prompt_tokens * (1.0 - book.company.computed_share) if cached_tokens is None else cached_tokens
+            call.cached_tokens = min(known, prompt_tokens)
+        part = self._leave(call, now)
+        if output_tokens is not None and part is not None and len(call.open_at) == 1:
+            call.steps = output_tokens * part
+        call.estimate = guess
+        self._pend(call, _pending(call))
         for engine in call.open_at:
             self._engine(engine).over[call_id] = now
         if not call.open_at:
@@ -144,6 +166,7 @@ class Bill:
         Each engine's windows in their order. What is returned is of interest to budgets.
         """
         book = self._engine(window.engine)
+        window = self._steps_known(window)
         bill = book.split(window, tariff)
         book.book(bill)
         over: list[CallBill] = []
@@ -152,6 +175,7 @@ class Bill:
         over += self._overdue(book, window)
         for call in over:
             self._settle(call, book)
+        self.prefixes.even_out(self._move)
         settled, self._news = tuple(self._news), []
         moved = tuple(Moved(*whose, value / MICRO) for whose, value in self._moved.items() if value)
         self._moved.clear()
@@ -161,30 +185,49 @@ class Bill:
         """What the engine's model believes before any window has closed: for estimates."""
         book = self._engine(engine)
         book.tariff = tariff
-        book.company = book.company._replace(source="simulated" if simulated else "modelled")
+        book.company.source = "simulated" if simulated else "modelled"
+
+    def _steps_known(self, window: Window) -> Window:
+        """Of calls that have ended, the share of steps is known better than window by window."""
+        mended: list[CallShare] | None = None
+        moved = 0.0
+        for place, share in enumerate(window.calls):
+            if not share.ended or (call := self._live.get(share.call_id)) is None or call.steps is None:
+                continue
+            if len(call.open_at) != 1 or call.open_at[0] != window.engine:
+                continue
+            call_id, work, correction, seconds, ended = share
+            more = call.steps - call.told_steps - work[0] - correction[0]
+            moved += more
+            if mended is None:
+                mended = list(window.calls)
+            mended[place] = CallShare(call_id, work, Work(correction[0] + more, *correction[1:]), seconds, ended)
+        if mended is None:
+            return window
+        steps = window.correction.steps + moved
+        return window._replace(calls=tuple(mended), correction=window.correction._replace(steps=steps))
 
     def _book(self, part: ShareBill, source: Source, book: EngineBook, over: list[CallBill]) -> None:
-        share, row = part
-        call = self._live.get(share.call_id)
+        (call_id, work, correction, seconds, ended), row = part
+        call = self._live.get(call_id)
         account = self.accounts.others(book.name) if call is None else self._account(call, book.name)
         if source == "unavailable":
-            account.unknown_seconds += share.engine_seconds
+            account.unknown_seconds += seconds
+            if call is not None and seconds > 0:
+                call.unknown = True
         else:
-            add(account.amounts(source), row)
-            book.to_calls(source, row)
+            add_row(account.by_source.get(source) or account.amounts(source), row)
+            if call is not None:
+                add_row(call.amounts, row)
+                if call.source != source:
+                    call.source = source if call.source == "unavailable" else weakest((call.source, source))
         if call is None:
             return
-        if source == "unavailable":
-            call.unknown = call.unknown or share.engine_seconds > 0
-        else:
-            call.sources.add(source)
-            add(call.amounts, row)
-        call.told += share.work
-        if any(share.correction):
-            call.told += share.correction
+        call.told_steps += work[0] + correction[0]
+        call.told_prefill_tokens += work[4] + correction[4]
         if call.pending:
             self._pend(call, _pending(call))
-        if share.ended and book.name in call.open_at:
+        if ended and book.name in call.open_at:
             call.open_at.remove(book.name)
             if not call.open_at and call.over_at is not None:
                 over.append(call)
@@ -212,14 +255,11 @@ class Bill:
         book.judge(call)
         self._pend(call, 0)
         call.settled = True
-        account = call.account
-        assert account is not None
-        joules = None if not call.sources or call.unknown else call.marginal / MICRO
+        joules = None if call.source == "unavailable" or call.unknown else call.marginal / MICRO
         self._news.append(Settled(call.id, call.key, call.workflow, call.model, joules, call.source))
         self._settled[call.id] = call
-        if call.marks and book.tariff is not None and call.sources:
-            across = self.limits.prefixes_across_keys
-            self.prefixes.settled(call, account, book.tariff, self._move, across_keys=across)
+        if call.marks and book.tariff is not None and call.source != "unavailable":
+            self.prefixes.joined(call, book.tariff, across_keys=self.limits.prefixes_across_keys)
         while len(self._settled) > self.limits.settled_calls:
             self._settled.popitem(last=False)
 
@@ -232,17 +272,22 @@ class Bill:
         self._moved[whose] = self._moved.get(whose, 0) + microjoules
 
     def _pend(self, call: CallBill, microjoules: int) -> None:
-        assert call.account is not None
         if microjoules != call.pending:
             self.accounts.touch(call.account).pending += microjoules - call.pending
             call.pending = microjoules
 
     def _account(self, call: CallBill, engine: str) -> Account:
         account = call.account
-        assert account is not None
         if account.name.engine != engine:  # it was given to another engine since
             account = self.accounts.open(Name(engine, call.key, call.workflow, call.model))
         return self.accounts.touch(account)
+
+    def _leave(self, call: CallBill, now: float | None) -> float | None:
+        """It is no more at the engine that it was given to last: its part of the steps there; None: not known."""
+        place, call.place = call.place, None
+        if place is None or now is None:
+            return None
+        return self._engine(call.account.name.engine).crowd.leave(place, now)
 
     def _engine(self, name: str) -> EngineBook:
         book = self.engines.get(name)

@@ -129,6 +129,21 @@ def add(amounts: Amounts, more: Iterable[int]) -> None:
         amounts[place] += value
 
 
+def add_row(amounts: Amounts, row: tuple[int, ...]) -> None:
+    """Add a share of a window in place: `add`, written out, since it is done twice for each."""
+    amounts[0] += row[0]
+    amounts[1] += row[1]
+    amounts[2] += row[2]
+    amounts[3] += row[3]
+    amounts[4] += row[4]
+    amounts[9] += row[9]
+    if row[5] or row[6] or row[7] or row[8]:
+        amounts[5] += row[5]
+        amounts[6] += row[6]
+        amounts[7] += row[7]
+        amounts[8] += row[8]
+
+
 def weakest(sources: Iterable[Source]) -> Source:
     """What a sum of figures with these sources is."""
     found = set(sources)
@@ -180,7 +195,8 @@ class AccountTable:
         self._rest: dict[Name, Account] = {}
         """Of what was merged: grows with keys, models and engines, and no further than `accounts_max`."""
         self._workflows: dict[tuple[str, str], list[Account]] = {}
-        self._touched: set[Account] = set()
+        self.touched: dict[Account, None] = {}
+        """Added to since the last `drain`."""
 
     def __len__(self) -> int:
         return len(self._accounts) + len(self._rest)
@@ -210,7 +226,7 @@ class AccountTable:
         """Before it is added to: where it is now. It will be among the changes."""
         while account.into is not None:
             account = account.into
-        self._touched.add(account)
+        self.touched[account] = None
         return account
 
     def workflow(self, key: str, workflow_id: str) -> list[Account]:
@@ -220,7 +236,7 @@ class AccountTable:
     def drain(self) -> list[Change]:
         """What has been added since the last time, for whoever keeps it: each microjoule once."""
         changes = []
-        for account in self._touched:
+        for account in self.touched:
             moved: dict[Source, tuple[int, ...]] = {}
             for source, amounts in account.by_source.items():
                 before = account.drained.get(source, ZERO)
@@ -232,7 +248,7 @@ class AccountTable:
             account.drained_calls, account.drained_seconds = account.calls, account.unknown_seconds
             if moved or calls or seconds:
                 changes.append(Change(account.name, moved, calls, seconds))
-        self._touched.clear()
+        self.touched.clear()
         return changes
 
     def _rest_of(self, name: Name) -> Account:
@@ -248,9 +264,9 @@ class AccountTable:
             rest = Name(name.engine, OTHERS, OTHERS, OTHERS)
         into = self._rest_of(rest)
         into.merge(account)
-        if account in self._touched:
-            self._touched.discard(account)
-            self._touched.add(into)
+        if account in self.touched:
+            del self.touched[account]
+            self.touched[into] = None
         if name.workflow:
             left = self._workflows[name.key, name.workflow]
             left.remove(account)

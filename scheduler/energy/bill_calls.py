@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from scheduler.energy.bill_accounts import COMPONENTS, MARGINAL, UNCERTAINTY, ZERO, weakest
-from scheduler.energy.bill_prices import MICRO, price
-from scheduler.energy.work import NOTHING, Work, call_work
+from scheduler.energy.bill_accounts import COMPONENTS, UNCERTAINTY
+from scheduler.energy.bill_prices import MICRO
+from scheduler.energy.work import call_work
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from scheduler.energy.bill_accounts import Account, Amounts, Source
+    from scheduler.energy.bill_crowd import Place
     from scheduler.energy.bill_prices import Tariff
 
 Marks = tuple[tuple["Hashable", float], ...]
@@ -31,49 +32,46 @@ UNKNOWN = Estimate(None, None, None, "unavailable")
 
 
 class CallBill:
-    """One call. `amounts` as in its account; they move on with corrections after it is settled, too."""
+    """One call. What `__init__` does not set has its default in the class: one is made for each call."""
 
-    __slots__ = (
-        "account", "amounts", "cached_tokens", "estimate", "guessed", "id", "key", "marks", "model", "open_at",
-        "over_at", "pending", "prompt_tokens", "settled", "sources", "told", "unknown", "workflow",
-    )  # fmt: skip
+    place: Place | None = None
+    """While it is at an engine."""
+    over_at: float | None = None
+    prompt_tokens: float | None = None
+    cached_tokens = 0.0
+    told_steps = 0.0
+    told_prefill_tokens = 0.0
+    """What windows have named of its work."""
+    estimate = UNKNOWN
+    pending = 0
+    """Microjoules of the estimate that no window has billed so far."""
+    steps: float | None = None
+    """Its share of steps, all in all, once it has ended: a step for each output token (the first is its prefill's), its
+    part of each the mean over its stay. A window's shares are by time, and steps are not of one length."""
+    source: Source = "unavailable"
+    """The weakest of its windows'."""
+    settled = False
+    unknown = False
+    """Of some of its time nobody knows the energy."""
 
-    def __init__(self, call_id: str, key: str, workflow: str, model: str, marks: Marks) -> None:
+    def __init__(self, call_id: str, key: str, workflow: str, model: str, marks: Marks, account: Account) -> None:
         self.id = call_id
         self.key = key
         self.workflow = workflow
         self.model = model
         self.marks = marks
-        self.amounts: Amounts = ZERO.copy()
-        self.sources: set[Source] = set()
-        self.account: Account | None = None
+        self.account = account
         """Of the engine that it was given to last."""
+        self.amounts: Amounts = [0] * len(COMPONENTS)
+        """As in its account; they move on with corrections after it is settled, too."""
         self.open_at: list[str] = []
         """Engines that have not closed its last window."""
-        self.over_at: float | None = None
-        self.prompt_tokens: float | None = None
-        self.cached_tokens = 0.0
-        self.told = NOTHING
-        """Work that windows have named."""
-        self.estimate = UNKNOWN
-        self.guessed = 0
-        """Microjoules of the estimate that no window had billed when it was made."""
-        self.pending = 0
-        """Microjoules of the estimate that no window has billed so far."""
-        self.settled = False
-        self.unknown = False
-        """Of some of its time nobody knows the energy."""
 
     @property
     def marginal(self) -> int:
         """Microjoules billed for what it caused."""
         amounts = self.amounts
         return amounts[0] + amounts[1] + amounts[2] + amounts[3]
-
-    @property
-    def source(self) -> Source:
-        """The weakest of its windows'."""
-        return weakest(self.sources)
 
 
 class Call(NamedTuple):
@@ -91,47 +89,65 @@ class Call(NamedTuple):
     complete: bool
 
 
-class Company(NamedTuple):
+class Company:
     """What an engine has been like lately."""
 
-    sequences: float = 1.0
-    """In a step, on average over what was decoded."""
-    computed_share: float = 1.0
-    """Of prompts: the rest was cached."""
-    scale: float = 1.0
-    source: Source = "modelled"
-    error: float = 0.3
-    """Nine of ten estimates of what windows have not billed yet lie within this share of it."""
+    __slots__ = ("computed_share", "error", "repeated_share", "scale", "source")
+
+    def __init__(self) -> None:
+        self.computed_share = 1.0
+        """Of prompts: the rest was cached."""
+        self.repeated_share = 0.0
+        """Of the context that was read: by others in the same step, too."""
+        self.scale = 1.0
+        self.source: Source = "modelled"
+        self.error = 0.3
+        """Nine of ten estimates of what windows have not billed yet lie within this share of it."""
+
+
+class Tokens(NamedTuple):
+    """Of a call at its end, as the engine counted them or as far as they were seen; None = not known."""
+
+    prompt: float | None
+    cached: float | None
+    output: float | None
 
 
 def estimate(
-    call: CallBill, output_tokens: float | None, tariff: Tariff | None, company: Company, *, cached_known: bool
-) -> Estimate:
-    """What windows have billed, and at the engine's prices what they have not seen so far."""
-    prompt = call.prompt_tokens
-    if tariff is None or prompt is None or output_tokens is None or call.unknown:
+    call: CallBill, tokens: Tokens, tariff: Tariff | None, company: Company, part: float | None
+) -> Estimate:  # fmt: skip
+    """All of it at the engine's prices of now: what windows have billed so far may have been guessed.
+
+    `part`: of each step that it was in, as `Crowd` says; None: not known, and it is taken to have been alone.
+    """
+    prompt, cached, output = tokens
+    if tariff is None or prompt is None or output is None or call.unknown:
         return UNKNOWN
-    cached = call.cached_tokens if cached_known else prompt * (1.0 - company.computed_share)
-    whole = call_work(prompt, cached, output_tokens)
-    rest = whole - call.told
-    # What windows were told is context that may have been another's too, at a lower price.
-    context = rest.context_tokens + rest.repeated_tokens
-    tokens = max(rest.decode_tokens, 0.0) + max(rest.prompts, 0.0)
-    rest = Work(tokens / max(company.sequences, 1.0), rest[1], context, 0.0, rest[4], rest[5], rest[6])
-    more = company.scale * price(tariff, rest).total
-    known = call.marginal / MICRO
-    joules = max(known + more, 0.0)
-    half = call.amounts[UNCERTAINTY] / MICRO + company.error * abs(more)
+    if cached is None or cached > prompt:
+        cached = prompt * (1.0 - company.computed_share) if cached is None else prompt
+    work = call_work(prompt, cached, output)
+    again = work.context_tokens * company.repeated_share
+    steps = output if part is None else output * part
+    left = company.scale * tariff.decode_left
+    joules = left * (
+        tariff.step * steps
+        + tariff.decode_token * work.decode_tokens
+        + tariff.context_token * (work.context_tokens - again)
+        + tariff.repeated_token * again
+    ) + company.scale * tariff.prefill_left * (
+        tariff.prefill_token * work.prefill_tokens + tariff.attention_pair * work.attention_pairs
+    )
+    half = (tariff.relative_error + company.error) * joules
     return Estimate(joules, max(joules - half, 0.0), joules + half, company.source)
 
 
 def shown(call: CallBill) -> Call:
     """As its owner may read it."""
     amounts = call.amounts
-    if not call.sources:
+    if call.source == "unavailable":
         joules, low, high, source = call.estimate
         return Call(call.id, call.settled, joules, low, high, None, source, {}, joules is not None)
-    marginal = sum(amounts[place] for place in MARGINAL)
+    marginal = call.marginal
     half = amounts[UNCERTAINTY]
     if not call.settled and call.estimate.joules is not None:
         marginal = round(call.estimate.joules * MICRO)

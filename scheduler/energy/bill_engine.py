@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from scheduler.energy.bill_accounts import COMPONENTS, ENGINE_COMPONENTS, UNCERTAINTY, ZERO, add
+from scheduler.energy.bill_accounts import COMPONENTS, ENGINE_COMPONENTS, ZERO, add
 from scheduler.energy.bill_calls import Company
+from scheduler.energy.bill_crowd import Crowd
 from scheduler.energy.bill_prices import MICRO
 from scheduler.energy.bill_scale import IdleWatch, Scale
 from scheduler.energy.bill_split import split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from scheduler.energy.bill_accounts import Account, Amounts, Source
     from scheduler.energy.bill_calls import CallBill
@@ -46,6 +47,7 @@ class EngineBook:
         self._idle = IdleWatch()
 
         self.company = Company()
+        self.crowd = Crowd()
         self.tariff: Tariff | None = None
         self.source: Source = "modelled"
         """Of the last window that has figures."""
@@ -82,41 +84,40 @@ class EngineBook:
             source = window.source
         else:
             self.source = source
+            self._to_calls(bill)
         gpu = bill.gpu
         sums = self.by_source.setdefault(source, [0] * len(ENGINE_COMPONENTS))
         add(sums, (gpu.counter, gpu.unused, gpu.residual, gpu.bypass, *_host(bill.cpu), *_host(bill.dram)))
 
-    def to_calls(self, source: Source, row: Sequence[int]) -> None:
-        """A share of a window went to an account."""
-        billed = self.billed.get(source)
-        if billed is None:
-            billed = self.billed[source] = ZERO.copy()
-        add(billed, row)
+    def _to_calls(self, bill: WindowBill) -> None:
+        """Its shares go to accounts, one by one."""
+        if bill.shares:
+            billed = self.billed.setdefault(bill.source, [0] * len(COMPONENTS))
+            add(billed, map(sum, zip(*(share.microjoules for share in bill.shares), strict=True)))
 
     def _lately(self, bill: WindowBill) -> None:
         window, company = bill.window, self.company
         work = window.work
-        sequences = company.sequences
-        if work.steps > 0 and work.decode_tokens > 0:
-            sequences += RECENT * (max(work.decode_tokens / work.steps, 1.0) - sequences)
-        source: Source = "simulated" if window.source == "simulated" else "modelled"
-        self.company = company._replace(sequences=sequences, scale=bill.scale, source=source)
+        if work.steps > 0:
+            self.crowd.steps_take(window.busy_seconds / work.steps)
+        if (read := work.context_tokens + work.repeated_tokens) > 0:
+            again = min(max(work.repeated_tokens / read, 0.0), 1.0)
+            company.repeated_share += RECENT * (again - company.repeated_share)
+        company.scale = bill.scale
+        company.source = "simulated" if window.source == "simulated" else "modelled"
 
     def judge(self, call: CallBill) -> None:
         """A call is settled: how good was its estimate, and how much of its prompt was computed?"""
-        company = self.company
-        share, error = company.computed_share, company.error
-        if call.prompt_tokens:
-            computed = min(max(call.told.prefill_tokens / call.prompt_tokens, 0.0), 1.0)
-            share += RECENT * (computed - share) * min(call.prompt_tokens / 1000.0, 1.0)
-        if call.guessed > 0 and call.estimate.joules is not None:
-            off = abs(call.marginal - call.estimate.joules * MICRO)
-            outside = off > error * call.guessed + call.amounts[UNCERTAINTY]
+        company, prompt = self.company, call.prompt_tokens
+        if prompt:
+            computed = min(max(call.told_prefill_tokens / prompt, 0.0), 1.0)
+            company.computed_share += RECENT * (computed - company.computed_share) * min(prompt / 1000.0, 1.0)
+        joules = call.estimate.joules
+        if joules is not None and not call.unknown:
+            outside = abs(call.marginal - joules * MICRO) > company.error * joules * MICRO
             # Grows nine times as fast as it falls: it stands still where one of ten is outside.
-            error *= 1.0 + ERROR_RATE * (0.9 if outside else -0.1)
-        self.company = company._replace(
-            computed_share=share, error=min(max(error, ERROR_LOWEST), ERROR_HIGHEST)
-        )  # fmt: skip
+            error = company.error * (1.0 + ERROR_RATE * (0.9 if outside else -0.1))
+            company.error = min(max(error, ERROR_LOWEST), ERROR_HIGHEST)
 
     def drain(self) -> list[EngineChange]:
         """What has been booked since the last time: each microjoule once."""

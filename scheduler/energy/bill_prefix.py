@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 MEMBERS_MAX = 64
 """Calls that share one prefix at once. Then the oldest quarter leaves the circle with what they have paid."""
 LEAVING = 16
-OFTEN = 8
-"""Up to so many members, each newcomer is reckoned with at once; beyond, when there are a quarter more."""
+OFTEN = 4
+"""Up to so many members, newcomers are reckoned with at the next window; beyond, when there are half as many more."""
 BLOCK_TOKENS = 16
 """The engine caches whole blocks of so many tokens: a prefix that was cached but for the last of them was cached."""
 
@@ -70,12 +70,15 @@ class SharedPrefixes:
     def __init__(self, prefixes_max: int) -> None:
         self.prefixes_max = prefixes_max
         self._prefixes: OrderedDict[Hashable, Prefix] = OrderedDict()
+        self._fresh: dict[Prefix, None] = {}
+        """Joined since the last window."""
 
     def __len__(self) -> int:
         return len(self._prefixes)
 
-    def settled(self, call: CallBill, account: Account, tariff: Tariff, move: Move, *, across_keys: bool) -> None:
-        """A call's own prefill is billed in full: what of it others use too is shared with them from now on."""
+    def joined(self, call: CallBill, tariff: Tariff, *, across_keys: bool) -> None:
+        """A call is settled, its own prefill billed in full: what of it others use too is theirs to share."""
+        account = call.account
         engine = account.name.engine
         for mark, paid in _spent(call, tariff):
             name = (engine, call.model, mark) if across_keys else (engine, call.model, mark, call.key)
@@ -84,21 +87,26 @@ class SharedPrefixes:
                 prefix = self._prefixes[name] = Prefix()
             else:
                 self._prefixes.move_to_end(name)
-            members = prefix.members
-            members.append(Member(call, account, paid))
-            count = len(members)
-            if count <= OFTEN or count * 4 >= prefix.even_at * 5 or count >= MEMBERS_MAX:
+                self._fresh[prefix] = None
+            prefix.members.append(Member(call, account, paid))
+
+    def even_out(self, move: Move) -> None:
+        """A window has closed: who has joined in it pays its part."""
+        for prefix in self._fresh:
+            count = len(prefix.members)
+            if count <= OFTEN or 2 * count >= 3 * prefix.even_at or count > MEMBERS_MAX:
                 prefix.even_out(move)
-            if count >= MEMBERS_MAX:
-                del members[:LEAVING]
-                prefix.even_at = len(members)
+            if count > MEMBERS_MAX:
+                del prefix.members[: count - MEMBERS_MAX + LEAVING]
+                prefix.even_at = len(prefix.members)
+        self._fresh.clear()
         while len(self._prefixes) > self.prefixes_max:
             self._prefixes.popitem(last=False)[1].even_out(move)
 
     def validate(self) -> None:
         """Every invariant. AssertionError otherwise."""
         assert len(self._prefixes) <= self.prefixes_max
-        assert all(0 < len(prefix.members) < MEMBERS_MAX for prefix in self._prefixes.values())
+        assert all(0 < len(prefix.members) <= MEMBERS_MAX for prefix in self._prefixes.values())
 
 
 def _spent(call: CallBill, tariff: Tariff) -> Iterator[tuple[Hashable, int]]:

@@ -103,7 +103,7 @@ WINDOW_ERRORS = 2.0
 
 
 def tariff_of(model: Model, window: Window | None = None) -> Tariff:
-    """What the live model believes now; with a window, under the power limit of that. Costs about 0.5 ms: once a window.
+    """What the live model believes now; with a window, under the power limit of that. About 0.5 ms: once a window.
 
     Until the model has seen windows, bills may be as far off as its coefficients.
     """

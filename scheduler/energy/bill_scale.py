@@ -18,7 +18,7 @@ HORIZON_SECONDS = 60.0
 BELIEF_SECONDS = 0.5
 """The prices are believed as much as so many seconds of idle power's joules: of weight while little is known."""
 LOWEST, HIGHEST = 0.2, 5.0
-IDLE_RATE = 0.1
+IDLE_HORIZON_SECONDS = 600.0
 IDLE_SECONDS_MIN = 0.5
 
 
@@ -64,7 +64,9 @@ class IdleWatch:
 
     def __init__(self) -> None:
         self._least: list[float | None] = [None, None, None]
-        self._mean: list[float | None] = [None, None, None]
+        self._joules = [0.0, 0.0, 0.0]
+        self._seconds = [0.0, 0.0, 0.0]
+        """Of windows without calls, older ones counting less."""
 
     def saw(self, window: Window, tariff: Tariff | None) -> Idle:
         """A window has closed; what is known now."""
@@ -72,16 +74,20 @@ class IdleWatch:
             empty = not window.calls and not window.why
             for place, joules in enumerate(window.energy):
                 if joules is not None:
-                    self._take(place, joules / window.seconds, empty=empty)
-        gpu = self._mean[0]
-        if gpu is None and tariff is not None:
-            least = self._least[0]
-            gpu = tariff.idle_watts if least is None else min(tariff.idle_watts, least)
-        cpu, dram = (self._least[place] if self._mean[place] is None else self._mean[place] for place in (1, 2))
-        return Idle(gpu, cpu, dram)
+                    self._take(place, joules, window.seconds, empty=empty)
+        gpu = self._watts(0)
+        if tariff is not None and not self._seconds[0]:
+            gpu = tariff.idle_watts if gpu is None else min(tariff.idle_watts, gpu)
+        return Idle(gpu, self._watts(1), self._watts(2))
 
-    def _take(self, place: int, watts: float, *, empty: bool) -> None:
-        least, mean = self._least[place], self._mean[place]
-        self._least[place] = watts if least is None else min(least, watts)
+    def _take(self, place: int, joules: float, seconds: float, *, empty: bool) -> None:
+        least = self._least[place]
+        self._least[place] = joules / seconds if least is None else min(least, joules / seconds)
         if empty:
-            self._mean[place] = watts if mean is None else mean + IDLE_RATE * (watts - mean)
+            kept = exp(-seconds / IDLE_HORIZON_SECONDS)
+            self._joules[place] = self._joules[place] * kept + joules
+            self._seconds[place] = self._seconds[place] * kept + seconds
+
+    def _watts(self, place: int) -> float | None:
+        seconds = self._seconds[place]
+        return self._joules[place] / seconds if seconds else self._least[place]

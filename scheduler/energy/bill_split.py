@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.energy.bill_accounts import MARGINAL, UNCERTAINTY
-from scheduler.energy.bill_prices import MICRO, price
+from scheduler.energy.bill_prices import MICRO
+from scheduler.energy.work import NOTHING
 
 if TYPE_CHECKING:
     from scheduler.energy.bill_accounts import Source
@@ -79,15 +80,16 @@ class Idle(NamedTuple):
 
 def split(window: Window, tariff: Tariff | None, scale: float, idle: Idle) -> WindowBill:
     """Bill a window. `scale`: what the prices have to be multiplied with, see `Scale`; `idle`: see `IdleWatch`."""
-    measured = window.energy.gpu
+    calls, measured = window.calls, window.energy.gpu
     if tariff is None:
-        rows = [(0, 0, 0, 0)] * len(window.calls)
+        rows = [(0, 0, 0, 0)] * len(calls)
         source: Source = "unavailable"
-        idle_joules = 0.0
+        idle_joules = half = 0.0
     else:
-        rows = [_gpu(share, tariff, scale) for share in window.calls]
+        rows = _rows(calls, tariff, scale)
         source = _source(window)
         idle_joules = (tariff.idle_watts if idle.gpu_watts is None else idle.gpu_watts) * window.seconds
+        half = tariff.relative_error
     billed = sum(map(sum, rows))
     whole_idle = round(idle_joules * MICRO)
     if measured is None:
@@ -95,22 +97,19 @@ def split(window: Window, tariff: Tariff | None, scale: float, idle: Idle) -> Wi
     else:
         counter = round(measured * MICRO)
         whole_idle = min(whole_idle, counter)
-    seconds = sum(share.engine_seconds for share in window.calls) if tariff is not None else 0.0
-    occupied = min(window.busy_seconds / window.seconds, 1.0) if window.calls else 0.0
-    idles = _by_time(window, whole_idle * occupied, seconds)
+    seconds = sum(share.engine_seconds for share in calls) if tariff is not None else 0.0
+    occupied = min(window.busy_seconds / window.seconds, 1.0) if calls else 0.0
+    idles = _by_time(calls, whole_idle * occupied, seconds)
     shared_idle = sum(idles)
     rest = counter - billed - whole_idle
     bypass = rest if rest > 0 and "bypass" in window.why else 0
     gpu = Side(counter, billed, shared_idle, whole_idle - shared_idle, rest - bypass, bypass)
     cpu, cpu_rows = _host(window, window.energy.cpu, idle.cpu_watts, occupied, seconds)
     dram, dram_rows = _host(window, window.energy.dram, idle.dram_watts, occupied, seconds)
-    half = tariff.relative_error if tariff is not None else 0.0
     bills = tuple(
-        ShareBill(share, (*row, own_idle, *of_cpu, *of_dram, round(half * sum(map(abs, row)))))
-        for share, row, own_idle, of_cpu, of_dram in zip(
-            window.calls, rows, idles, cpu_rows, dram_rows, strict=True
-        )
-    )  # fmt: skip
+        ShareBill(share, (*row, own_idle, *of_cpu, *of_dram, int(half * abs(sum(row)))))
+        for share, row, own_idle, of_cpu, of_dram in zip(calls, rows, idles, cpu_rows, dram_rows, strict=True)
+    )
     return WindowBill(window, source, scale, gpu, cpu, dram, bills)
 
 
@@ -120,21 +119,34 @@ def _source(window: Window) -> Source:
     return "measured" if window.energy.gpu is not None else "modelled"
 
 
-def _gpu(share: CallShare, tariff: Tariff, scale: float) -> tuple[int, int, int, int]:
-    """(prefill, decode, context, step) with what earlier windows were told wrong, at this window's prices."""
-    work = share.work
-    if any(share.correction):
-        work += share.correction
-    prefill, decode, context, step = price(tariff, work)
-    factor = scale * MICRO
-    return round(prefill * factor), round(decode * factor), round(context * factor), round(step * factor)
+def _rows(calls: tuple[CallShare, ...], tariff: Tariff, scale: float) -> list[tuple[int, int, int, int]]:
+    """(prefill, decode, context, step) of each, with what earlier windows were told wrong: `price`, written out."""
+    others, of_prefill = MICRO * scale * tariff.decode_left, MICRO * scale * tariff.prefill_left
+    step, decode, context, repeated, prefill, pair = tariff[:6]
+    step, decode, context, repeated = step * others, decode * others, context * others, repeated * others
+    prefill, pair = prefill * of_prefill, pair * of_prefill
+    rows = []
+    for share in calls:
+        work = share.work
+        if share.correction is not NOTHING:
+            work += share.correction
+        rows.append(
+            (
+                round(prefill * work[4] + pair * work[5]),
+                round(decode * work[1]),
+                round(context * work[2] + repeated * work[3]),
+                round(step * work[0]),
+            )
+        )
+    return rows
 
 
-def _by_time(window: Window, microjoules: float, seconds: float) -> list[int]:
+def _by_time(calls: tuple[CallShare, ...], microjoules: float, seconds: float) -> list[int]:
     """Split by the time at the engine, never more than there is."""
     if seconds <= 0:
-        return [0] * len(window.calls)
-    return [int(microjoules * (share.engine_seconds / seconds)) for share in window.calls]
+        return [0] * len(calls)
+    each = microjoules / seconds
+    return [int(each * share.engine_seconds) for share in calls]
 
 
 def _host(
@@ -145,7 +157,7 @@ def _host(
         return None, [(0, 0)] * len(window.calls)
     counter = round(joules * MICRO)
     idle = counter if idle_watts is None else min(round(idle_watts * window.seconds * MICRO), counter)
-    idles = _by_time(window, idle * occupied, seconds)
+    idles = _by_time(window.calls, idle * occupied, seconds)
     steps = sum(share.work.steps for share in window.calls) if seconds > 0 else 0.0
     above = counter - idle
     own = [int(above * (share.work.steps / steps)) if steps > 0 else 0 for share in window.calls]

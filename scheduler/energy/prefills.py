@@ -85,8 +85,8 @@ class PrefillWatch:
 
     @staticmethod
     def told(call: LiveCall, cached_tokens: float) -> None:
-        """The engine said how much of a call's prompt was cached. What it was thought to have more (or less) is given to
-        those that were prefilled with it, as long as no window was told of them."""
+        """The engine said how much of a call's prompt was cached. What it was thought to have more (or less) is given
+        to those that were prefilled with it, as long as no window was told of them."""
         company = call.company
         if call.counted and not call.prefilled and company is not None:
             others = [each for each in company if not each.cached_known and not each.prefilled and each is not call]

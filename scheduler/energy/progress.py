@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scheduler.energy.work import NOTHING, Work, call_work
+from scheduler.energy.window import CallShare
+from scheduler.energy.work import NOTHING, Work
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -20,7 +21,6 @@ class LiveCall:
     """
 
     __slots__ = (
-        "booked",
         "cached",
         "cached_forecast",
         "cached_known",
@@ -31,6 +31,7 @@ class LiveCall:
         "ended",
         "group",
         "id",
+        "in_window",
         "joined",
         "left_marks",
         "marks",
@@ -41,11 +42,12 @@ class LiveCall:
         "prefix",
         "prompt",
         "prompt_estimate",
-        "repeated",
+        "read_again",
         "sent_at",
         "streamed",
         "tokens",
         "tokens_at",
+        "told",
         "until",
     )
 
@@ -88,9 +90,9 @@ class LiveCall:
         self.prefill_share = 0.0
         self.closed_tokens = 0.0
         """As it was told to the last window."""
-        self.booked = NOTHING
-        """Sum of what windows that have closed were told, steps left out."""
-        self.repeated = 0.0
+        self.told = (0.0, 0.0, 0.0, 0.0, 0.0)
+        """Sum of what windows that have closed were told: decode, context, prefill, pairs, prompts."""
+        self.in_window = self.read_again = 0.0
         self.group: Group | None = None
         self.marks: Marks | None = None
         self.left_marks: Marks | None = None
@@ -114,39 +116,69 @@ class LiveCall:
             clock.leave(self.group)
             self.group = None
 
-    def close(self, clock: BatchClock, steps_per_second: float, now: float) -> tuple[Work, Work, float]:
-        """The window ends: (work in it with the call's share of steps, not scaled yet; correction; seconds).
+    def part(self, clock: BatchClock, steps_per_second: float) -> float:
+        """Its part of the steps since the last edge, as far as the gateway's own clock tells: Σ of all is not yet what
+        the engine counted."""
+        marks = self.left_marks if self.left_marks is not None else clock.marks(self.group) if self.joined else None
+        then = self.marks
+        steps = 0.0 if self.prefilled else self.prefill_share
+        if marks is None or then is None:
+            self.in_window = self.read_again = 0.0
+            return steps
+        if not self.ended and (self.streamed or self.counted):
+            self.marks = marks
+        self.in_window = steps_per_second * (marks[1] - then[1])
+        self.read_again = steps_per_second * (marks[2] - then[2])
+        return steps + steps_per_second * (marks[0] - then[0])
+
+    def close(self, steps: float, steps_per_second: float, now: float) -> CallShare:
+        """The window ends, and so many steps of it were this call's.
 
         Corrections: where the call has ended, all that it did before this window is computed anew from what the engine
         counted, and the difference to what was told is the correction. Of a call that is no stream, the tokens of
         this window are time in the batch × steps a second, and those before are the rest.
         """
-        shared, seconds, repeated = self._integrals(clock)
-        steps = steps_per_second * shared + (self.prefill_share if not self.prefilled else 0.0)
-        in_window = steps_per_second * seconds
-        before, after = self._tokens(in_window, steps_per_second, now)
-        prompt, cached = self.prompt, self.cached
-        start = call_work(prompt, cached, before) if self.prefilled else NOTHING
-        done = call_work(prompt, cached, after)
+        before, after = self._tokens(steps_per_second, now)
+        prompt, cached, prefilled = self.prompt, self.cached, self.prefilled
+        decoded_before = before - 1.0 if before > 1.0 else 0.0
+        decoded = after - 1.0 if after > 1.0 else 0.0
+        context_before = decoded_before * (prompt + (decoded_before + 1.0) / 2)
+        context = decoded * (prompt + (decoded + 1.0) / 2) - context_before
         correction = NOTHING
-        if self.ended and self.prefilled:
-            told = self.booked
-            correction = start - told._replace(context_tokens=told.context_tokens + told.repeated_tokens)
-            correction = correction._replace(repeated_tokens=0.0)
-        work = done - start
-        again = min(repeated * steps_per_second, max(work.context_tokens, 0.0))
-        work = Work(steps, work[1], work[2] - again, again, work[4], work[5], work[6])
-        self._told(work, after, clock, now)
-        return work, correction, self._stay(now)
+        if self.ended and prefilled:
+            correction = self._correction(decoded_before, context_before)
+        first = 0.0 if prefilled or after <= 0 else 1.0
+        new = first * (prompt - cached)
+        pairs = new * (cached + new / 2)
+        context += first * cached
+        decoded -= decoded_before
+        told = self.told
+        self.told = (
+            told[0] + decoded, told[1] + context, told[2] + new, told[3] + pairs, told[4] + first
+        )  # fmt: skip
+        again = min(self.read_again, context)
+        self.closed_tokens = after
+        self.prefilled = prefilled or first > 0
+        until = self.until if self.ended else now
+        seconds, self.closed_at = max(0.0, until - self.closed_at), now
+        work = Work(steps, decoded, context - again, again, new, pairs, first)
+        return CallShare(self.id, work, correction, seconds, self.ended)
 
-    def _integrals(self, clock: BatchClock) -> tuple[float, float, float]:
-        if self.marks is None:
-            return 0.0, 0.0, 0.0
-        now = self.left_marks if self.left_marks is not None else clock.marks(self.group)
-        then = self.marks
-        return now[0] - then[0], now[1] - then[1], now[2] - then[2]
+    def _correction(self, decoded: float, context: float) -> Work:
+        """What was done before this window, less what was told of it."""
+        told = self.told
+        new = self.prompt - self.cached
+        return Work(
+            0.0,
+            decoded - told[0],
+            self.cached + context - told[1],
+            0.0,
+            new - told[2],
+            new * (self.cached + new / 2) - told[3],
+            1.0 - told[4],
+        )
 
-    def _tokens(self, in_window: float, steps_per_second: float, now: float) -> tuple[float, float]:
+    def _tokens(self, steps_per_second: float, now: float) -> tuple[float, float]:
         """(tokens before this window, tokens up to now), the first ≤ the second."""
         before = self.closed_tokens
         after = self.outcome_tokens
@@ -156,24 +188,11 @@ class LiveCall:
                 if not self.ended and self.joined:
                     after += max(0.0, now - self.tokens_at) * steps_per_second
             elif self.counted:
-                after = before + in_window + (0.0 if self.prefilled else 1.0)
+                after = before + self.in_window + (0.0 if self.prefilled else 1.0)
             else:
                 after = before
             after = max(before, min(after, max(self.output_limit, before, self.tokens)))
             return before, after
         if self.prefilled and not self.streamed:
-            before = min(max(after - in_window, 1.0), after)
+            before = min(max(after - self.in_window, 1.0), after)
         return min(before, after), after
-
-    def _told(self, work: Work, after: float, clock: BatchClock, now: float) -> None:
-        self.booked += work._replace(steps=0.0)
-        self.closed_tokens = after
-        self.prefilled = self.prefilled or after > 0
-        if self.joined and not self.ended and (self.streamed or self.counted):
-            self.marks = clock.marks(self.group)
-
-    def _stay(self, now: float) -> float:
-        until = self.until if self.ended else now
-        seconds = max(0.0, until - self.closed_at)
-        self.closed_at = now
-        return seconds

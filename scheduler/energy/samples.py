@@ -18,7 +18,7 @@ MOVED_SHARE = 0.005
 class Reading:
     """Of one window: what was seen from its first edge on, in O(1) memory."""
 
-    __slots__ = ("gap", "limit_high", "limit_low", "limit_sum", "limits", "source", "throttled", "why")
+    __slots__ = ("limit_high", "limit_low", "limit_sum", "limits", "reset", "source", "throttled", "why")
 
     def __init__(self) -> None:
         self.limit_sum = self.limit_high = 0.0
@@ -26,6 +26,8 @@ class Reading:
         self.limits = 0
         self.throttled: bool | None = None
         self.source: Source = "measured"
+        self.reset = [False, False, False]
+        """Counters that went back, by component: their difference over the window says nothing."""
         self.why: set[Why] = set()
 
     def take(self, sample: MeterSample, before: MeterSample | None) -> None:
@@ -34,8 +36,12 @@ class Reading:
             self.why.add("samples_missing")
         if sample.state != "ok" or sample.joules.gpu is None:
             self.why.add("meter_unavailable")
-        if before is not None and _went_back(before.joules.gpu, sample.joules.gpu):
-            self.why.add("meter_reset")
+        if before is not None:
+            for place, (one, other) in enumerate(zip(before.joules, sample.joules, strict=True)):
+                if one is not None and other is not None and other < one:
+                    self.reset[place] = True
+            if self.reset[0]:
+                self.why.add("meter_reset")
         limit = sample.limit_watts
         if limit is not None:
             self.limit_sum += limit
@@ -44,6 +50,15 @@ class Reading:
         if sample.throttled is not None:
             self.throttled = bool(self.throttled) or sample.throttled
         self.source = sample.source
+
+    def used(self, start: Energy, end: Energy) -> Energy:
+        """Between the window's edges. Missing where a counter is missing at one of them, or went back."""
+        return Energy(
+            *(
+                None if one is None or other is None or reset or other < one else other - one
+                for one, other, reset in zip(start, end, self.reset, strict=True)
+            )
+        )
 
     @property
     def limit_watts(self) -> float | None:
@@ -64,21 +79,7 @@ def joules_at(at: float, before: MeterSample, after: MeterSample) -> Energy:
     return Energy(*(_between(one, other, share) for one, other in zip(before.joules, after.joules, strict=True)))
 
 
-def used(start: Energy, end: Energy) -> Energy:
-    """Between two edges. Missing where a counter is missing at one, or went back."""
-    return Energy(
-        *(
-            None if one is None or other is None or other < one else other - one
-            for one, other in zip(start, end, strict=True)
-        )
-    )
-
-
 def _between(one: float | None, other: float | None, share: float) -> float | None:
     if one is None or other is None or other < one:
         return None
     return one + share * (other - one)
-
-
-def _went_back(one: float | None, other: float | None) -> bool:
-    return one is not None and other is not None and other < one

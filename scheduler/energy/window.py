@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from scheduler.energy.work import NOTHING, Work
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 Source = Literal["measured", "simulated"]
 MeterState = Literal["ok", "absent", "not_supported", "no_permission", "reset", "lost"]
@@ -123,10 +126,19 @@ class Window(NamedTuple):
         return None if self.energy.gpu is None else self.energy.gpu / self.seconds
 
 
-def work_of(shares: tuple[CallShare, ...]) -> tuple[Work, Work]:
+def work_of(shares: Iterable[CallShare]) -> tuple[Work, Work]:
     """(Σ work, Σ correction) of some calls."""
-    work = correction = NOTHING
+    steps = decode = context = repeated = prefill = pairs = prompts = 0.0
+    correction = NOTHING
     for share in shares:
-        work += share.work
-        correction += share.correction
-    return work, correction
+        work = share[1]
+        steps += work[0]
+        decode += work[1]
+        context += work[2]
+        repeated += work[3]
+        prefill += work[4]
+        pairs += work[5]
+        prompts += work[6]
+        if share[2] is not NOTHING:
+            correction += share[2]
+    return Work(steps, decode, context, repeated, prefill, pairs, prompts), correction

@@ -9,7 +9,7 @@ from scheduler.energy.batch import BatchClock
 from scheduler.energy.crosscheck import BypassWatch, Moved, moved
 from scheduler.energy.prefills import PrefillWatch
 from scheduler.energy.progress import LiveCall
-from scheduler.energy.samples import Reading, joules_at, used
+from scheduler.energy.samples import Reading, joules_at
 from scheduler.energy.window import CallShare, Energy, Window, work_of
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class _Open(NamedTuple):
     end: float
     shares: tuple[CallShare, ...]
     busy_seconds: float
+    work: Work
+    correction: Work
     steps_counted: bool
     why: tuple[Why, ...]
 
@@ -83,6 +85,11 @@ class WindowMaker:
         self._ended_since_probe = 0
         self._marks: set[Why] = set()
         self._open: _Open | None = None
+
+    @property
+    def since(self) -> float:
+        """When the present window began."""
+        return self._start
 
     # --- a call's life ---
 
@@ -146,7 +153,10 @@ class WindowMaker:
             call.prompt = prompt_tokens
         if cached_tokens is not None:
             self._prefills.told(call, min(cached_tokens, call.prompt))
-        call.outcome_tokens = call.tokens if output_tokens is None and call.streamed else output_tokens
+        if output_tokens is None:
+            call.outcome_tokens = max(call.tokens, 1.0) if call.streamed else None
+        else:  # an embedding has no output, and a prompt that was computed all the same
+            call.outcome_tokens = max(output_tokens, 1.0)
 
     def _ratio_seen(self, prompt_tokens: float, estimate: float) -> None:
         said, guessed = self._prompt_sums
@@ -155,9 +165,10 @@ class WindowMaker:
             self._prompt_sums = said, guessed
             self.prompt_ratio = said / guessed
 
-    def failed(self, call_id: str, now: float) -> None:
-        """It failed, was given up, or its client left: what was seen or thought to be done of it stays its work."""
-        self._end(call_id, now)
+    def failed(self, call_id: str, now: float) -> bool:
+        """It failed, was given up, or its client left: what was seen or thought to be done of it stays its work.
+        Returns whether it was there."""
+        return self._end(call_id, now) is not None
 
     def _end(self, call_id: str, now: float) -> LiveCall | None:
         call = self._calls.pop(call_id, None)
@@ -259,12 +270,15 @@ class WindowMaker:
         calls = [*self._calls.values(), *self._ended]
         self._measure_steps(calls, moves.steps, member_seconds)
         rate = self.steps_per_second
-        parts = [(call, *call.close(clock, rate, at)) for call in calls]
-        shares, counted = _shares(parts, moves.steps)
+        parts = [call.part(clock, rate) for call in calls]
+        factor, extra = _scale(sum(parts), len(parts), moves.steps)
+        shares = tuple(call.close(part * factor + extra, rate, at) for call, part in zip(calls, parts, strict=True))
         work, correction = work_of(shares)
         why = self._why(at, counters, moves, work + correction, calls)
         busy = max(0.0, clock.busy_seconds - self._busy_start)
-        self._open = _Open(self._start, at, shares, min(busy, at - self._start), counted, why)
+        self._open = _Open(
+            self._start, at, shares, min(busy, at - self._start), work, correction, moves.steps is not None, why
+        )
         self._start, self._start_counters = at, counters
         self._busy_start, self._member_start = clock.busy_seconds, clock.member_seconds
         self._ended.clear()
@@ -314,15 +328,14 @@ class WindowMaker:
         assert pending is not None
         why = set(pending.why) | reading.why
         start = self._start_joules
-        energy = Energy() if start is None or end_joules is None else used(start, end_joules)
+        energy = Energy() if start is None or end_joules is None else reading.used(start, end_joules)
         if end_joules is None:
             why.add("samples_missing")
         elif energy.gpu is None:
             why.add("meter_unavailable")
         self.number += 1
-        work, correction = work_of(pending.shares)
         window = Window(
-            self.engine, self.number, pending.start, pending.end, pending.shares, work, correction,
+            self.engine, self.number, pending.start, pending.end, pending.shares, pending.work, pending.correction,
             pending.busy_seconds, energy, reading.limit_watts, reading.limit_moved, reading.throttled, reading.source,
             pending.steps_counted, tuple(sorted(why)),
         )  # fmt: skip
@@ -338,17 +351,10 @@ class WindowMaker:
         assert all(call.ended for call in self._ended) and not any(call.ended for call in calls.values())
 
 
-def _shares(parts: list[tuple[LiveCall, Work, Work, float]], steps: float | None) -> tuple[tuple[CallShare, ...], bool]:
-    """Each call's share; the engine's count of steps, where there is one, is split as the calls' own shares are."""
-    total = sum(work.steps for _, work, _, _ in parts)
-    factor, extra = 1.0, 0.0
-    if steps is not None and parts:
-        if total > 0:
-            factor = steps / total
-        else:  # all of them are still in prefill
-            extra = steps / len(parts)
-    shares = tuple(
-        CallShare(call.id, work._replace(steps=work.steps * factor + extra), correction, seconds, call.ended)
-        for call, work, correction, seconds in parts
-    )
-    return shares, steps is not None
+def _scale(parts: float, calls: int, steps: float | None) -> tuple[float, float]:
+    """(factor, addend) that make of calls' parts of the steps what the engine counted, where it did."""
+    if steps is None or not calls:
+        return 1.0, 0.0
+    if parts > 0:
+        return steps / parts, 0.0
+    return 1.0, steps / calls  # all of them are still in prefill

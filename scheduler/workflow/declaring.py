@@ -93,19 +93,21 @@ def _topological(edges: dict[str, dict[str, EdgeKind]]) -> list[str]:
     if len(order) < len(edges):
         rest: nx.DiGraph[str] = nx.DiGraph()
         rest.add_edges_from((before, name) for name in edges if waits_for[name] for before in edges[name])
-        raise _cycle_fault([edge[0] for edge in nx.find_cycle(rest)], {name: place for place, name in enumerate(edges)})
+        raise _cycle_fault([edge[0] for edge in nx.find_cycle(rest)], edges)
     return order
 
 
-def _cycle_fault(cycle: list[str], places: dict[str, int]) -> GraphFault:
+def _cycle_fault(cycle: list[str], edges: dict[str, dict[str, EdgeKind]]) -> GraphFault:
     """The cycle as the error shows it, from the node that was declared first."""
+    places = {name: place for place, name in enumerate(edges)}
     first = cycle.index(min(cycle, key=places.__getitem__))
     cycle = cycle[first:] + cycle[:first]
     text = " → ".join(shown(name) for name in cycle[:SHOWN_NAMES])
     if len(cycle) > SHOWN_NAMES:
         text += f" → … ({len(cycle)} nodes in all)"
     message = f"the nodes wait for each other in a circle: {text} → {shown(cycle[0])}"
-    return GraphFault(400, "cycle", message, f"nodes[{places[cycle[0]]}].after")
+    field = "data_from" if edges[cycle[0]][cycle[-1]] == "data" else "after"
+    return GraphFault(400, "cycle", message, f"nodes[{places[cycle[0]]}].{field}")
 
 
 def build(workflow: Workflow, spec: WorkflowSpec, forecasts: Forecasts) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from scheduler.workflow.objective import objective
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from scheduler.workflow.node import Node
     from scheduler.workflow.workflow import Workflow
 
@@ -16,12 +18,17 @@ UNAVAILABLE = {"energy_joules": None, "energy_source": "unavailable"}
 
 def to_json(workflow: Workflow, now: float) -> dict[str, Any]:
     """Everything that is known of a workflow. Times are seconds since its arrival; None = not so far, or not known."""
-    path = [node.name for node in workflow.critical_path(now)]
-    critical = set(path)
+    head = head_json(workflow, now)
+    critical = frozenset(head["critical_path"])
+    nodes = [node_json(workflow, node, now, critical) for node in workflow.graph.nodes.values()]
+    return {**head, "nodes": nodes, "edges": list(edges_json(workflow))}
+
+
+def head_json(workflow: Workflow, now: float) -> dict[str, Any]:
+    """All but nodes and edges, of which there may be many."""
     graph, arrived_at = workflow.graph, workflow.arrived_at
     live = workflow.closed_at is None
     returns = workflow.returns_at(now)
-    calls = [node for node in graph.nodes.values() if not node.tool]
     return {
         "id": workflow.id,
         "object": "workflow",
@@ -40,18 +47,22 @@ def to_json(workflow: Workflow, now: float) -> dict[str, Any]:
         "expected_further_calls": {"median": workflow.forecast_calls.median, "upper": workflow.forecast_calls.upper},
         "energy_budget_joules": workflow.energy_budget_joules,
         **UNAVAILABLE,
-        "prompt_tokens": sum(node.prompt_tokens or 0 for node in calls),
-        "cached_tokens": sum(node.cached_tokens or 0 for node in calls),
-        "output_tokens": sum(node.output_tokens or 0 for node in calls),
-        "critical_path": path,
-        "nodes": [_node(workflow, node, now, critical) for node in graph.nodes.values()],
-        "edges": [
-            {"from": before.name, "to": after.name, "kind": edge.kind, "confidence": edge.confidence}
-            for before, after, edge in graph.edges()
-        ],
+        **_tokens(workflow),
+        "critical_path": [node.name for node in workflow.critical_path(now)],
         "forgotten_nodes": graph.forgotten_nodes,
         "left_out_edges": workflow.skipped_edges,
     }
+
+
+def _tokens(workflow: Workflow) -> dict[str, int | None]:
+    """Of the calls that finished. None as soon as one's are not known: a sum without it would pass for the whole."""
+    graph = workflow.graph
+    calls = [node for node in graph.nodes.values() if node.state == "finished" and not node.tool]
+    sums: dict[str, int | None] = {}
+    for name in ("prompt_tokens", "cached_tokens", "output_tokens"):
+        counts = [getattr(node, name) for node in calls]
+        sums[name] = None if graph.forgotten_nodes or None in counts else sum(counts)
+    return sums
 
 
 def status(workflow: Workflow) -> str:
@@ -61,7 +72,17 @@ def status(workflow: Workflow) -> str:
     return "running" if workflow.live_calls else "acting"
 
 
-def _node(workflow: Workflow, node: Node, now: float, critical: set[str]) -> dict[str, Any]:
+def edges_json(workflow: Workflow) -> Iterator[dict[str, Any]]:
+    """Node by node; the graph may change between one edge and the next."""
+    dag = workflow.graph.dag
+    for before in list(dag):
+        if before in dag:
+            for after, data in list(dag.succ[before].items()):
+                yield {"from": before.name, "to": after.name, "kind": data["kind"], "confidence": data["confidence"]}
+
+
+def node_json(workflow: Workflow, node: Node, now: float, critical: frozenset[str]) -> dict[str, Any]:
+    """One node; `critical`: the names along the critical path."""
     arrived_at = workflow.arrived_at
     return {
         "id": node.name,

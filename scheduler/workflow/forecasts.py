@@ -83,19 +83,26 @@ class Forecasts:
         return self._predict_call(node, place, self.models.get((workflow.key, node.model)))
 
     def predict_all(self, nodes: Iterable[Node]) -> None:
-        """Durations and output tokens of all nodes of one workflow, noted in them."""
-        known: dict[tuple[str, str | None], tuple[History | None, History | None]] = {}
+        """Durations and output tokens of all nodes of one workflow, noted in them. Siblings are often alike in all that
+        counts here."""
+        known: dict[tuple[object, ...], tuple[SecondsForecast, float, float]] = {}
         for node in nodes:
             if node.tool:
                 forecast = self._predict_tool(node)
             else:
-                kind = (node.pattern, node.model)
-                histories = known.get(kind)
-                if histories is None:
-                    key, name = node.workflow.key, node.workflow.name
-                    histories = self.places.get((key, name, node.pattern)), self.models.get((key, node.model))
-                    known[kind] = histories
-                forecast = self._predict_call(node, *histories)
+                kind = (
+                    node.pattern,
+                    node.model,
+                    node.prompt_tokens_estimate,
+                    node.expected_output_tokens,
+                    node.max_output_tokens,
+                )
+                same = known.get(kind)
+                if same is None:
+                    forecast = self.predict(node)
+                    known[kind] = forecast, node.output_tokens_forecast, node.output_tokens_upper
+                else:
+                    forecast, node.output_tokens_forecast, node.output_tokens_upper = same
             node.seconds, spread = forecast
             node.variance = spread * spread
 

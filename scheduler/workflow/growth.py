@@ -162,7 +162,7 @@ def note_hints(workflow: Workflow, event: CallArrived, now: float) -> None:
         workflow.workflow_class = event.workflow_class
     if event.energy_budget_joules is not None:
         workflow.energy_budget_joules = event.energy_budget_joules
-    if event.final:
+    if event.final and not workflow.run_here:  # else whoever runs it says when it is over
         workflow.closing = True
 
 

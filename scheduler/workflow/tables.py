@@ -185,7 +185,9 @@ class WorkflowTables:
                 if workflow.order_at + self.limits.idle_seconds > now:
                     break
                 promised = workflow.deadline_at is not None and now < workflow.deadline_at and workflow.graph.unfinished
-                if workflow.live_calls or promised:
+                # Whoever runs it here says when it is over; nodes may wait for their turn for hours.
+                run_here = workflow.run_here and now - workflow.last_event_at < self.limits.batch_seconds
+                if workflow.live_calls or promised or run_here:
                     workflow.order_at = now
                     line.move_to_end((workflow.key, workflow.id))
                 else:

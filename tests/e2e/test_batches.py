@@ -9,7 +9,7 @@ import pytest
 
 from proxy.batches.config import BatchesConfig
 from proxy.keys import generate
-from tests.e2e.batch_client import DAY, Clock, asked, door, echo, jsonl, line, waits
+from tests.e2e.batch_client import DAY, URL, Clock, asked, door, echo, jsonl, line, waits
 from tests.e2e.harness import engine, gateway, run, until
 
 if TYPE_CHECKING:
@@ -134,6 +134,42 @@ def test_refused_lines_wait_and_come_again() -> None:
                 batch = await api.ended(batch_id, "completed")
                 assert batch["request_counts"] == {"total": 30, "completed": 30, "failed": 0}
                 assert sorted(map(asked, upstream.requests), key=int) == [str(index) for index in range(30)]
+
+    run(main)
+
+
+def test_a_line_may_be_held_until_the_window_ends() -> None:
+    """The times that calls may wait are for clients that wait too."""
+
+    async def main() -> None:
+        free = asyncio.Event()
+
+        async def answer(request: EngineRequest) -> None:
+            await free.wait()
+            await echo(request)
+
+        tables: dict[str, Any] = {
+            "policy": {"name": "fifo", "max_in_flight": 1},
+            "timeouts": {"queue_seconds": 0.1, "total_seconds": 0.3},
+        }
+        body = line("first")["body"]
+        async with (
+            engine(answer) as upstream,
+            gateway(upstream, **tables) as running,
+            door(running, in_flight=1) as api,
+        ):
+            first = asyncio.ensure_future(running.post(URL, body))
+            await until(lambda: len(upstream.requests) == 1, "the engine is full")
+            batch_id = await api.begin(jsonl(line("patient")))
+            batch = api.door.work.runner._runs[batch_id]
+            await until(lambda: bool(batch.calls), "its line waits")
+            [held] = batch.calls.values()
+            (await running.post(URL, body)).assert_error(503, "queue_timeout")
+            (await first).assert_error(504, "total_timeout")
+            await until(lambda: len(upstream.requests) == 2, "its turn")
+            assert asked(upstream.requests[1]) == "patient" and list(batch.calls.values()) == [held]
+            free.set()
+            assert (await api.ended(batch_id, "completed"))["request_counts"]["completed"] == 1
 
     run(main)
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from proxy.batches.disk import AGAIN_SECONDS
+from proxy.batches.door import BatchDoor, Work
+from proxy.batches.record import BatchTable
 from proxy.batches.results import Results
 from proxy.keys import generate
 from tests.e2e.batch_client import asked, door, echo, jsonl, line, waits
 from tests.e2e.harness import engine, gateway, run, until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.e2e.harness import EngineRequest
 
 
@@ -107,6 +112,63 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
                 second.door.tick()
                 await until(lambda: second.door._work is not None, "the folder")
                 assert [batch["id"] for batch in (await second.get("/v1/batches"))["data"]] == [batch_id]
+
+    run(main)
+
+
+def test_a_folder_that_cannot_be_read_at_first_is_read_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock on it is let go meanwhile: this process must not take itself for another one."""
+
+    async def main() -> None:
+        async with (
+            engine(echo) as upstream,
+            gateway(upstream) as running,
+            door(running, tmp_path) as first,
+            door(running, tmp_path) as second,
+        ):
+            await first.door.close()
+            load = BatchTable.load
+
+            def fails_once(self: BatchTable, bad: Callable[[Path, Exception], None]) -> None:
+                monkeypatch.setattr(BatchTable, "load", load)
+                raise OSError(5, "Input/output error")
+
+            monkeypatch.setattr(BatchTable, "load", fails_once)
+            second.door.tick()
+            await until(lambda: not second.door._opening, "the first try")
+            (await second.send("GET", "/v1/batches")).assert_error(503, "batches_locked")
+            second.door.tick()
+            await until(lambda: not second.door._opening, "the second try")
+            assert (await second.get("/v1/batches"))["data"] == []
+
+    run(main)
+
+
+def test_a_close_while_the_folder_is_taken_begins_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        go = threading.Event()
+        take_folder = BatchDoor._take_folder
+
+        def takes_long(self: BatchDoor) -> Work | None:
+            work = take_folder(self)
+            assert go.wait(10)
+            return work
+
+        async with engine(waits) as upstream, gateway(upstream) as running, door(running, tmp_path) as first:
+            await first.begin(jsonl(line("a")))
+            await until(lambda: len(upstream.requests) == 1, "the call")
+            async with door(running, tmp_path) as second:
+                await first.door.close()
+                monkeypatch.setattr(BatchDoor, "_take_folder", takes_long)
+                second.door.tick()
+                closing = asyncio.ensure_future(second.door.close())
+                await asyncio.sleep(0)
+                go.set()
+                await closing
+                assert second.door._work is None and len(upstream.requests) == 1
+            async with door(running, tmp_path) as third:
+                await until(lambda: len(upstream.requests) == 2, "the call, again")
+                assert third.door.counters().lines_in_flight == 1
 
     run(main)
 

@@ -323,11 +323,13 @@ def test_a_session_is_one_workflow_in_the_log(tmp_path: Path) -> None:
             await api.begin()
             ids = await api.call("a {{p}} {{q}}", "p q", {"func_name": "f"})
             await api.get(ids["q"])
+            await api.refused("GET", f"/session/{api.session_id}", {}, 405, "method")
+            await api.refused("DELETE", f"/session/{api.session_id}", {"session_auth": "?"}, 404, "unknown_session")
             lines: list[Any] = []
 
             def logged() -> bool:
                 lines[:] = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-                return [line["event"] for line in lines].count("call") == 5
+                return [line["event"] for line in lines].count("call") == 7
 
             await until(logged, "the calls in the log")
             placed = [line["workflow"] for line in lines if line["event"] == "call" and line["workflow"]["node"]]

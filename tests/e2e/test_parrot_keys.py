@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from tests.e2e.harness import configuration, engine, run
+from tests.e2e.harness import configuration, engine, run, until
 from tests.e2e.test_parrot import Api, echo, keys, only, parrot_api, refusal
+
+if TYPE_CHECKING:
+    from tests.e2e.harness import EngineRequest
 
 
 def test_a_sessions_key_counts_wherever_it_stands() -> None:
@@ -88,6 +92,28 @@ def test_a_key_that_is_taken_away_ends_the_use_of_its_sessions() -> None:
     run(main)
 
 
+def test_a_key_that_is_taken_away_runs_no_more_calls() -> None:
+    async def main() -> None:
+        go_on = asyncio.Event()
+
+        async def answer(request: EngineRequest) -> None:
+            await go_on.wait()
+            await echo(request)
+
+        async with engine(answer) as upstream, parrot_api(upstream, keys=keys(a={})) as api:
+            await api.begin(api_key="key-a")
+            first = (await api.call("a {{y}}"))["y"]
+            second = (await api.call("{{x}} b {{y}}", x=(first,)))["y"]
+            asking = asyncio.ensure_future(api.ask("GET", f"/semantic_var/{second}", api.get_body()))
+            await until(lambda: len(upstream.requests) == 1, "the first call")
+            api.running.app.gateway.admission.configure(configuration(upstream, keys=keys(b={})))
+            go_on.set()
+            assert "does not exist any more" in refusal(await asking, 401, "invalid_api_key")
+            assert len(upstream.requests) == 1
+
+    run(main)
+
+
 def test_an_unmodified_front_end_may_have_the_key_in_its_address() -> None:
     """`VirtualMachine.register_session` always sends `api_key="1"`; its HTTP clients turn a URL's user into Basic."""
 
@@ -104,5 +130,33 @@ def test_an_unmodified_front_end_may_have_the_key_in_its_address() -> None:
                     output = (await answer.json())["param_info"][0]["var_id"]
                 async with client.get(f"{address}/v1/semantic_var/{output}", json=api.get_body()) as answer:
                     assert await answer.json() == {"content": "[a ]"}
+
+    run(main)
+
+
+def test_who_shows_no_key_cannot_fill_the_room_of_those_who_do() -> None:
+    """Parrot's paths are read before a key is known: it may stand in the body."""
+
+    async def main() -> None:
+        limits = {"buffered_bytes": 80_000}
+        async with engine(echo) as upstream, parrot_api(upstream, keys=keys(a={}), limits=limits) as api:
+            server = api.running.app.gateway.server
+            head = b"POST /v1/session HTTP/1.1\r\nhost: g\r\ncontent-length: 50000\r\n"
+            strangers = [await api.running.connect() for _ in range(3)]
+            for stranger in strangers[:2]:
+                await stranger.send(head + b"\r\n" + bytes(5_500))
+                await until(lambda: server.buffered_bytes >= 5_500, "the first part")
+            (await strangers[1].answer()).assert_error(503, "buffers_full")
+            friend = await api.running.connect()
+            await friend.send(head + b"x-api-key: key-a\r\n\r\n" + b" " * 49_998)
+            await until(lambda: server.buffered_bytes >= 55_000, "a friend has room")
+            strangers[0].abort()
+            await until(lambda: server.buffered_bytes < 50_000, "the stranger's part is free")
+            await strangers[2].send(head + b"\r\n" + b" " * 9_000)
+            await until(lambda: server.buffered_bytes >= 58_000, "the next one has it")
+            strangers[2].abort()
+            await friend.send(b"{}")
+            assert (await friend.answer()).status == 200
+            assert (await api.begin(api_key="key-a")).session_id, "a key in the body alone"
 
     run(main)

@@ -291,7 +291,7 @@ def test_texts_and_outputs_have_limits() -> None:
         narrow = {"body_bytes": 1_000}
         async with (
             engine(echo) as upstream,
-            parrot_api(upstream, parrot={"session_bytes": 1_500}, limits=narrow) as api,
+            parrot_api(upstream, parrot={"session_bytes": 9_000}, limits=narrow) as api,
         ):
             await api.begin()
             big = await api.new()

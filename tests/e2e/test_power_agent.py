@@ -23,6 +23,7 @@ from backends.power.lease import leases
 from backends.power.opening import AgentAt, Where, open_device
 from backends.power.sample import take
 from tests.e2e.harness import run
+from tests.native.holding import Holder
 from tests.native.nvml import FakeDriver, uuid
 from tests.vllm.children import Child, joulegate_command, wait_until
 from tests.vllm.wire import Answer, ask
@@ -133,6 +134,7 @@ def test_a_card_reads_through_it_as_it_does_beside_it(reading: Agent) -> None:
     assert (sample.power_watts, sample.temperature_celsius) == (650.0, 47.0)
     assert sample.energy_joules is not None and sample.energy_joules >= 123456.0
     assert card.limits() == sample.limits and card.persistence_mode() is True
+    assert (card.name, card.can_set_limit, card.can_lock_clocks) == ("Fake H200", False, False)
 
 
 def test_it_does_not_set_what_it_was_not_told_to(reading: Agent) -> None:
@@ -232,9 +234,10 @@ def test_a_limit_is_set_and_put_back(acting: Agent, driver: FakeDriver) -> None:
 def test_one_holder_at_a_time(acting: Agent, driver: FakeDriver) -> None:
     first, second = acting.card(holder="gateway-1"), acting.card(holder="gateway-2")
     first.set_limit_watts(400.0)
-    for refused in (lambda: second.set_limit_watts(300.0), second.renew):
-        with pytest.raises(HeldElsewhere, match="gateway-1 sets the limit"):
-            refused()
+    with pytest.raises(HeldElsewhere, match="gateway-1 sets the limit"):
+        second.set_limit_watts(300.0)
+    with pytest.raises(HeldElsewhere, match="gateway-1 sets the limit"):
+        second.renew()
     second.let_go()
     assert driver.card().limit_watts == 400.0
     first.renew()
@@ -302,6 +305,20 @@ def test_a_gateway_sets_a_card_through_the_agent(acting: Agent, driver: FakeDriv
         device.close()
 
     run(main)
+
+
+def test_kill_9_of_a_gateway_that_sets_through_the_agent(acting: Agent, driver: FakeDriver, tmp_path: Path) -> None:
+    """Its own watchdog tells the agent, long before the agent's lease runs out."""
+    spec = json.dumps(dict(acting.card().spec))
+    holder = Holder(driver, tmp_path / "leases", gpu=spec)
+    try:
+        assert holder.ask("limit 300")["applied_watts"] == 300.0 == driver.card().limit_watts
+        holder.end(signal.SIGKILL)
+        wait_until(lambda: driver.card().limit_watts == 700.0, WAIT_SECONDS, "the card is put back")
+        wait_until(lambda: leases(tmp_path / "agent-leases") == [], WAIT_SECONDS, "the agent's lease is removed")
+        wait_until(lambda: leases(tmp_path / "leases") == [], WAIT_SECONDS, "its own lease is removed")
+    finally:
+        holder.leave()
 
 
 def test_an_answer_that_is_no_sample_is_not_believed(tmp_path: Path) -> None:

@@ -2,65 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from backends.power.lease import leases
-from tests.native.nvml import ROOT, FakeDriver, uuid
+from tests.native.holding import Holder
+from tests.native.nvml import FakeDriver, uuid
 from tests.vllm.children import wait_until
 
 WAIT_SECONDS = 30.0
 """The watchdog has two seconds; a loaded machine gets more. bench/power_sampling.py measures it."""
-
-
-class Holder:
-    """A process that sets the limit of card 0."""
-
-    def __init__(self, driver: FakeDriver, folder: Path, *options: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.native.holder", str(folder), "0", *options],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **driver.environment},
-            cwd=ROOT,
-            text=True,
-        )
-        self.said = self.answer()["said"]
-
-    def answer(self) -> Any:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, f"it ended: {self.process.wait()}"
-        return json.loads(line)
-
-    def ask(self, line: str) -> Any:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{line}\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def watchdog(self) -> int:
-        return int(self.ask("watchdog")["pid"])
-
-    def end(self, how: signal.Signals) -> int:
-        self.process.send_signal(how)
-        return self.process.wait(WAIT_SECONDS)
-
-    def leave(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            assert stream is not None
-            stream.close()
 
 
 @pytest.fixture
@@ -72,8 +29,8 @@ def driver(tmp_path: Path) -> FakeDriver:
 def hold(driver: FakeDriver, tmp_path: Path) -> Iterator[Callable[..., Holder]]:
     started: list[Holder] = []
 
-    def start(*options: str) -> Holder:
-        started.append(Holder(driver, tmp_path / "leases", *options))
+    def start(*options: str, gpu: str = "0") -> Holder:
+        started.append(Holder(driver, tmp_path / "leases", *options, gpu=gpu))
         return started[-1]
 
     yield start
@@ -223,6 +180,21 @@ def test_a_lost_card_is_restored_when_it_is_back(driver: FakeDriver, hold: Calla
     holder.end(signal.SIGKILL)
     lines = driver.lines[:-1]
     driver.script(*lines)
+    wait_restored(driver)
+
+
+def test_a_card_that_hangs_keeps_no_other_from_being_restored(
+    driver: FakeDriver, hold: Callable[..., Holder], tmp_path: Path
+) -> None:
+    driver.run("from backends.power.nvml import NvmlDevice; NvmlDevice('1').set_limit_watts(600); print(0)")
+    holder = hold("yes", gpu="0,1")
+    assert holder.ask("limit 300")["state"] == "applied"
+    assert driver.card(0).limit_watts == driver.card(1).limit_watts == 300.0
+    driver.add("card 0 hang set_limit")
+    holder.end(signal.SIGKILL)
+    wait_until(lambda: driver.card(1).limit_watts == 600.0, WAIT_SECONDS, "the other is restored")
+    assert driver.card(0).limit_watts == 300.0
+    driver.script("gpus 2")
     wait_restored(driver)
 
 

@@ -46,15 +46,20 @@ class Zeusd(ThreadingUnixStreamServer):
         return request, ("local", 0)
 
     def read(self, call: str, ids: list[int]) -> Any:
-        rows = {
-            "get_cumulative_energy": lambda gpu: {"energy_mj": 123456 + gpu},
-            "get_power_limit": lambda gpu: {"power_limit_mw": self.limits_mw[gpu]},
-            "get_power_limit_constraints": lambda gpu: {"min_power_limit_mw": 200_000, "max_power_limit_mw": 700_000},
-            "get_persistence_mode": lambda gpu: {"enabled": True},
-        }
         if call == "get_power":
             return {"timestamp_ms": 1, "power_mw": {str(gpu): 75_000 for gpu in ids}}
-        return {str(gpu): rows[call](gpu) for gpu in ids} if call in rows else None
+        found: dict[str, dict[str, object]] = {}
+        for gpu in ids:
+            rows: dict[str, dict[str, object]] = {
+                "get_cumulative_energy": {"energy_mj": 123456 + gpu},
+                "get_power_limit": {"power_limit_mw": self.limits_mw[gpu]},
+                "get_power_limit_constraints": {"min_power_limit_mw": 200_000, "max_power_limit_mw": 700_000},
+                "get_persistence_mode": {"enabled": True},
+            }
+            if call not in rows:
+                return None
+            found[str(gpu)] = rows[call]
+        return found
 
     def write(self, call: str, ids: list[int], query: dict[str, str]) -> bool:
         for gpu in ids:

@@ -59,7 +59,7 @@ def test_a_graph_runs_in_its_order_and_the_answer_has_all() -> None:
             assert (body["energy_joules"], body["energy_source"]) == (None, "unavailable")
             nodes = by_id(body)
             assert nodes["b"]["output"] == "[b of [start]]" and nodes["b"]["state"] == "finished"
-            assert [asked(request) for request in upstream.requests][0] == "start"
+            assert asked(upstream.requests[0]) == "start"
             assert asked(upstream.requests[-1]) == "[b of [start]]+[c of [start]]"
             assert all("workflow" not in request.json for request in upstream.requests)
             assert (await get(running, "/v1/workflows/w1")).json["outputs"] == body["outputs"]
@@ -93,7 +93,7 @@ def test_events_tell_the_story() -> None:
             names = [name for name, _ in told]
             assert names[0] == "workflow.started" and names[-1] == "workflow.finished"
             assert [data["node"] for name, data in told if name == "node.started"] == ["a", "b"]
-            said = {name: "" for name in "ab"}
+            said = dict.fromkeys("ab", "")
             for name, data in told:
                 if name == "node.delta":
                     said[data["node"]] += data["delta"]
@@ -110,9 +110,7 @@ def test_a_failure_stops_what_is_behind_it_and_nothing_else() -> None:
     async def main() -> None:
         async def answers(request: EngineRequest) -> None:
             if "bad" in asked(request):
-                await request.answer(
-                    b'{"error": {"message": "maximum context length is 8"}}', status="400 Bad Request"
-                )
+                await request.answer(b'{"error": {"message": "maximum context length is 8"}}', status="400 Bad Request")
             else:
                 await echo(request)
 
@@ -199,7 +197,7 @@ def test_leaving_ends_it_unless_it_is_to_go_on() -> None:
             assert (await get(running, "/v1/workflows/w2")).json["status"] == "running"
             gone = await get(running, "/v1/workflows/w2", "DELETE")
             assert gone.status == 200 and gone.json["status"] == "cancelled"
-            await until(lambda: upstream.requests[-1].gone.is_set(), "the engine is free")
+            await until(upstream.requests[-1].gone.is_set, "the engine is free")
             started = await running.post("/v1/workflows", {"id": "w3", "nodes": [node("a")], "background": True})
             assert started.status == 202 and started.json["status"] == "running"
             assert (await get(running, "/v1/workflows/w3", "DELETE")).json["status"] == "cancelled"
@@ -327,6 +325,6 @@ def test_hinted_calls_are_a_graph_that_can_be_drawn_and_cancelled() -> None:
             await until(lambda: len(upstream.requests) == 3, "the call")
             assert (await get(running, "/v1/workflows/h", "DELETE")).status == 200
             (await waiting).assert_error(409, "workflow_cancelled")
-            await until(lambda: upstream.requests[2].gone.is_set(), "the engine is free")
+            await until(upstream.requests[2].gone.is_set, "the engine is free")
 
     run(main)

@@ -6,7 +6,7 @@
  *   gpus N                         how many cards there are (default 1)
  *   driver gone                    nvmlInit fails, and whatever was initialised
  *   driver epoch N                 the driver was loaded for the Nth time: limits and counters begin again
- *   card I lost                    every call on it: GPU is lost
+ *   card I lost                    every call on it: GPU is lost; a process that saw that must initialise again
  *   card I draw_watts X            what it would draw without a limit (default 300)
  *   card I host_limit_watts X      enforced besides the limit that was asked for
  *   card I settle_ms X             a new limit is in force after so long, on a straight line (default 0)
@@ -57,7 +57,7 @@ static struct {
 } script;
 
 static struct card *cards;
-static int lock_fd = -1, initialised, initialised_epoch;
+static int lock_fd = -1, initialised, initialised_epoch, seen_lost[CARDS];
 static struct timespec script_at;
 static ino_t script_ino;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* flock does not keep threads apart */
@@ -216,7 +216,8 @@ static int judge(long card, enum what what)
         pause_us(script.card[card].latency_us[what]);
     if (!initialised || script.gone || initialised_epoch != script.epoch)
         return UNINITIALIZED;
-    return script.card[card].lost ? LOST : script.card[card].fail[what];
+    seen_lost[card] |= script.card[card].lost;
+    return seen_lost[card] ? LOST : script.card[card].fail[what];
 }
 
 /* Begin a call on a card: 0 with the locks held, or an error. */
@@ -253,6 +254,7 @@ int nvmlInitWithFlags(unsigned flags)
     if (code == OK) {
         initialised = 1;
         initialised_epoch = script.epoch;
+        memset(seen_lost, 0, sizeof seen_lost);
     }
     pthread_mutex_unlock(&mutex);
     return code;

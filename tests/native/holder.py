@@ -1,6 +1,8 @@
 """A process that sets limits as a gateway does. Run as a module; commands on standard input, a JSON line for each.
 
-python -m tests.native.holder LEASE_FOLDER GPU [WATCHDOG REDIS_URL]
+    python -m tests.native.holder LEASE_FOLDER GPU [WATCHDOG REDIS_URL]
+
+GPU is names with commas between them, or a lease's `spec`.
 """
 
 from __future__ import annotations
@@ -12,44 +14,43 @@ import sys
 from pathlib import Path
 
 from backends.power.actuator import Actuator
-from backends.power.opening import Where, open_device
+from backends.power.device import PowerDevice
+from backends.power.opening import Where, open_device, reopen
 from backends.power.sample import take
 
 
 async def main() -> None:
-    """`limit W`, `clock LOW HIGH`, `look`, `resume`, `restore`; the end of input, or SIGTERM, is an orderly end."""
+    """`limit W`, `clock LOW HIGH`, `look`, `resume`, `watchdog`; the end of input, or SIGTERM, is an orderly end."""
     folder, gpu, watchdog, redis_url = sys.argv[1:] + ["", "", "yes", ""][len(sys.argv) - 1 :]
-    device = open_device(gpu, Where())
+    devices = {gpu: reopen(json.loads(gpu))} if gpu.startswith("{") else _named(gpu)
+    first = next(iter(devices))
     said: list[str] = []
-    actuator = Actuator(
-        {gpu: device}, "actuate", Path(folder), said.append, watchdog=watchdog == "yes", redis_url=redis_url
-    )
+    actuator = Actuator(devices, "actuate", Path(folder), said.append, watchdog=watchdog == "yes", redis_url=redis_url)
     await actuator.start()
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, ended.set)
-    lines: asyncio.Queue[str] = asyncio.Queue()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
 
     async def commands() -> None:
         while line := (await reader.readline()).decode():
-            await lines.put(line)
             answer(await obey(line.split()))
         ended.set()
 
     async def obey(words: list[str]) -> object:
         match words:
             case ["limit", watts]:
-                return (await actuator.set_limit_watts(gpu, float(watts)))._asdict()
+                outcomes = await actuator.set_together(list(devices), float(watts))
+                return next((one for one in outcomes if one.state != "applied"), outcomes[0])._asdict()
             case ["clock", low, high]:
-                return (await actuator.lock_sm_clock_mhz(gpu, (float(low), float(high))))._asdict()
+                return (await actuator.lock_sm_clock_mhz(first, (float(low), float(high))))._asdict()
             case ["look"]:
-                actuator.see(await asyncio.to_thread(take, gpu, device))
+                actuator.see(await asyncio.to_thread(take, first, devices[first]))
                 await asyncio.gather(*actuator._tasks)
-                return {**actuator.state()[gpu], "said": said}
+                return {**actuator.state()[first], "said": said}
             case ["resume"]:
-                actuator.resume(gpu)
+                actuator.resume(first)
                 return {}
             case ["watchdog"]:
                 return {"pid": actuator._watchdog.pid if actuator._watchdog else None}
@@ -63,6 +64,10 @@ async def main() -> None:
     await ended.wait()
     task.cancel()
     answer([done._asdict() for done in await actuator.close()])
+
+
+def _named(gpus: str) -> dict[str, PowerDevice]:
+    return {gpu: open_device(gpu, Where()) for gpu in gpus.split(",")}
 
 
 if __name__ == "__main__":

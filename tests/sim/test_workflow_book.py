@@ -265,7 +265,7 @@ def test_a_book_at_rest_forgets_everything() -> None:
     for call in list(traffic.running):
         traffic.book.call_failed(call, traffic.now)
     assert traffic.book.tables.node_count > 0
-    for seconds in (100.0, 200.0, 300.0):  # deadlines and the time for reading pass
+    for seconds in (100.0, 200.0, 300.0, 90_000.0, 90_100.0):  # deadlines, reading, what runs here
         traffic.book.expire(traffic.now + seconds)
         traffic.book.validate()
     tables = traffic.book.tables

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.batches.form import read_upload
-from proxy.batches.multipart import FIELD_BYTES_MAX, HEAD_BYTES_MAX, PARTS_MAX, parse
+from proxy.batches.multipart import CONTENT_TYPE_LENGTH_MAX, FIELD_BYTES_MAX, HEAD_BYTES_MAX, PARTS_MAX, parse
 from proxy.errors import RequestFault
 
 KIND = "multipart/form-data; boundary=b"
@@ -122,6 +122,31 @@ def test_quoting() -> None:
 )
 def test_what_is_refused(body: bytes, kind: str | None) -> None:
     refused(body, kind)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"filename*=idna''xn--%FF",
+        b"filename*=undefined''a",
+        b"filename*=punycode''a-%FF",
+        b"filename*=\x00''a%FF",
+        b"filename*99999999999999999999=a; filename*=b",
+    ],
+)
+def test_codecs_that_a_client_names_cannot_raise(value: bytes) -> None:
+    refused(part(more=b"; " + value) + b"--b--\r\n")
+    refused(b"", "multipart/form-data; " + value.replace(b"filename", b"boundary").decode())
+
+
+@pytest.mark.parametrize("value", [b"unicode_escape''%5Cud800.jsonl", b"utf-7''%2B2AA-.jsonl"])
+def test_every_filename_can_be_written_down(value: bytes) -> None:
+    found = parse(part(more=b"; filename*=" + value) + b"--b--\r\n", KIND)["f"].filename
+    assert found == "?.jsonl"
+
+
+def test_a_content_type_is_short() -> None:
+    refused(part() + b"--b--\r\n", KIND + "; more=" + "x" * CONTENT_TYPE_LENGTH_MAX)
 
 
 def test_fields_are_short_texts() -> None:

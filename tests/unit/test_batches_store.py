@@ -9,6 +9,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from proxy.batches import sidefiles
 from proxy.batches.config import BatchesConfig
 from proxy.batches.files import FileStore, StoredFile, new_id
 from proxy.batches.places import Places
@@ -67,9 +68,11 @@ def test_half_made_files_are_gone(tmp_path: Path) -> None:
     store.path(no_data.id).unlink()
     (tmp_path / f"{no_side.id}.json").unlink()
     (tmp_path / f"{garbled.id}.json").write_bytes(b"{")
+    (tmp_path / "file-y.new").write_bytes(b'{"id": "fi')
     (tmp_path / "file-x.json").write_bytes(orjson.dumps({"id": "file-x", "colour": "red"}))
     again, bad = load(tmp_path)
     assert again.of_key("k") == [whole] and again.bytes_total == 3
+    assert not list(tmp_path.glob("*.new")), "what a crash left half written goes"
     assert sorted(bad) == sorted([f"{garbled.id}.json", "file-x.json"])
     assert store.path(garbled.id).exists(), "what cannot be read is left for people to look at"
     assert not store.path(no_side.id).exists() and not (tmp_path / f"{no_data.id}.json").exists()
@@ -85,6 +88,13 @@ def test_a_disk_that_is_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="No space"):
         asyncio.run(store.add(stored(), memoryview(b"abc")))
     assert store.bytes_total == len(store) == 0 and list(tmp_path.iterdir()) == []
+
+
+def test_a_side_file_that_cannot_be_put_in_its_place_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file-1.json").mkdir()
+    with pytest.raises(OSError, match=r"file-1\.json"):
+        sidefiles.write(tmp_path / "file-1.json", b"{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["file-1.json"]
 
 
 def test_two_at_once_cannot_both_have_the_last_place(tmp_path: Path) -> None:
@@ -127,11 +137,14 @@ def test_the_table_of_batches(tmp_path: Path) -> None:
     (tmp_path / "batch_4.output").write_bytes(b"kept: it is unfinished")
     (tmp_path / "batch_3.output").write_bytes(b"left behind")
     (tmp_path / "batch_9.json").write_bytes(orjson.dumps({"id": "batch_9", "usage": {}}))
+    (tmp_path / "batch_9.output").write_bytes(b"kept: somebody may mend what describes it")
+    (tmp_path / "batch_8.output").write_bytes(b"of nothing that is known")
     again = BatchTable(tmp_path, BatchesConfig(key_batches_kept=2))
     again.load(bad)
     assert again.of_key("k") == made and again.unfinished() == made[4:] and bad == ["batch_9.json"]
     assert again.by_state()["completed"] == 4 and again.by_state()["validating"] == 1
-    assert (tmp_path / "batch_4.output").exists() and not (tmp_path / "batch_3.output").exists()
+    left = sorted(path.name for path in tmp_path.glob("*.output"))
+    assert left == ["batch_4.output", "batch_9.output"]
     asyncio.run(again.sweep(11.0))
     assert again.of_key("k") == made[2:], "the oldest finished ones are forgotten"
     asyncio.run(again.sweep(11.0 + BatchesConfig().keep_seconds))

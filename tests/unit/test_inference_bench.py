@@ -49,7 +49,9 @@ def test_the_whole_runs_and_writes_its_figures(tmp_path: Path, capsys: pytest.Ca
     assert {row["traffic"] for row in figures["accuracy"]} >= {"chain", "composite", "conversation"}
     assert all(row["precision"] >= 0.98 for row in figures["accuracy"])
     assert [one["prompt_tokens"] for one in figures["speed"]] == [4096, 4096, 32_768, 32_768]
-    assert "500 tokens" in capsys.readouterr().out
+    assert [one["target_us"] for one in figures["speed"]] == [30, 30, 200, 200]
+    printed = capsys.readouterr().out
+    assert "target" in printed and "500 tokens" in printed
 
 
 def test_options_that_are_no_use_are_refused() -> None:

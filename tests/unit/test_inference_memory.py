@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from scheduler.workflow.inference import ContentInference, Placement, Segment
 from scheduler.workflow.inference.content import BYTES_MIN
-from scheduler.workflow.inference.memory import KEY_BYTES, Memory
+from scheduler.workflow.inference.memory import KEY_BYTES, Memory, Text
 
 MIB = 1 << 20
 
@@ -29,7 +29,7 @@ def validate(inference: ContentInference) -> None:
     """Every table agrees with every other, and with what is counted."""
     memory = memory_of(inference)
     assert set(memory.calls) == {call_id for key in memory.keys.values() for call_id in key.calls}
-    total = len(memory.sieve._counts)
+    total = memory.sieve.bytes
     for name, key in memory.keys.items():
         assert key.name == name and key.calls
         assert all(memory.calls[call_id] is call and call.key is key for call_id, call in key.calls.items())
@@ -40,7 +40,7 @@ def validate(inference: ContentInference) -> None:
         assert all(call in calls for same in key.lists.values() for call in same)
         assert all(text.said and set(text.said) <= set(calls) for text in key.texts.values())
         indexed = [
-            text for owners in key.windows.values() for text in ([owners] if hasattr(owners, "said") else owners)
+            text for owners in key.windows.values() for text in ([owners] if isinstance(owners, Text) else owners)
         ]
         assert all(key.texts[text.digest] is text for text in indexed)
         assert key in memory._by_size[key.bytes.bit_length()]
@@ -98,7 +98,7 @@ def test_when_all_is_forgotten_nothing_is_left(traffic: list[Asked]) -> None:
     for number in range(len(traffic)):
         inference.forget(str(number))
     validate(inference)
-    assert not memory_of(inference).keys and not any(memory_of(inference).sieve._counts)
+    assert not memory_of(inference).keys and not memory_of(inference).sieve.in_use
     assert inference.bytes_used == empty
 
 

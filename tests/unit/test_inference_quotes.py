@@ -11,9 +11,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scheduler.workflow.inference import ContentInference
+from scheduler.workflow.inference.hashing import digest_of
+from scheduler.workflow.inference.memory import Text
 from scheduler.workflow.inference.placement import LIKELY, POSSIBLE, SURE
 from scheduler.workflow.inference.quotes import SCANNED_BYTES_MAX, unescaped
-from scheduler.workflow.inference.sampling import SHORTEST, STEP, WINDOW, Sieve, sampled, window_keys
+from scheduler.workflow.inference.sampling import SHORTEST, STEP, WINDOW, Sieve, keys_of, sampled, window_hashes
 from workloads.text import prose
 
 NOW = 0.0
@@ -209,30 +211,56 @@ def test_phrases_that_all_outputs_share_do_not_hide_them() -> None:
         assert asked(inference, f"c{number}", f"? {phrase} {number:>80} {phrase}") == {str(number): SURE}
 
 
+@given(st.text("ab", min_size=1, max_size=9), st.integers(SHORTEST, 200), st.integers(0, 60), st.integers(0, 3))
+def test_a_text_that_repeats_itself_is_found_at_each_place(unit: str, length: int, before: int, more: int) -> None:
+    """Beside a naive search: through the samples that hit its indexed stretch, all its places and no others."""
+    output = (unit * length)[:length].encode()
+    text = Text(output, digest_of(output), 1)
+    text.base = (length - SHORTEST) // 2
+    prompt = b"c" * before + output + output[: more * 11] + b"c" * 80
+    found = [start for at in range(0, len(prompt), STEP) for start in text.occurrences(prompt, at)[1]]
+    assert found == sorted(set(found))
+    naive = [start for start in range(len(prompt)) if prompt.startswith(output, start)]
+    assert found == naive
+
+
 # --- the sampling itself ---
 
 
 @given(st.binary(min_size=SHORTEST + STEP, max_size=400), st.integers(0, STEP))
-def test_a_sample_is_the_key_of_its_window(data: bytes, base: int) -> None:
-    hashes = (sampled(data) >> 4).tolist()
-    assert len(hashes) == (len(data) - WINDOW) // STEP + 1
-    for offset, key in enumerate(window_keys(data, base), base):
-        if offset % STEP == 0 and offset // STEP < len(hashes):
-            assert hashes[offset // STEP] == key
+def test_a_sample_is_the_hash_of_its_window(data: bytes, base: int) -> None:
+    samples = sampled(data).tolist()
+    assert len(samples) == (len(data) - WINDOW) // STEP + 1
+    for offset, hashed in enumerate(window_hashes(data, base).tolist(), base):
+        if offset % STEP == 0 and offset // STEP < len(samples):
+            assert samples[offset // STEP] == hashed
 
 
 def test_the_sieve_forgets_what_it_was_told() -> None:
-    sieve = Sieve(1 << 16)
-    data = random.Random(1).randbytes(SHORTEST)
-    keys = window_keys(data, 0)
+    sieve = Sieve(1 << 14)
+    data, other = (random.Random(seed).randbytes(STEP * 50) for seed in (1, 2))
     for _ in range(300):
-        sieve.add(keys[:1])
-    assert [position for position, _ in sieve.survivors(data)] == [0]
-    other = random.Random(2).randbytes(SHORTEST)
-    sieve.add(window_keys(other, 0))
-    assert sieve.survivors(other) != []
-    sieve.remove(window_keys(other, 0))
-    assert sieve.survivors(other) == []
+        sieve.add(window_hashes(data, STEP)[:1])
+    assert sieve.survivors(data) == ([1], keys_of(sampled(data)[1:2]))
+    sieve.add(window_hashes(other, 0))
+    assert sieve.survivors(other)[0] == [0]
+    sieve.remove(keys_of(window_hashes(other, 0)))
+    assert sieve.survivors(other) == ([], [])
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=60), st.data())
+def test_the_sieve_lets_all_through_that_it_knows(seeds: list[int], data: st.DataObject) -> None:
+    """In a table so small that windows share slots, and whatever was taken out before."""
+    sieve = Sieve(4)
+    texts = [random.Random(seed).randbytes(STEP * 50) for seed in seeds]
+    for text in texts:
+        sieve.add(window_hashes(text, 0))
+    gone = data.draw(st.sets(st.sampled_from(range(len(texts)))))
+    for number in gone:
+        sieve.remove(keys_of(window_hashes(texts[number], 0)))
+    for number, text in enumerate(texts):
+        assert number in gone or sieve.survivors(text)[0][0] == 0
+    assert sieve.in_use or len(gone) == len(texts)
 
 
 def test_a_long_message_is_searched_as_far_as_is_said() -> None:

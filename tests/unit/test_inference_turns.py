@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from scheduler.workflow.inference import ContentInference, Placement, Segment
+from scheduler.workflow.inference import PREFIX_BYTES, ContentInference, Placement, Segment
 from scheduler.workflow.inference.placement import LIKELY, POSSIBLE, SURE, WEAK
+from scheduler.workflow.inference.reading import Prompt
 
 SYSTEM = ("system", "You are careful. " * 20)
 
@@ -232,6 +236,37 @@ def test_prefixes_are_equal_as_far_as_texts_are() -> None:
     assert len(first) == len(second) == 4
     assert [one == other for one, other in zip(first, second, strict=True)] == [True, True, True, False]
     assert talk.say(user("short")).prefix == ()
+
+
+CUTS = st.lists(st.integers(1, 5000), min_size=1, max_size=4)
+
+
+@given(CUTS, CUTS, st.integers(0, 12_000), st.sampled_from(["m", "n"]))
+def test_prefixes_are_equal_if_and_only_if_beginnings_are(
+    one: list[int], other: list[int], same: int, model: str
+) -> None:
+    """Beside a naive comparison: the messages up to the byte, with their roles, and the model."""
+
+    def prompt(cuts: list[int], letter: str) -> list[Segment]:
+        text = "a" * same + letter * sum(cuts)
+        ends = [sum(cuts[:number]) for number in range(len(cuts) + 1)]
+        return [user(text[start:end]) for start, end in pairwise(ends)]
+
+    def beginning(prompt: list[Segment], model: str, length: int) -> tuple[object, ...] | None:
+        parts: list[Segment] = []
+        for role, text in prompt:
+            parts.append((role, text[:length]))
+            if (length := length - len(text)) <= 0:
+                return model, *parts
+        return None
+
+    prompts = prompt(one, "b"), prompt(other, "c")
+    prefixes = Prompt(prompts[0], "m").prefix, Prompt(prompts[1], model).prefix
+    for number, length in enumerate(PREFIX_BYTES):
+        begun = beginning(prompts[0], "m", length), beginning(prompts[1], model, length)
+        assert [len(prefix) > number for prefix in prefixes] == [begin is not None for begin in begun]
+        if None not in begun:
+            assert (prefixes[0][number] == prefixes[1][number]) == (begun[0] == begun[1])
 
 
 def test_a_placement_can_be_written_as_json() -> None:

@@ -14,7 +14,7 @@ from proxy.errors import RequestFault
 from proxy.parrot.config import ParrotConfig
 from proxy.parrot.forms import semantic_call
 from proxy.parrot.graph import Generation
-from proxy.parrot.sessions import Session, Sessions
+from proxy.parrot.sessions import GENERATION_BYTES, VARIABLE_BYTES, Session, Sessions
 
 SECONDS = 10.0
 BROKEN = RequestFault(502, "engine_lost", "gone")
@@ -104,7 +104,7 @@ class Machine(RuleBasedStateMachine):
         naive = self.pick(data)
         variable = naive.session.new_variable("v")
         naive.variables[variable.id] = Written("v", content)
-        naive.size += 1
+        naive.size += 1 + VARIABLE_BYTES
         if content is not None:
             assert naive.session.write(variable, content) == []
             naive.size += len(content.encode())
@@ -131,13 +131,14 @@ class Machine(RuleBasedStateMachine):
             parameters.append({"name": f"o{number}", "is_output": True})
             before += [(f"o{number}",), "."]
         template = "".join(piece if isinstance(piece, str) else "{{" + piece[0] + "}}" for piece in before)
-        _, variables, _ = naive.session.submit(semantic_call({"template": template, "parameters": parameters}))
-        naive.size += len(template)
+        form = semantic_call({"template": template, "parameters": parameters})
+        _, variables, _ = naive.session.submit(form)
+        naive.size += form.held_bytes + GENERATION_BYTES * outputs
         for entry in parameters:
             variable = variables[entry["name"]]
             if "var_id" not in entry:
                 naive.variables[variable.id] = Written(entry["name"], entry.get("value"))
-                naive.size += len(entry["name"]) + len(entry.get("value", "").encode())
+                naive.size += VARIABLE_BYTES + len(entry["name"]) + len(entry.get("value", "").encode())
         for name, pieces in made:
             ids = [piece if isinstance(piece, str) else (variables[piece[0]].id,) for piece in pieces]
             naive.variables[variables[name].id].before = ids

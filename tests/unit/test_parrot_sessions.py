@@ -10,7 +10,7 @@ from proxy.errors import RequestFault
 from proxy.parrot.config import ParrotConfig
 from proxy.parrot.forms import semantic_call
 from proxy.parrot.graph import Generation, Variable
-from proxy.parrot.sessions import Session, Sessions, session_id_of
+from proxy.parrot.sessions import VARIABLE_BYTES, Session, Sessions, session_id_of
 
 BROKEN = RequestFault(502, "engine_lost", "the engine is gone")
 
@@ -137,8 +137,8 @@ def test_a_variable_is_written_once() -> None:
     [
         ("session_variables", 2, "session_variables"),
         ("session_calls", 1, "session_calls"),
-        ("session_bytes", 39, "session_bytes"),
-        ("held_bytes", 39, "parrot_full"),
+        ("session_bytes", 3_000, "session_bytes"),
+        ("held_bytes", 3_000, "parrot_full"),
     ],
 )
 def test_over_a_limit_nothing_of_a_call_is_created(limit: str, value: int, reason: str) -> None:
@@ -162,13 +162,49 @@ def test_an_unknown_input_creates_nothing_and_is_named() -> None:
 
 
 def test_outputs_count_as_what_is_held() -> None:
-    one = session(session_bytes=30)
+    other = session()
+    submit(other, "a {{y}}")
+    one = session(session_bytes=other.held_bytes + 23)
     output = submit(one, "a {{y}}")[0]["y"]
     with pytest.raises(RequestFault) as fault:
-        one.keep(output, "ü" * 15)
+        one.keep(output, "ü" * 12)
     assert refused(fault) == (413, "session_bytes") and not output.settled
     one.keep(output, "ü" * 11)
-    assert one.held_bytes == len("a {{y}}") + len("y") + 22
+    assert one.held_bytes == other.held_bytes + 22
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"models": ["m" * 100_000]},
+        {"output": {"stop_str": "s" * 100_000}},
+        {"output": {"stop_str": ["s" * 10_000] * 10}},
+        {"output": {"logit_bias": {str(number): 1 for number in range(1_000)}}},
+        {"template": "{{y}}".join(["a", "{{x}}b" * 2_000]) + "{{z}}"},
+        {"inputs": 200},
+    ],
+    ids=["models", "a stop text", "stop texts", "biases", "pieces", "inputs that stand nowhere"],
+)
+def test_all_that_is_kept_of_a_call_is_counted(body: dict[str, Any]) -> None:
+    one = session()
+    parameters: list[dict[str, Any]] = [{"name": "x", "is_output": False, "value": ""}]
+    parameters += [{"name": f"i{number}", "is_output": False, "value": ""} for number in range(body.get("inputs", 0))]
+    parameters += [{"name": name, "is_output": True, "sampling_config": body.get("output")} for name in "yz"]
+    call = {
+        "template": "a{{y}}{{z}}",
+        "parameters": parameters,
+        **{k: body[k] for k in body if k in ("models", "template")},
+    }
+    one.submit(semantic_call(call))
+    assert one.held_bytes >= 100_000
+    assert one.held_bytes < 400_000, "and not many times over"
+
+
+def test_empty_variables_are_not_nothing() -> None:
+    one = session()
+    for _ in range(1_000):
+        one.new_variable("")
+    assert one.held_bytes == 1_000 * VARIABLE_BYTES
 
 
 def test_sessions_have_a_limit_in_all_and_per_key() -> None:

@@ -12,7 +12,7 @@ import pytest
 from backends.power.actuator import Actuator, Mode
 from backends.power.cap import Outcome
 from backends.power.device import HeldElsewhere
-from backends.power.lease import Lease, LeaseFault, leases, new_record
+from backends.power.lease import Lease, LeaseFault, leases, new_record, open_folder
 from backends.power.sample import take
 from tests.e2e.harness import run, until
 from tests.native.devices import FakeDevice
@@ -196,6 +196,61 @@ def test_a_limit_stays_ours_when_a_later_change_fails(tmp_path: Path) -> None:
             assert Lease(stage.folder, "fake").is_locked()
             device.faults = {}
         assert device.limit_watts == 700.0
+
+    run(main)
+
+
+def test_a_change_cut_off_in_the_middle_is_nobody_elses(tmp_path: Path) -> None:
+    """The driver has taken the limit, and then could not be read."""
+
+    async def main() -> None:
+        device = FakeDevice()
+        async with acting(tmp_path, gpu=device) as stage:
+            await stage.limit(400.0)
+            put = device.set_limit_watts
+
+            def lost_after(watts: float) -> None:
+                put(watts)
+                device.faults = {"limits": "lost"}
+
+            device.set_limit_watts = lost_after  # type: ignore[method-assign]
+            assert (await stage.limit(300.0)).state == "failed"
+            device.set_limit_watts, device.faults = put, {}  # type: ignore[method-assign]
+            stage.see()
+            assert (await stage.limit(350.0)).state == "applied"
+            assert not any("yielded" in text for text in stage.said)
+        assert device.limit_watts == 700.0
+
+    run(main)
+
+
+def test_a_clock_that_may_not_be_locked_leaves_nothing_behind(tmp_path: Path) -> None:
+    async def main() -> None:
+        device = FakeDevice(faults={"sm_clock_lock": "no_permission"})
+        async with acting(tmp_path, gpu=device) as stage:
+            assert (await stage.actuator.lock_sm_clock_mhz("gpu", (900.0, 1200.0))).state == "failed"
+            assert leases(stage.folder) == []
+            await stage.limit(400.0)
+            assert (await stage.actuator.lock_sm_clock_mhz("gpu", (900.0, 1200.0))).state == "failed"
+        assert device.limit_watts == 700.0 and leases(stage.folder) == []
+
+    run(main)
+
+
+def test_an_orphaned_clock_is_not_forgotten_when_it_cannot_be_freed(tmp_path: Path) -> None:
+    async def main() -> None:
+        folder = open_folder(tmp_path / "leases")
+        lease = Lease(folder, "fake")
+        lease.acquire()
+        lease.write(new_record("fake", "gpu", {"kind": "unknown"}, lease.token)._replace(clock_locked=True))
+        lease.release()
+        device = FakeDevice(clock=(900.0, 1200.0), faults={"sm_clock_lock": "lost"})
+        async with acting(tmp_path, gpu=device) as stage:
+            assert (await stage.limit(400.0)).state == "failed"
+            assert len(leases(folder)) == 1 and device.sets == []
+            device.faults = {}
+            assert (await stage.limit(400.0)).state == "applied"
+        assert device.clock is None and leases(folder) == []
 
     run(main)
 

@@ -9,8 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from backends.power.agent_client import AgentDevice
-from backends.power.nvml import NvmlDevice, bus_id
-from backends.power.opening import UnknownGpu, Where, open_device, reopen
+from backends.power.nvml import NvmlDevice
+from backends.power.opening import AgentAt, UnknownGpu, Where, check_name, open_device, reopen
+from backends.power.pci import bus_id
 from backends.power.tokens import BadToken, read_token, same
 from backends.power.twin_http import TwinHttpDevice
 from backends.power.zeusd import ZeusdDevice
@@ -72,11 +73,22 @@ def test_names_open_what_they_say(token_file: Path) -> None:
     assert isinstance(zeusd, ZeusdDevice) and reopen(zeusd.spec).spec == zeusd.spec
 
 
-@pytest.mark.parametrize("name", ["", "gpu0", "agent:b/0", "agent:a", "zeusd/0", "zeusd/x", "-1", "0,1", "GPU"])
+@pytest.mark.parametrize(
+    "name", ["", "gpu0", "agent:b/0", "agent:a", "zeusd/0", "zeusd/x", "-1", "0,1", "GPU", "twin:here", "twin", "99999"]
+)
 def test_a_name_that_means_nothing_is_refused(name: str, token_file: Path) -> None:
     agents = [{"name": "a", "url": "http://host", "token_file": str(token_file)}]
-    with pytest.raises(UnknownGpu):
-        open_device(name, PowerConfig.model_validate({"agents": agents}).where())
+    where = PowerConfig.model_validate({"agents": agents}).where()
+    for refused in (open_device, check_name):
+        with pytest.raises(UnknownGpu, match=r"must be|names no GPU"):
+            refused(name, where)
+
+
+def test_a_device_that_cannot_be_spoken_to_is_refused_by_its_name(tmp_path: Path, token_file: Path) -> None:
+    agents = {"a": AgentAt("http://host:8082", tmp_path / "none"), "b": AgentAt("http://host:99999", token_file)}
+    for name, said in (("agent:a/0", "No such file"), ("agent:b/0", "agent:b/0"), ("twin:http://", "http://host:port")):
+        with pytest.raises(UnknownGpu, match=said):
+            open_device(name, Where(agents))
 
 
 @pytest.mark.parametrize("spec", [{}, {"kind": "other"}, {"kind": "twin"}, {"kind": "agent", "url": "http://h"}])

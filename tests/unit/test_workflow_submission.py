@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from proxy.errors import RequestFault
 from proxy.workflows.placeholders import template
-from proxy.workflows.submission import parse
+from proxy.workflows.submission import Bounds, parse
 
+BOUNDS = Bounds(nodes=100, request_bytes=10_000, all_bytes=20_000)
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -20,15 +21,15 @@ def node(name: str, content: str = "hi", **more: Any) -> dict[str, Any]:
     return {"id": name, "request": {"messages": [{"role": "user", "content": content}]}, **more}
 
 
-def refused(body: dict[str, Any], nodes_max: int = 100) -> RequestFault:
+def refused(body: dict[str, Any], bounds: Bounds = BOUNDS) -> RequestFault:
     with pytest.raises(RequestFault) as caught:
-        parse(body, nodes_max)
+        parse(body, bounds)
     return caught.value
 
 
 def test_edges_are_what_is_said_and_what_is_quoted() -> None:
     nodes = [node("a"), node("b", after=["a"]), node("c", "sum up {{a}} and {{ b }} and {{a}}: {{input.ask}}")]
-    found = parse({"nodes": nodes, "inputs": {"ask": '{{a}} "quoted"\n'}}, 100)
+    found = parse({"nodes": nodes, "inputs": {"ask": '{{a}} "quoted"\n'}}, BOUNDS)
     a, b, c = found.nodes
     assert (a.after, a.data_from) == ((), ())
     assert (b.after, b.data_from) == (("a",), ())
@@ -79,7 +80,7 @@ def test_what_is_wrong_is_named(body: dict[str, Any], status: int, param: str) -
 
 
 def test_declared_nodes_need_no_request() -> None:
-    found = parse({"mode": "declared", "nodes": [{"id": "a"}, {"id": "b", "after": ["a"]}]}, 100)
+    found = parse({"mode": "declared", "nodes": [{"id": "a"}, {"id": "b", "after": ["a"]}]}, BOUNDS)
     assert found.declared and all(plan.request is None for plan in found.nodes)
 
 

@@ -64,15 +64,7 @@ class Desk:
     def devices(self) -> list[dict[str, Any]]:
         """What there is. Nothing is asked of a card."""
         return [
-            {
-                "id": label,
-                "name": device.name,
-                "identity": device.identity,
-                "source": device.source,
-                "capabilities": sorted(device.capabilities),
-                "can_set_limit": device.can_set_limit and self._actuator.mode == "actuate",
-                "can_lock_clocks": device.can_lock_clocks and self._actuator.mode == "actuate",
-            }
+            {"id": label, "identity": device.identity, "source": device.source, **self._able(device)}
             for label, device in self._devices.items()
         ]
 
@@ -85,7 +77,11 @@ class Desk:
             task.add_done_callback(lambda _: self._reading.pop(label, None))
         found = await asyncio.shield(task)
         self._actuator.see(found)
-        return {**to_json(found, time.monotonic()), "generation": f"{self._instance}:{self._restores[label]}"}
+        return {
+            **to_json(found, time.monotonic()),
+            **self._able(self._devices[label]),
+            "generation": f"{self._instance}:{self._restores[label]}",
+        }
 
     async def hold(self, label: str, holder: str) -> dict[str, Any]:
         """Take the card, or go on holding it. Refused if it is another's."""
@@ -133,6 +129,15 @@ class Desk:
         """End the reading threads."""
         for thread in self._threads.values():
             thread.close()
+
+    def _able(self, device: PowerDevice) -> dict[str, Any]:
+        acts = self._actuator.mode == "actuate"
+        return {
+            "name": device.name,
+            "capabilities": sorted(device.capabilities),
+            "can_set_limit": device.can_set_limit and acts,
+            "can_lock_clocks": device.can_lock_clocks and acts,
+        }
 
     async def _put_back(self, label: str) -> Any:
         self._restores[label] += 1

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from scheduler.energy.caps.messages import SetCap, SetClock
-
 if TYPE_CHECKING:
+    from scheduler.energy.caps.messages import SetCap, SetClock
     from scheduler.energy.caps.price import Price
 
 Move = Literal["stay", "down", "up"]

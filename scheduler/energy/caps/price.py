@@ -2,18 +2,17 @@
 
 Work is offered from outside, so under a lower cap the same tokens come in the same time; each step takes longer, so
 more sequences share it, and there are fewer steps. How many follows from the busy share: with sequences that come at
-random and stay for a time that grows with the step, an engine is idle with probability exp(−arrivals · stay) (M/G/∞), so
-one that is busy for a share u is busy for 1 − (1 − u)^r once steps take r times as long. The rest is the live model's.
+random and stay for a time that grows with the step, an engine is idle with probability exp(−arrivals · stay) (M/G/∞),
+so one that is busy for a share u is busy for 1 − (1 − u)^r once steps take r times as long. The rest is the model's.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scheduler.energy.model.results import Interval
-
 if TYPE_CHECKING:
     from scheduler.energy.caps.view import CostModel, Load
+    from scheduler.energy.model.results import Interval
 
 ROUNDS_MAX = 12
 """To find how many steps there would be; light loads need three, one near saturation all of them."""

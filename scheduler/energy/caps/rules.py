@@ -18,13 +18,13 @@ class CapRules:
     """Of one controller. Shares are of the card's default limit (its TDP) unless it says otherwise.
 
     The two SLO targets have no safe default: what is slow for a chat is fast for a batch. `actuate` is refused without
-    them (CapRulesError). `observe` takes their place by `untargeted_stretch`: only what costs next to no time is advised.
+    them (CapRulesError). `observe` has `untargeted_stretch` in their place: only what costs next to no time is advised.
     """
 
     mode: Mode = "observe"
     """observe: decide and say so, touch nothing. actuate: have it set."""
     actuator: Actuator = "power"
-    """power: a limit in watts. clock: an upper bound of the SM clock instead, which means the same watts (`clock.py`)."""
+    """power: a limit in watts. clock: an upper bound of the SM clock that stands for as many watts (`clock.py`)."""
 
     # --- what must hold ---
     ttft_seconds_p95: float | None = None
@@ -47,7 +47,7 @@ class CapRules:
     step_share: float = 0.05
     """The longest step down…"""
     step_seconds: float = 10.0
-    """…and the least time from one to the next: 5 % of TDP in 10 s, so each step is seen in the answers before the next."""
+    """…and the least time from one to the next: so each step is seen in answers before the next."""
     hysteresis_share: float = 0.01
     """A step down must promise to save so much of the joules a token; noise alone promises less."""
     calm_seconds: float = 30.0
@@ -56,7 +56,7 @@ class CapRules:
     """A cap under which a target was missed is not tried again for so long, nor any below it."""
 
     # --- what it looks at ---
-    horizon_seconds: float = 60.0
+    horizon_seconds: float = 300.0
     """How far back answers are looked at for p95."""
     load_seconds: float = 30.0
     """How far back work is looked at for the offered load."""
@@ -64,8 +64,8 @@ class CapRules:
     """With fewer answers within the horizon than this, no step down."""
     danger_seconds: float = 10.0
     """How far back answers are looked at for danger…"""
-    danger_share: float = 0.2
-    """…which is that more than this share of them missed a target,…"""
+    danger_share: float = 0.5
+    """…which is that more than this share of them missed a target: ten times what a p95 allows,…"""
     danger_calls: int = 4
     """…and so many at least."""
     queue_looks: int = 3
@@ -116,7 +116,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "hysteresis_share": (0.001, 0.2),
     "calm_seconds": (0.0, 3600.0),
     "bar_seconds": (0.0, 86_400.0),
-    "horizon_seconds": (10.0, 600.0),
+    "horizon_seconds": (10.0, 1800.0),
     "load_seconds": (5.0, 300.0),
     "calls_least": (1, 500),
     "danger_seconds": (2.0, 120.0),

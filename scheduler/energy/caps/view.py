@@ -86,6 +86,11 @@ class Slack(NamedTuple):
     free_seconds: float = 0.0
     """How long its calls beside the critical path may wait unnoticed; said in the decision, not used up by caps."""
 
+    @property
+    def bears(self) -> float:
+        """By what share what remains may be stretched: the workflow of least `bears` is the tightest."""
+        return self.slack_seconds / max(self.remaining_seconds, 1e-3)
+
 
 class EngineView(NamedTuple):
     """One engine at the time of a decision. None = not known, which never makes a cap tighter."""

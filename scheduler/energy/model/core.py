@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scheduler.energy.model.equations import CAP, DRAW, IDLE, SIZE, Limits, prior_values
+from scheduler.energy.model.equations import CAP, DRAW, ENERGY, IDLE, SIZE, Limits, new_filter
 from scheduler.energy.model.expect import Expected, expect, interval
-from scheduler.energy.model.filter import Filter
 from scheduler.energy.model.noise import EDGE_SECONDS, Noise
 from scheduler.energy.model.results import CallCost, CapState, Interval, Learned, StepCost, TokenCost, WindowCost
 from scheduler.energy.model.state import ModelState, describe, exported, restored
@@ -26,8 +25,12 @@ IDLE_DOUBT, CAP_DOUBT = 0.02, 0.4
 """Of that, for what belongs to the card more than to the model on it."""
 DRIFTING_SECONDS = 60.0
 """So long after an alarm outliers count in full, and no further alarm is raised in the first third."""
-BINDING_SHARE, PARTLY_SHARE = 0.98, 0.9
-"""Of the limit, while busy: from here on it binds; below the second it does not bind most steps."""
+BINDING_SHARE, MOSTLY_SHARE, PARTLY_SHARE = 0.98, 0.96, 0.8
+"""Of the limit, while busy: from the first on it binds; below the second it does not bind all steps, and below the
+third not most."""
+SURELY_BOUND = 0.98
+"""Of the busy time, as the model believes."""
+SHARE_SECONDS = 0.08
 MOVED_NOISE = 4.0
 """A window in which the limit moved teaches with so many times the variance."""
 IDLE_BUSY_SECONDS = 0.02
@@ -39,7 +42,7 @@ class EnergyModel:
 
     def __init__(self, prior: Prior) -> None:
         self.prior = prior
-        self._state = ModelState(Filter(*prior_values(prior)), Noise())
+        self._state = ModelState(new_filter(prior), Noise())
 
     # --- learning ---
 
@@ -108,9 +111,10 @@ class EnergyModel:
             state.saw_error(predicted.joules.value, joules)
             drift = not window.limit_moved and self._drift(before, busy, (joules - value) / error)
         state.busy.saw((busy - before.busy_seconds) / before.busy_error)
-        limits = self._held_back(window)
+        limits, held = self._held_back(window, before)
         expected = before if limits == _same(window.limit_watts) else self._expect(window.work, window.seconds, limits)
-        self._update(expected, window, busy, joules)
+        # A draw that the cap sets says nothing of the demand but that it is higher: what energy prices say already.
+        self._update(expected, window, busy, joules, ENERGY if held and expected.bound else None)
         state.used += 1
         state.used_binding += limits.prefill is not None
         return Learned(True, (), predicted, planned, joules, covered if joules is not None else None, drift)
@@ -124,34 +128,43 @@ class EnergyModel:
         state.alarms += 1
         return True
 
-    def _update(self, expected: Expected, window: Window, busy: float, joules: float | None) -> None:
+    def _update(
+        self, expected: Expected, window: Window, busy: float, joules: float | None, kept: slice | None
+    ) -> None:
         state = self._state
         noise = expected.noise * (MOVED_NOISE if window.limit_moved else 1.0)
         robust = state.drifting_seconds <= 0
         if joules is None:
             residual = np.array([busy - expected.busy_seconds])
-            state.beliefs.update(expected.slopes[:1], residual, noise[:1, :1], robust=robust)
+            state.beliefs.update(expected.slopes[:1], residual, noise[:1, :1], robust=robust, kept=kept)
             return
         residual = np.array([busy - expected.busy_seconds, joules - expected.joules])
         total = expected.slopes @ state.beliefs.covariance @ expected.slopes.T + noise
-        weight = state.beliefs.update(expected.slopes, residual, noise, robust=robust)
+        weight = state.beliefs.update(expected.slopes, residual, noise, robust=robust, kept=kept)
         if not window.limit_moved:
             state.noise.saw(residual, total, noise, min(weight, 1.0), bound=expected.bound)
 
-    def _held_back(self, window: Window) -> Limits:
-        """Which limits a window teaches about. A draw of 0.98 of the enforced limit or a throttle reason: it bound, and
-        the window teaches the cap layer; else the base alone. Throttled below 0.9: only some steps were held back,
-        and those with prompt tokens draw most."""
+    def _held_back(self, window: Window, before: Expected) -> tuple[Limits, bool]:
+        """Which limits a window teaches about, and whether its draw is surely the limit's.
+
+        A draw of 0.98 of the enforced limit while busy: it bound, and the window teaches the cap layer. No throttle
+        reason: it did not, and the window teaches the base. Throttled and below: some steps were held back, and those
+        with prompt tokens draw most; the others too, if the model says so and the draw does not speak against it.
+        """
         limit, joules, busy = window.limit_watts, window.energy.gpu, window.busy_seconds
         if limit is None:
-            return Limits(None, None)
+            return Limits(None, None), False
         share = 0.0
         if joules is not None and busy > 0:
             idle = float(self._state.beliefs.values[IDLE])
             share = (joules - idle * (window.seconds - busy)) / (busy * limit)
-        if share >= BINDING_SHARE or (window.throttled and share >= PARTLY_SHARE):
-            return _same(limit)
-        return Limits(None, limit if window.throttled else None)
+        if share >= BINDING_SHARE:
+            return _same(limit), True
+        if not window.throttled:
+            return Limits(None, None), False
+        # The counter's 100 ms make the draw of a short busy time unsure.
+        likely = share + SHARE_SECONDS / max(busy, SHARE_SECONDS) >= (MOSTLY_SHARE if before.bound else PARTLY_SHARE)
+        return Limits(limit if likely else None, limit), likely and before.binding > SURELY_BOUND
 
     def doubt(self, relative: float = DOUBT) -> None:
         """Something changed: another model, another card, an alarm. Widens every interval and learns fast for a while.
@@ -182,8 +195,10 @@ class EnergyModel:
         joules, error = expected.joules, expected.joules_error
         if busy_seconds is not None:
             joules, error = expected.given_busy(busy_seconds)
-        elif expected.busy_seconds > seconds:  # more than fits: it is busy all the time, and no longer
-            joules, error = expected.given_busy(seconds)
+        elif expected.busy_seconds > seconds:  # more than fits: as much as fits is done
+            idle = float(state.beliefs.values[IDLE]) * seconds
+            joules = idle + (joules - idle) * seconds / expected.busy_seconds
+            _, error = expected.given_busy(seconds)
         quantile = coverage.quantile
         if not (work.steps or work.prefill_tokens or work.decode_tokens) and not busy_seconds:
             error = self._idle_error(seconds)
@@ -298,5 +313,5 @@ class EnergyModel:
 
 
 def _same(limit_watts: float | None) -> Limits:
-    """One limit on all steps."""
-    return Limits(limit_watts, limit_watts)
+    """One limit on all steps. A limit of nothing is none: nobody enforces that."""
+    return Limits(limit_watts or None, limit_watts or None)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-SLACK = 0.75
+SLACK = 1.0
 """Standard errors of a residual that are nobody's fault."""
-ALARM = 6.0
-"""Sum over the slack: three windows of 3 standard errors, or ten of 1.35, all to one side."""
+ALARM = 8.0
+"""Sum over the slack: three windows of 4 standard errors, or eight of 2, all to one side."""
 CLIP = 4.0
 """One outlier alone raises no alarm."""
 

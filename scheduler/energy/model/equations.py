@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from scheduler.energy.model.filter import MOST, Filter
 from scheduler.energy.model.prior import CapPrior, Prices
 
 if TYPE_CHECKING:
@@ -37,8 +38,23 @@ UNITS = (
     *("1" for _ in CapPrior._fields),
 )
 TINY = 1e-12
+IDLE_LEAST = 0.05
+"""Of the prior: no card that is on draws nothing."""
 BLUR_LEAST = 0.01
 """Steps of a window are not all alike: a limit begins to bind for some before it does for most."""
+
+
+def new_filter(prior: Prior) -> Filter:
+    """What is believed before anything was seen."""
+    values, errors = prior_values(prior)
+    low, high = np.zeros(SIZE), np.full(SIZE, MOST)
+    low[IDLE] = IDLE_LEAST
+    # Every card that was measured lies far within: memory-bound work loses clock first, and power never over the limit.
+    for place, least, most in (
+        (ONSET, 0.5, 1.3), (DECODE_EXPONENT, 0.0, 2.0), (PREFILL_EXPONENT, 0.0, 2.0), (DRAW, 0.9, 1.02)
+    ):  # fmt: skip
+        low[place], high[place] = min(1.0, least / values[place]), max(1.0, most / values[place])
+    return Filter(values, errors, (low, high))
 
 
 def prior_values(prior: Prior) -> tuple[Floats, Floats]:
@@ -47,7 +63,8 @@ def prior_values(prior: Prior) -> tuple[Floats, Floats]:
         [*prior.time, *prior.energy, prior.prompt_seconds, prior.idle_watts, *prior.cap], dtype=np.float64
     )
     relative = np.empty(SIZE)
-    relative[TIME] = relative[PROMPT] = prior.time_uncertainty
+    relative[TIME] = prior.time_uncertainty
+    relative[PROMPT] = max(1.0, prior.time_uncertainty)
     relative[ENERGY] = prior.energy_uncertainty
     relative[IDLE] = prior.idle_uncertainty
     relative[CAP] = prior.cap_uncertainty
@@ -106,11 +123,12 @@ def _under(
         return seconds, joules, np.zeros_like(seconds)
     idle = c[:, IDLE]
     demand = idle + joules / np.maximum(seconds, TINY)
-    spread = np.maximum(blur, BLUR_LEAST) * demand[0]
+    usual = max(float(demand[0]), 1.0)
+    spread = max(blur, BLUR_LEAST) * usual
     held = np.maximum(c[:, DRAW] * limit_watts, idle)
     over, binding = _positive_part((demand - held) / spread)
-    slow, _ = _positive_part((c[:, ONSET] * demand / limit_watts - 1) * (demand[0] / spread))
-    slowed = seconds * (1 + slow * spread / demand[0]) ** exponent
+    slow, _ = _positive_part((c[:, ONSET] * demand / limit_watts - 1) * (usual / spread))
+    slowed = seconds * (1 + slow * spread / usual) ** exponent
     return slowed, (demand - over * spread - idle) * slowed, binding * slowed
 
 

@@ -13,19 +13,23 @@ if TYPE_CHECKING:
 
 FREEDOM = 4.0
 """Degrees of freedom of the residuals' Student-t: an outlier of 6 standard errors counts a sixth."""
+MOST = 20.0
+"""Times the prior: a coefficient beyond that is not learned but lost."""
 
 
 class Filter:
-    """Mean and covariance of coefficients divided by `scale`; never negative, and never less certain than `widest`.
+    """Mean and covariance of coefficients divided by `scale`; never outside `bounds` (0 to 20, in units of the prior,
+    where none are given), and never made less certain by time than `widest`.
 
     `widest` (relative standard errors, shape (n,)) bounds what forgetting does to coefficients that nothing is learned
     of for a long time.
     """
 
-    def __init__(self, values: Floats, errors: Floats) -> None:
+    def __init__(self, values: Floats, errors: Floats, bounds: tuple[Floats, Floats] | None = None) -> None:
         self.scale = values.copy()
         self.widest = errors / values
         self.mean = np.ones_like(values)
+        self.bounds = bounds or (np.zeros_like(values), np.full_like(values, MOST))
         self.covariance = np.diag(self.widest**2)
 
     @property
@@ -40,22 +44,26 @@ class Filter:
 
     def wander(self, variance: float) -> None:
         """Time has passed: each coefficient may have moved by this relative variance."""
-        size = np.maximum(self.mean, 0.1)
+        size = np.clip(self.mean, 0.1, 3.0)
         diagonal = np.diag(self.covariance)
         room = np.maximum((self.widest * size) ** 2 - diagonal, 0.0)
         self.covariance[np.diag_indices_from(self.covariance)] += np.minimum(variance * size**2, room)
 
     def doubt(self, relative: Floats) -> None:
         """The coefficients may be others now, by these relative standard errors (n,): none is surer than before."""
-        size = np.maximum(self.mean, 0.3)
-        self.covariance[np.diag_indices_from(self.covariance)] += (relative * size) ** 2
+        wanted = (relative * np.clip(self.mean, 0.3, 3.0)) ** 2
+        diagonal = np.diag(self.covariance)
+        self.covariance[np.diag_indices_from(self.covariance)] += np.maximum(wanted - diagonal, 0.0)
         # Its width is allowed from here on: what is forgotten after a change is as uncertain as the change made it.
         self.widest = np.maximum(self.widest, relative)
 
-    def update(self, slopes: Floats, residual: Floats, noise: Floats, *, robust: bool) -> float:
+    def update(
+        self, slopes: Floats, residual: Floats, noise: Floats, *, robust: bool, kept: slice | None = None
+    ) -> float:
         """Learn from m figures at once; returns the weight that they were given, from 0 to (m + 4) / 4.
 
         slopes (m, n): d figures / d mean; residual (m,): seen − expected; noise (m, m): their covariance.
+        `kept`: coefficients that are not touched; that they are uncertain is still reckoned with (Schmidt 1966).
         `robust`: by its weight under a Student-t (iterated least squares, one round), else 1.
         """
         spread = slopes @ self.covariance
@@ -66,9 +74,11 @@ class Filter:
             weight = (FREEDOM + len(residual)) / (FREEDOM + distance)
             total = total + (1 / weight - 1) * noise
         gain = np.linalg.solve(total, spread).T
+        if kept is not None:
+            gain[kept] = 0.0
         self.mean = self.mean + gain @ residual
-        kept = np.eye(len(self.mean)) - gain @ slopes  # Joseph's form: stays symmetric and positive
-        self.covariance = kept @ self.covariance @ kept.T + gain @ (noise / weight) @ gain.T
+        left = np.eye(len(self.mean)) - gain @ slopes  # Joseph's form: stays symmetric and positive with any gain
+        self.covariance = left @ self.covariance @ left.T + gain @ (noise / weight) @ gain.T
         self._not_negative()
         return weight
 
@@ -77,9 +87,9 @@ class Filter:
         for _ in range(len(self.mean)):
             place = int(np.argmin(self.mean))
             if self.mean[place] >= 0:
-                return
+                break
             variance = self.covariance[place, place]
             if variance > 0:
                 self.mean = self.mean - self.covariance[:, place] * (self.mean[place] / variance)
             self.mean[place] = 0.0
-        self.mean = np.maximum(self.mean, 0.0)
+        self.mean = np.clip(self.mean, *self.bounds)

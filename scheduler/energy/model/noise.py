@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
-EDGE_SECONDS = 0.05
+EDGE_SECONDS = 0.07
 """A step under way at an edge, and the energy counter's 100 ms, do not depend on the window's length …"""
-RELATIVE = 0.01
+RELATIVE = 0.005
 """… what the equations leave out does."""
 RATE = 0.03
 SMALLEST, LARGEST = 0.01, 400.0
@@ -29,8 +29,8 @@ class Noise:
     """
 
     def __init__(self) -> None:
-        self.free = np.array([[1.0, 0.5], [0.5, 1.0]])
-        self.bound = np.array([[1.0, 0.9], [0.9, 1.0]])
+        self.free = np.array([[1.0, 0.85], [0.85, 1.0]])
+        self.bound = np.array([[2.0, 1.96], [1.96, 2.0]])
         self.idle = 1.0
         """Variance of an idle window's joules, in units of (idle watts · edge)²."""
 

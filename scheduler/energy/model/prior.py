@@ -37,9 +37,9 @@ class Prior:
     energy: Prices
     idle_watts: float
     cap: CapPrior = field(default_factory=CapPrior)
-    prompt_seconds: float = 1e-3
+    prompt_seconds: float = 2e-3
     """Further time of each prefill: a step with prompt tokens is started kernel by kernel where CUDA graphs are for
-    decode only."""
+    decode only. Anything from 0 to twice this is believed."""
     time_uncertainty: float = 0.3
     energy_uncertainty: float = 0.3
     idle_uncertainty: float = 0.3

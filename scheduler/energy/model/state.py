@@ -9,17 +9,19 @@ import numpy as np
 
 from scheduler.energy.model.coverage import Coverage
 from scheduler.energy.model.drift import DriftTest
-from scheduler.energy.model.equations import NAMES, SIZE, UNITS, prior_values
-from scheduler.energy.model.filter import Filter
+from scheduler.energy.model.equations import NAMES, SIZE, UNITS, new_filter, prior_values
 from scheduler.energy.model.noise import Noise
 
 if TYPE_CHECKING:
+    from scheduler.energy.model.filter import Filter
     from scheduler.energy.model.prior import Prior
 
 VERSION = 1
 COVERAGES = ("given", "planned", "busy", "idle")
 COUNTS = ("used", "used_idle", "used_binding", "alarms")
 ERROR_RATE = 0.02
+JOULES_LEAST = 1.0
+"""Of less, no relative error is taken."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +57,7 @@ class ModelState:
 
     def saw_error(self, predicted: float, measured: float) -> None:
         """A busy window's joules."""
-        if measured <= 0:
+        if measured < JOULES_LEAST:
             return
         error = predicted / measured - 1
         if self.relative_error is None:
@@ -91,7 +93,7 @@ def restored(data: dict[str, Any], prior: Prior) -> ModelState:
     try:
         if data["version"] != VERSION or data["names"] != list(NAMES):
             raise ValueError(f"version {data['version']!r} is not {VERSION}, or its coefficients are others")
-        beliefs = Filter(*prior_values(prior))
+        beliefs = new_filter(prior)
         for name in ("scale", "widest", "mean"):
             setattr(beliefs, name, _numbers(data[name], (SIZE,), name))
         beliefs.covariance = _numbers(data["covariance"], (SIZE, SIZE), "covariance")

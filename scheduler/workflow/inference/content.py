@@ -34,6 +34,8 @@ class ContentInference:
         self.counters = Counters()
         self.keep_seconds = keep_seconds
         self._memory = Memory(max_bytes)
+        self._oldest = 0.0
+        """No call that is kept arrived before."""
 
     @property
     def bytes_used(self) -> int:
@@ -54,7 +56,8 @@ class ContentInference:
         memory, counters = self._memory, self.counters
         if call_id in memory.calls:
             raise ValueError(f"call {call_id!r} arrived twice")
-        self._expire(now)
+        if self._oldest < now - self.keep_seconds:
+            self._expire(now)
         counters.calls += 1
         prompt = Prompt(segments, model)
         call = memory.open(call_id, key, now)
@@ -87,20 +90,23 @@ class ContentInference:
     def _expire(self, now: float) -> None:
         calls, before = self._memory.calls, now - self.keep_seconds
         for _ in range(_EXPIRED_AT_ONCE):
-            if not calls or (oldest := next(iter(calls.values()))).arrived_at >= before:
+            oldest = next(iter(calls.values()), None)
+            self._oldest = now if oldest is None else oldest.arrived_at
+            if oldest is None or oldest.arrived_at >= before:
                 return
             self._memory.forget(oldest)
             self.counters.expired += 1
 
     def _remember(self, call: Call, prompt: Prompt) -> None:
         key = call.key
+        messages, prefixes = key.messages, key.prefixes
         for digest in prompt.digests:
-            if digest not in key.messages:
-                key.messages[digest] = call
+            if digest not in messages:
+                messages[digest] = call
                 call.messages.append(digest)
         for one in prompt.prefix:
-            if one not in key.prefixes:
-                key.prefixes[one] = call
+            if one not in prefixes:
+                prefixes[one] = call
                 call.prefixes.append(one)
         tabled = len(call.messages) + len(call.prefixes)
         if prompt.bare:

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from scheduler.workflow.inference.hashing import digest_of
-from scheduler.workflow.inference.sampling import SHORTEST, SLOT_BYTES, STEP, Sieve, window_keys
+from scheduler.workflow.inference.sampling import SHORTEST, STEP, Sieve, keys_of, window_hashes
 
 if TYPE_CHECKING:
     from scheduler.workflow.inference.quotes import Quote
@@ -53,15 +53,14 @@ class Text:
     def occurrences(self, data: bytes, position: int) -> tuple[int, list[int]]:
         """Where in `data` it stands, if the window at `position` is one of those that it is indexed by; and how many
         places were compared in full, more than one in a text that repeats itself."""
-        last, length, tried, found = position - self.base, self.length, 0, []
-        if last < 0:
-            return 0, found
-        start = max(0, last - STEP + 1)
-        while (start := data.find(self.head, start, last + HEAD_BYTES)) >= 0:
-            tried += 1
-            if len(data) - start >= length and digest_of(data[start : start + length]) == self.digest:
-                found.append(start)
-            start += 1
+        tried, found = 0, []
+        last = position - self.base
+        if last >= 0:
+            end, start = last + HEAD_BYTES, last - STEP if last >= STEP else -1
+            while (start := data.find(self.head, start + 1, end)) >= 0:
+                tried += 1
+                if digest_of(data[start : start + self.length]) == self.digest:
+                    found.append(start)
         return tried, found
 
 
@@ -133,9 +132,8 @@ class Memory:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        slots = 1 << max(14, (max_bytes // 64).bit_length() - 1)
-        self.sieve = Sieve(slots)
-        self.bytes = SLOT_BYTES * slots
+        self.sieve = Sieve(1 << (max_bytes // 128).bit_length() - 1)
+        self.bytes = self.sieve.bytes
         self.calls: OrderedDict[str, Call] = OrderedDict()
         self.keys: dict[str, KeyMemory] = {}
         self._by_size: dict[int, dict[KeyMemory, None]] = {}
@@ -198,15 +196,17 @@ class Memory:
         """By a stretch of it whose windows few others have: first the middle, since beginnings are often phrases."""
         room, windows = len(data) - SHORTEST, key.windows
         for base in dict.fromkeys((room // 2, room // 4, room * 3 // 4, room, 0)):
-            keys = window_keys(data, base)
+            hashed = window_hashes(data, base)
+            keys = keys_of(hashed)
             if windows.keys().isdisjoint(keys):
                 windows.update(dict.fromkeys(keys, text))
                 break
         else:
             base = self._share(windows, text, data, room)
-            keys = window_keys(data, base)
+            hashed = window_hashes(data, base)
+            keys = keys_of(hashed)
         text.base, text.keys = base, keys
-        self.sieve.add(keys)
+        self.sieve.add(hashed)
 
     @staticmethod
     def _share(windows: dict[int, Text | list[Text]], text: Text, data: bytes, room: int) -> int:
@@ -217,8 +217,8 @@ class Memory:
             return 0 if found is None else 1 if isinstance(found, Text) else len(found)
 
         bases = {room // 2, room // 4, room * 3 // 4, room, 0}
-        base = min(sorted(bases), key=lambda base: max(map(owners, window_keys(data, base))))
-        for key in set(window_keys(data, base)):
+        base = min(sorted(bases), key=lambda base: max(map(owners, keys_of(window_hashes(data, base)))))
+        for key in set(keys_of(window_hashes(data, base))):
             found = windows.get(key)
             if found is None:
                 windows[key] = text

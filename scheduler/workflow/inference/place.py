@@ -25,7 +25,7 @@ from scheduler.workflow.inference.placement import LIKELY, POSSIBLE, PREFIX_BYTE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scheduler.workflow.inference.memory import Call, Text
+    from scheduler.workflow.inference.memory import Call
     from scheduler.workflow.inference.placement import Counters
     from scheduler.workflow.inference.quotes import Quote
     from scheduler.workflow.inference.reading import Prompt
@@ -47,10 +47,10 @@ class Place:
         """The turn, its confidence, and whose outputs are quoted; the call and those it goes on from are marked."""
         new = self._extended()
         quoted = [self._quotes(number) for number in range(new, len(self._prompt.data))]
-        quoted = [self._continued(quoted[0])] if self._prompt.bare else quoted[self._answered_last(new, quoted) :]
-        if self._turn is None and not any(quoted):
-            return None, 0.0, ()
-        data = self._producers([quote for of_message in quoted for quote in of_message])
+        data: dict[Call, float] = {}
+        if any(quoted):
+            quoted = [self._continued(quoted[0])] if self._prompt.bare else quoted[self._answered_last(new, quoted) :]
+            data = self._producers([quote for of_message in quoted for quote in of_message])
         turn, call = self._turn, self._call
         origins = list(data) if turn is None else [turn[0], *data]
         if origins:
@@ -163,17 +163,12 @@ class Place:
         turn = self._turn
         if turn is not None:
             self._flows.add(turn[0].flow)
-        chosen: dict[Text, tuple[Call, float] | None] = {}
-        for quote in found:
-            said = quote.text.said
-            if turn is None or turn[0] not in said:
-                chosen[quote.text] = (said[0], SURE) if len(said) == 1 else None
-        self._flows.update(one[0].flow for one in chosen.values() if one is not None)
+        texts = dict.fromkeys([quote.text for quote in found])
+        those = [text.said for text in texts if turn is None or turn[0] not in text.said]
+        self._flows.update([said[0].flow for said in those if len(said) == 1])
         producers: dict[Call, float] = {}
-        for text, one in chosen.items():
-            if one is None and text.said:
-                one = self._one_of(text.said)
-            if one is not None:
+        for said in those:
+            if said and (one := self._one_of(said)) is not None:
                 producers[one[0]] = max(one[1], producers.get(one[0], 0.0))
         return producers
 

@@ -45,14 +45,15 @@ def find(data: bytes, windows: Mapping[int, Text | list[Text]], sieve: Sieve, co
         data = data[:SCANNED_BYTES_MAX]
         counters.cut_short += 1
     every = _matches(data, windows, sieve, counters)
-    found, inner = _outermost(every), set[Text]()
-    if b"\\" in data and _ESCAPED.search(data) is not None:
-        inner.update({quote.text for quote in every} - found.keys())
-        every = _matches(unescaped(data), windows, sieve, counters)
-        plain = _outermost(every)
-        inner.update({quote.text for quote in every} - plain.keys())
-        for text, quote in plain.items():
-            found.setdefault(text, quote._replace(escaped=True))
+    if b"\\" not in data or _ESCAPED.search(data) is None:
+        return list(_outermost(every).values()) if len(every) > 1 else every
+    found = _outermost(every)
+    inner = {quote.text for quote in every} - found.keys()
+    every = _matches(unescaped(data), windows, sieve, counters)
+    plain = _outermost(every)
+    inner |= {quote.text for quote in every} - plain.keys()
+    for text, quote in plain.items():
+        found.setdefault(text, quote._replace(escaped=True))
     return [quote for text, quote in found.items() if text not in inner]
 
 
@@ -73,11 +74,14 @@ def _matches(data: bytes, windows: Mapping[int, Text | list[Text]], sieve: Sieve
     counters.scanned_bytes += len(data)
     if len(data) < SHORTEST:
         return found
+    samples, keys = sieve.survivors(data)
+    if windows.keys().isdisjoint(keys):
+        return found
     places, compared = 0, 0
-    for sample, key in zip(*sieve.survivors(data), strict=True):
-        if key not in windows:
+    for sample, key in zip(samples, keys, strict=True):
+        owners = windows.get(key)
+        if owners is None:
             continue
-        owners = windows[key]
         for text in (owners,) if isinstance(owners, Text) else owners:
             tried, starts = text.occurrences(data, sample * STEP)
             places += tried
@@ -94,8 +98,7 @@ def _outermost(every: list[Quote]) -> dict[Text, Quote]:
     """The first place of each text that has one outside of all others."""
     found: dict[Text, Quote] = {}
     reached = 0
-    if len(every) > 1:
-        every.sort(key=lambda quote: (quote.start, -quote.end))
+    every.sort(key=lambda quote: (quote.start, -quote.end))
     for quote in every:
         if quote.end > reached:
             reached = quote.end

@@ -21,7 +21,14 @@ OPENING_BYTES = 96
 """So much of the first line does where there is no system message: what comes behind is the matter itself."""
 _DROPPED_BITS = 4
 """Of a prefix's hash: Python's integers of 60 bits are smaller than those of 64."""
-_MARKS = {role: number(role.encode()) for role in ("", "system", "developer", "user", "assistant", "tool")}
+
+
+def _mark(name: str) -> int:
+    """Of a role or a model."""
+    return number(name.encode("utf-8", "surrogatepass"))
+
+
+_MARKS = {role: _mark(role) for role in ("", "system", "developer", "user", "assistant", "tool")}
 
 
 class Prompt:
@@ -38,7 +45,7 @@ class Prompt:
         """Of the list up to and with each message, roles included."""
         chain = 0
         for role, digest in zip(roles, self.digests, strict=True):
-            chain = number(digest, chain ^ _mark(role))
+            chain = number(digest, chain ^ (_MARKS.get(role) or _mark(role)))
             self.chains.append(chain)
         self.plain = "" in roles
         """Texts without roles: no list of messages."""
@@ -47,7 +54,7 @@ class Prompt:
             instructions += 1
         self.instructions = instructions
         """So many messages at the beginning are instructions: a list of these alone says nothing of a workflow."""
-        self._seed = number((model or "").encode("utf-8", "surrogatepass"))
+        self._seed = _mark(model or "")
         self._ends = list(accumulate(map(len, self.data)))
         self.prefix = self._prefixes()
         """See Placement."""
@@ -63,14 +70,10 @@ class Prompt:
 
     def fingerprint(self) -> str:
         """See Placement."""
-        opening = b""
         for role, data in zip(self.roles, self.data, strict=True):
             if role in INSTRUCTIONS:
-                opening = b"\1" + data[:INSTRUCTIONS_BYTES]
-                break
-        else:
-            if self.data:
-                opening = self.data[0][:OPENING_BYTES].partition(b"\n")[0]
+                return f"{number(data[:INSTRUCTIONS_BYTES], ~self._seed):016x}"
+        opening = self.data[0][:OPENING_BYTES].partition(b"\n")[0] if self.data else b""
         return f"{number(opening, self._seed):016x}"
 
     def _prefixes(self) -> tuple[int, ...]:
@@ -85,13 +88,7 @@ class Prompt:
             if message < 0 or length > ends[message]:
                 message, cut = bisect_left(ends, length), 0
                 before, chain = (ends[message - 1], self.chains[message - 1]) if message else (0, 0)
-                view, hashed = memoryview(self.data[message]), chain ^ _mark(self.roles[message]) ^ self._seed
-            hashed = number(view[cut : length - before], hashed)
-            cut = length - before
+                data, hashed = self.data[message], chain ^ _mark(self.roles[message]) ^ self._seed
+            hashed = number(data[cut : (cut := length - before)], hashed)
             found.append(hashed >> _DROPPED_BITS)
         return tuple(found)
-
-
-def _mark(role: str) -> int:
-    mark = _MARKS.get(role)
-    return number(role.encode("utf-8", "surrogatepass")) if mark is None else mark

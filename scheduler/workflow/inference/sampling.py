@@ -7,7 +7,6 @@ eight bytes with gaps between them: contiguous text of that length is not rare, 
 
 from __future__ import annotations
 
-from array import array
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -27,73 +26,79 @@ KEY_BITS: Final = 60
 
 _WORD = np.dtype("<u8")
 _WORDS: Final = 3
-_APART: Final = 24
-"""Bytes from one of a window's words to the next."""
-_WEIGHTS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], _WORD)
+_APART: Final = STEP
+"""Bytes from one of a window's words to the next: samples have their words in common, and each is read once."""
+_WEIGHT = np.array(0x9E3779B97F4A7C15, _WORD)
+_WEIGHTS = np.full(_WORDS, _WEIGHT, _WORD)
 _DROPPED = np.array(64 - KEY_BITS, _WORD)
-_TAG_SHIFT: Final = KEY_BITS - 48
-"""A tag is a hash's bits 16 to 31."""
-SLOT_BYTES: Final = 3
+_FEW: Final = 12
+"""Samples that are looked up sooner than sieved."""
+_ONE = np.array(1, np.uint32)
 
 
-def hashes(data: bytes, base: int, step: int, count: int) -> NDArray[np.uint64]:
-    """Of so many windows, one each `step` bytes from `base` on; all must lie within data."""
-    words: NDArray[np.uint64] = np.ndarray((count, _WORDS), _WORD, data, base, (step, _APART))
+def window_hashes(data: bytes, base: int) -> NDArray[np.uint64]:
+    """Of the windows at base … base + STEP − 1; data must reach SHORTEST bytes from there."""
+    words: NDArray[np.uint64] = np.ndarray((STEP, _WORDS), _WORD, data, base, (1, _APART))
     return words @ _WEIGHTS
 
 
-def window_keys(data: bytes, base: int) -> list[int]:
-    """Keys of the windows at base … base + STEP − 1; data must reach SHORTEST bytes from there."""
-    keys: list[int] = (hashes(data, base, 1, STEP) >> _DROPPED).tolist()
+def keys_of(hashed: NDArray[np.uint64]) -> list[int]:
+    """What tables know windows by."""
+    keys: list[int] = (hashed >> _DROPPED).tolist()
     return keys
 
 
 def sampled(data: bytes) -> NDArray[np.uint64]:
     """Hashes of the windows at each STEP-th byte; data has WINDOW bytes at least."""
-    return hashes(data, 0, STEP, (len(data) - WINDOW) // STEP + 1)
+    words: NDArray[np.uint64] = np.ndarray(((len(data) - 8) // STEP + 1,), _WORD, data, 0, (STEP,))
+    sums = words[:-2] + words[1:-1]
+    sums += words[2:]
+    sums *= _WEIGHT
+    return sums
 
 
 class Sieve:
     """Which samples may be known? For all keys together: it only says where to look.
 
-    A slot has the bits that the tags of its windows have between them. So whoever's tag has others is not known; that
-    is nearly all, though a table that fits the caches has a window in every tenth slot.
+    A slot lacks the bits that the tags of its windows have between them. So a sample whose tag has another is unknown,
+    and nearly all are seen to be, though the table is so small that it fits into a cache and many slots are in use.
     """
 
     def __init__(self, slots: int) -> None:
-        """`slots`: a power of two; SLOT_BYTES each."""
-        bits = slots.bit_length() - 1
-        self._counts = bytearray(slots)
-        self._tags = array("H", bytes(2 * slots))
-        self._view = np.frombuffer(self._tags, np.uint16)
-        self._shift = np.array(64 - bits, _WORD)
-        self._key_shift = KEY_BITS - bits
+        """`slots`: a power of two."""
+        self._counts = np.zeros(slots, np.uint32)
+        self._lacks = np.full(slots, 0xFFFF, np.uint16)
+        self.bytes = self._counts.nbytes + self._lacks.nbytes
+        self._shift = np.array(64 - (slots.bit_length() - 1), _WORD)
 
-    def add(self, keys: Sequence[int]) -> None:
+    @property
+    def in_use(self) -> bool:
+        """Is there any window in it?"""
+        return bool(self._counts.any() or (self._lacks != 0xFFFF).any())
+
+    def add(self, hashed: NDArray[np.uint64]) -> None:
         """Count these windows in."""
-        counts, tags, shift = self._counts, self._tags, self._key_shift
-        for key in keys:
-            slot = key >> shift
-            tags[slot] |= key >> _TAG_SHIFT & 0xFFFF
-            if (count := counts[slot]) != 255:
-                counts[slot] = count + 1
+        slots, tags = self._where(hashed)
+        np.bitwise_and.at(self._lacks, slots, ~tags)
+        np.add.at(self._counts, slots, _ONE)
 
     def remove(self, keys: Sequence[int]) -> None:
-        """Count them out; a slot that was full once stays so."""
-        counts, shift = self._counts, self._key_shift
-        for key in keys:
-            slot = key >> shift
-            if (count := counts[slot]) != 255:
-                counts[slot] = count - 1
-                if count == 1:
-                    self._tags[slot] = 0
+        """Count them out. A slot's bits go with its last window."""
+        slots, _ = self._where(np.array(keys, _WORD) << _DROPPED)
+        np.subtract.at(self._counts, slots, _ONE)
+        self._lacks[slots[self._counts[slots] == 0]] = 0xFFFF
 
     def survivors(self, data: bytes) -> tuple[list[int], list[int]]:
         """The samples of `data` (at least SHORTEST bytes) that may be known: their numbers, and their keys."""
         samples = sampled(data)
-        slots = (samples >> self._shift).view(np.int64)
-        tags = samples.view(np.uint16)[1::4]
-        bits = self._view.take(slots, mode="wrap")  # all are within: this is the quickest check
-        bits &= tags
-        hits = (bits == tags).nonzero()[0]
-        return hits.tolist(), (samples.take(hits) >> _DROPPED).tolist()
+        if len(samples) <= _FEW:
+            return list(range(len(samples))), keys_of(samples)
+        slots, tags = self._where(samples)
+        lacks = self._lacks.take(slots, mode="wrap")  # all are within: this is the quickest check
+        lacks &= tags
+        hits = np.logical_not(lacks).nonzero()[0]
+        return hits.tolist(), keys_of(samples.take(hits))
+
+    def _where(self, hashed: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
+        """Slots and tags: a hash's highest bits, and its bits 16 to 31."""
+        return (hashed >> self._shift).view(np.int64), hashed.view(np.uint16)[1::4]

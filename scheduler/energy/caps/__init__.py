@@ -1,0 +1,32 @@
+"""Which power limit should an engine's cards have? Decisions alone: who sets it is no question here."""
+
+from __future__ import annotations
+
+from scheduler.energy.caps.claims import Claim, Savings
+from scheduler.energy.caps.controller import CapController
+from scheduler.energy.caps.decision import Decision
+from scheduler.energy.caps.fleet import CapFleet
+from scheduler.energy.caps.messages import CapApplied, SetCap, SetClock
+from scheduler.energy.caps.recent import Recent
+from scheduler.energy.caps.rules import CapRules, CapRulesError
+from scheduler.energy.caps.view import CardLimits, CostModel, EngineView, Load, Seen, Slack
+
+__all__ = [
+    "CapApplied",
+    "CapController",
+    "CapFleet",
+    "CapRules",
+    "CapRulesError",
+    "CardLimits",
+    "Claim",
+    "CostModel",
+    "Decision",
+    "EngineView",
+    "Load",
+    "Recent",
+    "Savings",
+    "Seen",
+    "SetCap",
+    "SetClock",
+    "Slack",
+]

@@ -1,0 +1,86 @@
+"""Does a cap keep what was promised: first tokens, gaps between tokens, the ends of workflows? Pessimistically."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from scheduler.energy.caps.ladder import Prices
+    from scheduler.energy.caps.price import Price
+    from scheduler.energy.caps.rules import CapRules
+    from scheduler.energy.caps.view import EngineView, Seen
+
+SHARE = 0.95
+
+
+class Broken(NamedTuple):
+    """A promise that a cap would not keep."""
+
+    promise: str
+    predicted: float
+    allowed: float
+
+    def __str__(self) -> str:
+        return f"{self.promise} {self.predicted:.3g} of {self.allowed:.3g} allowed"
+
+
+class Promises:
+    """Of one engine at one decision. `now` is the price of the load under the present cap."""
+
+    def __init__(self, rules: CapRules, view: EngineView, prices: Prices, now: Price, free: Price) -> None:
+        self._rules = rules
+        self._prices = prices
+        self._now = now
+        self._free = free
+        """Under the prior limit."""
+        # What a call saw, as it would have been under the prior limit: by the model's own ratio of the two.
+        self._ttft = self._carried(view.ttft, lambda price: price.first_token)
+        self._itl = self._carried(view.itl, lambda price: price.step_seconds)
+        self._slack = view.slack
+
+    def _carried(self, seen: Iterable[Seen], measure: Callable[[Price], float]) -> float | None:
+        values = [each.seconds / measure(self._prices.under(each.limit_watts)) for each in seen]
+        return p95(values)
+
+    def broken(self, price: Price, *, spare: bool) -> Broken | None:
+        """The first promise that this cap would not keep; None: it keeps all.
+
+        `spare`: for a cap that is not in force yet: with the targets' margin, and as slow as the model's interval says
+        it may be.
+        """
+        rules = self._rules
+        if not price.fits:
+            return Broken("load: sequences in a step", price.batch, 0.0)
+        unsure = price.unsure if spare else 1.0
+        keep = 1.0 - rules.margin_share if spare else 1.0
+        for name, target, seen, measure, free in (
+            ("TTFT p95, s:", rules.ttft_seconds_p95, self._ttft, price.first_token, self._free.first_token),
+            ("ITL p95, s:", rules.itl_seconds_p95, self._itl, price.step_seconds, self._free.step_seconds),
+        ):
+            if target is None:
+                if measure > free * rules.untargeted_stretch:
+                    return Broken(
+                        f"no target for {name[:4].strip()}, stretch:", measure / free, rules.untargeted_stretch
+                    )
+            elif seen is not None and seen * measure * unsure > target * keep:
+                return Broken(name, seen * measure * unsure, target * keep)
+        return self._late(price, unsure)
+
+    def _late(self, price: Price, unsure: float) -> Broken | None:
+        slack = self._slack
+        if slack is None or price.step_seconds <= self._now.step_seconds or slack.remaining_seconds <= 0:
+            return None
+        longer = (price.step_seconds / self._now.step_seconds * unsure - 1.0) * slack.remaining_seconds
+        allowed = self._rules.slack_use * max(slack.slack_seconds, 0.0)
+        return Broken("workflow later by, s:", longer, allowed) if longer > allowed else None
+
+
+def p95(values: list[float]) -> float | None:
+    """The value that 19 of 20 do not exceed; of fewer than 20 the largest. None of none."""
+    if not values:
+        return None
+    values = sorted(values)
+    return values[ceil(SHARE * len(values)) - 1]
