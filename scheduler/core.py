@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from scheduler.actions import Abort, Action, Dispatch, Reject, WakeAt
 from scheduler.breaker import BreakerRule
+from scheduler.energy.desk import EnergyDesk, EnergyRules
 from scheduler.energy.ledger import TokenLedger
+from scheduler.energy_events import EnergyEvents
 from scheduler.engines import EngineTable
 from scheduler.events import (
     AnsweredHere,
@@ -38,6 +40,7 @@ from scheduler.workflow_events import WorkflowEvents
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from scheduler.energy.budgets import JouleQuota
     from scheduler.events import EngineSpec, Event, KeyQuota
 
 MODEL_SHOWN_CHARACTERS = 256
@@ -59,6 +62,8 @@ class SchedulerConfig:
     workflows: int = 10_000
     breaker: BreakerRule = field(default_factory=BreakerRule)
     workflow_limits: WorkflowLimits = field(default_factory=WorkflowLimits)
+    energy: EnergyRules = field(default_factory=EnergyRules)
+    joule_quotas: tuple[JouleQuota, ...] = ()
 
 
 class Scheduler:
@@ -77,6 +82,7 @@ class Scheduler:
         self.patience = Patience(self.ready, config.queue_seconds)
         self._newly_ready: CallState | None = None
         self.workflows = WorkflowBook(config.workflow_limits)
+        self.energy = EnergyDesk(config.energy, config.joule_quotas, now)
         self.draining = False
         self._sequence = 0
         self._wake_at: float | None = None
@@ -98,6 +104,7 @@ class Scheduler:
             Draining: self._drain,
             Tick: self._tick,
             **WorkflowEvents(self.workflows).handlers,
+            **EnergyEvents(self.energy).handlers,
         }
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -123,6 +130,11 @@ class Scheduler:
             if (refused := use.admit(tokens, now)) is not None:
                 actions.append(Reject(call_id, 429, *refused))
                 return
+        if (refused := self.energy.admit(event, now)) is not None:
+            if use is not None:
+                use.settle(tokens, 0)
+            actions.append(Reject(call_id, 429, *refused))
+            return
         self._sequence += 1
         call = CallState(event, now, self._sequence, reserved_tokens=tokens)
         self.calls[call_id] = call
@@ -171,6 +183,7 @@ class Scheduler:
         if call is not None and call.engine is not None:
             call.answering = True
             self.engines[call.engine].breaker.succeeded()
+            self.energy.first_token(event.call_id, call.engine, now)
 
     def _call_finished(self, event: CallFinished, now: float, actions: list[Action]) -> None:
         call = self.calls.get(event.call_id)
@@ -180,6 +193,7 @@ class Scheduler:
         engine = call.engine
         self.engines[engine].breaker.succeeded()
         self.ledger.book(engine, arrived.key, arrived.workflow_id, event, now)
+        self.energy.finished(event, engine, now)
         if call.node is not None:
             self.workflows.call_finished(event, now)
         if event.prompt_tokens is not None:
@@ -209,6 +223,7 @@ class Scheduler:
             self._forget(call, 0, now, event.reason)
             return
         self._leave_engine(call)
+        self.energy.left(event.call_id, engine.name, now)
         if call.node is not None:
             self.workflows.retried(event.call_id, now)
         call.avoid = engine.name
@@ -253,6 +268,7 @@ class Scheduler:
 
     def _tick(self, event: Tick, now: float, actions: list[Action]) -> None:
         self.workflows.expire(now)
+        self.energy.timed(now)
         self._wake_at = None  # even if it comes early: what is still to be waited for is asked for anew
 
     # --- the shared steps ---
@@ -274,6 +290,7 @@ class Scheduler:
             call.attempts += 1
             engine.in_flight += 1
             engine.breaker.sent()
+            self.energy.sent(call.arrived, engine.name, now)
             if call.node is not None:
                 self.workflows.call_started(call.arrived.call_id, now)
             actions.append(Dispatch(call.arrived.call_id, engine.name, priority))
@@ -319,6 +336,7 @@ class Scheduler:
         """The call is over, wherever it stands: free its place and settle its key's account. `reason`: why it has no
         answer, if it has none."""
         call_id = call.arrived.call_id
+        self.energy.stopped(call.arrived, call.engine, used_tokens, now)  # of no effect on one that finished
         if call.node is not None:
             self.workflows.call_failed(call_id, now, reason)  # of no effect on one that finished
         if call.engine is not None:
@@ -357,6 +375,7 @@ class Scheduler:
         self.patience.validate()
         self.ledger.validate()
         self.workflows.validate()
+        self.energy.validate()
         for call_id, call in self.calls.items():
             assert call.node is None or call.node.call_id in (call_id, None) or call.node.over, (
                 f"{call_id} lost its node"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, get_args
 
 from scheduler.breaker import BreakerRule
 from scheduler.core import Scheduler, SchedulerConfig
+from scheduler.energy.budgets import JouleQuota
+from scheduler.energy.desk import EnergyRules
+from scheduler.energy.model.prior import CapPrior, Prices, Prior
+from scheduler.energy.window import Counters, Energy, MeterSample
 from scheduler.events import EngineSpec, Event, KeyQuota, PolicyChanged
 from scheduler.policies import POLICIES
 from scheduler.workflow.spec import NodeSpec, WorkflowLimits, WorkflowSpec
@@ -19,7 +23,9 @@ if TYPE_CHECKING:
 
 VERSION = 2
 _EVENTS: dict[str, Any] = {kind.__name__: kind for kind in get_args(Event)}
-_NESTED: dict[str, Any] = {"engines": EngineSpec, "quotas": KeyQuota, "nodes": NodeSpec}
+_NESTED: dict[str, Any] = {
+    "engines": EngineSpec, "quotas": KeyQuota, "nodes": NodeSpec, "joule_quotas": JouleQuota,
+}  # fmt: skip
 
 
 class LogFault(ValueError):
@@ -38,7 +44,14 @@ def head_line(config: SchedulerConfig, now: float) -> str:
 def event_line(event: Event, now: float, actions: Sequence[Action]) -> str:
     """One event and what it led to."""
     said = [{"action": type(action).__name__, **action._asdict()} for action in actions]
-    return json.dumps({"now": now, "event": type(event).__name__, **event._asdict(), "actions": said})
+    record = {"now": now, "event": type(event).__name__, **event._asdict(), "actions": said}
+    return json.dumps(record, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses among the fields. (Named tuples are lists to JSON.)"""
+    assert isinstance(value, Prior)
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def _event(record: dict[str, Any]) -> Event:
@@ -50,8 +63,15 @@ def _event(record: dict[str, Any]) -> Event:
 
 def _value(name: str, value: Any) -> Any:
     """JSON knows lists only: tuples and named tuples come back as they were."""
+    if name == "prior":
+        parts = {"time": Prices, "energy": Prices, "cap": CapPrior}
+        return Prior(**{**value, **{part: kind(*value[part]) for part, kind in parts.items()}})
     if not isinstance(value, list):
         return value
+    if name == "sample":
+        return MeterSample(value[0], Energy(*value[1]), *value[2:])
+    if name == "counters":
+        return Counters(*value)
     if name == "spec":
         return WorkflowSpec(*map(_value, WorkflowSpec._fields, value))
     if (nested := _NESTED.get(name)) is not None:
@@ -61,8 +81,8 @@ def _value(name: str, value: Any) -> Any:
 
 def _config(record: dict[str, Any]) -> SchedulerConfig:
     values = {name: _value(name, value) for name, value in record.items()}
-    limits = WorkflowLimits(**record["workflow_limits"])
-    return SchedulerConfig(**{**values, "breaker": BreakerRule(**record["breaker"]), "workflow_limits": limits})
+    tables = {"breaker": BreakerRule, "workflow_limits": WorkflowLimits, "energy": EnergyRules}
+    return SchedulerConfig(**{**values, **{name: kind(**record[name]) for name, kind in tables.items()}})
 
 
 def _known_policy(line: int, name: str) -> None:

@@ -86,7 +86,7 @@ class WorkflowDoor:
             request.let_go_of_body()  # and with `_begin` all that was made of it, but for what the run still needs
             await self._follow(request, run, keep=keep)
 
-    async def _begin(self, request: OwnRequest) -> tuple[WorkflowRun, bool]|None:
+    async def _begin(self, request: OwnRequest) -> tuple[WorkflowRun, bool] | None:
         """The run of this submission, new or the one that it began before, and whether it goes on when its client leaves.
         None: it is only declared, and has been answered."""
         key_name, body = request.key_name, request.body
@@ -131,16 +131,13 @@ class WorkflowDoor:
 
         return await asyncio.to_thread(read) if len(request.body) > LARGE_BODY_BYTES else read()
 
-    async def _follow(
-        self, request: OwnRequest, run: WorkflowRun, submission: Submission, *, keep: bool = True
-    ) -> None:
+    async def _follow(self, request: OwnRequest, run: WorkflowRun, *, keep: bool) -> None:
         """Answer with what becomes of it. Unless `keep`, it ends when its client leaves."""
-        if submission.background:
+        if run.submission.background:
             request.answer_json(self._short(run.key_name, run.id), 202, _location(run.id))
             return
-        request.let_go_of_body()
         try:
-            if submission.stream:
+            if run.submission.stream:
                 await RunStream(request, run).play()
             else:
                 await _ended(run)

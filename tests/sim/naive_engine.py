@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +61,8 @@ class NaiveEngine:
         self.size = self.limits.block_tokens
         self.blocks = self.limits.kv_cache_tokens // self.size
         self.seqs: dict[str, Seq] = {}
+        self.felt_watts = self.costs.idle_watts
+        self.limit_watts = self.costs.limit_watts
 
     def submit(self, name: str, prompt: int, output: int, runs: list[Run], priority: int, now: float) -> None:
         chain: list[int] = []
@@ -123,11 +126,13 @@ class NaiveEngine:
                 if wake > until:
                     return
                 self.joules += (wake - self.now) * self.costs.idle_watts
+                self.feel(self.costs.idle_watts, wake - self.now)
                 scheduled_at = self.now = wake
                 continue
             start = self.now
-            self.step()
-            ahead_at = min(start + self.limits.schedule_seconds, self.now)
+            ready_at = scheduled_at + self.limits.prompt_step_seconds if self.chunks else start
+            self.step(ready_at - start)
+            ahead_at = min(max(start + self.limits.schedule_seconds, ready_at), self.now)
             scheduled_at = ahead_at if self.limits.async_scheduling else self.now
 
     def schedule(self, scheduled_at: float) -> bool:
@@ -208,7 +213,13 @@ class NaiveEngine:
         seq.preemptions += 1
         self.waiting.append(seq)
 
-    def step(self) -> None:
+    def feel(self, demand_watts: float, seconds: float) -> None:
+        """The card's average of the demand goes on."""
+        constant = self.calibration.cap.average_seconds
+        gone = 1 - math.exp(-seconds / constant) if constant else 1.0
+        self.felt_watts += (demand_watts - self.felt_watts) * gone
+
+    def step(self, least_seconds: float) -> None:
         decoding = [seq for seq in self.running if seq.decoding]
         read = sum(seq.computed + 1 for seq in decoding)
         tokens, pairs = 0, 0.0
@@ -219,7 +230,12 @@ class NaiveEngine:
             pairs += count * (before + count / 2)
         shared = sum(block.holders - 1 for block in self.tree.values() if block.holders > 1) * self.size
         shared = min(read, shared)
-        cost = self.costs.step(Batch(len(decoding), read - shared, shared, tokens, pairs), self.costs.limit_watts)
+        batch = Batch(len(decoding), read - shared, shared, tokens, pairs)
+        felt_watts = self.felt_watts if self.calibration.cap.average_seconds else None
+        cost = self.costs.step(
+            batch, self.limit_watts, least_seconds=max(0.0, least_seconds), average_watts=felt_watts
+        )
+        self.feel(cost.demand_watts, cost.seconds)
         self.now += cost.seconds
         self.joules += cost.seconds * cost.watts
         for seq in decoding:

@@ -38,7 +38,7 @@ IDLE_BUSY_SECONDS = 0.02
 
 
 class EnergyModel:
-    """One engine's. Pure: time is what windows say. `learn` costs about 0.3 ms a window, a prediction 0.1 ms."""
+    """One engine's. Pure: time is what windows say. `learn` costs about 0.5 ms a window, a prediction 0.1 ms."""
 
     def __init__(self, prior: Prior) -> None:
         self.prior = prior

@@ -1,0 +1,174 @@
+"""The energy of all engines: calls, samples and counters in; models that learn, and bills, out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from scheduler.energy.bill import Bill, BillLimits
+from scheduler.energy.bill_prices import Tariff, tariff_of
+from scheduler.energy.budgets import JouleBudgets, JouleQuota, Unavailable
+from scheduler.energy.model import EnergyModel
+from scheduler.energy.windows import WindowMaker, WindowRule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from scheduler.energy.model import Learned, Prior
+    from scheduler.energy.window import Counters, MeterSample, Window
+    from scheduler.events import CallArrived, CallFinished
+    from scheduler.quotas import Refusal
+
+
+OUTPUT_TOKENS_UNSAID = 256
+"""Of a call with a budget that says no limit: what is reserved for it."""
+BATCH_EXPECTED = 4.0
+"""Its company, before anything is known: few, so that rather too much is reserved."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnergyRules:
+    """Of the whole desk; written at the head of an event log."""
+
+    window_seconds: float = 2.4
+    accounts: int = 10_000
+    budgets_without_energy: Unavailable = "pass"
+
+
+class EngineDesk:
+    """One engine's windows and model."""
+
+    def __init__(self, name: str, now: float, rules: EnergyRules) -> None:
+        self.windows = WindowMaker(name, now, WindowRule(rules.window_seconds))
+        self.model: EnergyModel | None = None
+        self.simulated = False
+        """The engine, or its meter, is the twin's."""
+        self.last_window: Window | None = None
+        self.last_learned: Learned | None = None
+
+
+class EnergyDesk:
+    """All engines. Times are seconds of the events' clock."""
+
+    def __init__(self, rules: EnergyRules, quotas: Iterable[JouleQuota], now: float) -> None:
+        self.rules = rules
+        self.engines: dict[str, EngineDesk] = {}
+        self.bill = Bill(BillLimits(accounts=rules.accounts))
+        self.budgets = JouleBudgets(quotas, now, unavailable=rules.budgets_without_energy)
+
+    def engine(self, name: str, now: float) -> EngineDesk:
+        """An engine's desk, made when it is heard of."""
+        desk = self.engines.get(name)
+        if desk is None:
+            desk = self.engines[name] = EngineDesk(name, now, self.rules)
+        return desk
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Forget engines that are gone; what they used stays in the accounts."""
+        for name in self.engines.keys() - set(names):
+            del self.engines[name]
+
+    # --- a call's life ---
+
+    def admit(self, event: CallArrived, now: float) -> Refusal | None:
+        """Reserve in the budgets of its key and workflow, or say why not. Costs nothing where there are none."""
+        budgets = self.budgets
+        if event.energy_budget_joules is None and not budgets.by_key and not budgets.by_workflow:
+            return None
+        key, workflow_id, budget = event.key, event.workflow_id, event.energy_budget_joules
+        return budgets.admit(event.call_id, key, workflow_id, budget, self._expected(event), now)
+
+    def _expected(self, event: CallArrived) -> float | None:
+        """What the call may use: at its limit of output tokens, on the engine that is modelled first. None: unknown."""
+        for desk in self.engines.values():
+            if desk.model is not None:
+                output = event.expected_output_tokens or event.max_output_tokens or OUTPUT_TOKENS_UNSAID
+                return desk.model.call(event.prompt_tokens_estimate, 0.0, output, BATCH_EXPECTED).joules.value
+        return None
+
+    def sent(self, event: CallArrived, engine: str, now: float) -> None:
+        """A call was given to an engine, for its first time or again."""
+        limit = event.max_output_tokens
+        self.engine(engine, now).windows.sent(
+            event.call_id, event.prompt_tokens_estimate, limit, now, streamed=event.streamed
+        )
+        self.bill.dispatched(event.call_id, event.key, event.workflow_id, event.model, engine, now)
+
+    def first_token(self, call_id: str, engine: str, now: float) -> None:
+        """The first event of its stream."""
+        self.engine(engine, now).windows.first_token(call_id, now)
+
+    def left(self, call_id: str, engine: str, now: float) -> None:
+        """An attempt failed and the call is not over: it may be given to another engine."""
+        self.engine(engine, now).windows.failed(call_id, now)
+
+    def finished(self, event: CallFinished, engine: str, now: float) -> None:
+        """A call was answered."""
+        call_id, prompt, cached, output, seen = event
+        self.engine(engine, now).windows.finished(call_id, prompt, cached, output, now)
+        self._ended(call_id, prompt, cached, seen if output is None and seen else output, now)
+
+    def stopped(self, event: CallArrived, engine: str | None, tokens_seen: int, now: float) -> None:
+        """A call is over without a whole answer, held or running. Of no effect on one that is over already."""
+        call_id = event.call_id
+        if engine is None:
+            self.budgets.settled(call_id, 0.0, now)
+            self._ended(call_id, None, None, None, now)
+        elif self.engine(engine, now).windows.failed(call_id, now):
+            prompt = event.prompt_tokens_estimate
+            self._ended(call_id, prompt, None, max(tokens_seen - prompt, 1), now)
+
+    def _ended(
+        self, call_id: str, prompt: float | None, cached: float | None, output: float | None, now: float
+    ) -> None:
+        guess = self.bill.ended(call_id, prompt, cached, output, now)
+        self.budgets.ended(call_id, None if guess is None else guess.joules)
+
+    # --- meters and probes ---
+
+    def believe(self, name: str, prior: Prior, state: dict[str, Any] | None, now: float, *, simulated: bool) -> None:
+        """Begin to model an engine. `state`: what an earlier process had learned; ValueError if it is not that."""
+        desk = self.engine(name, now)
+        model = EnergyModel(prior) if state is None else EnergyModel.restore(state, prior)
+        desk.model, desk.simulated = model, simulated
+        self.bill.priced(name, tariff_of(model), simulated=simulated)
+
+    def sampled(self, name: str, sample: MeterSample, now: float) -> None:
+        """A meter was read."""
+        desk = self.engine(name, now)
+        if (window := desk.windows.sample(sample)) is not None:
+            self._close(desk, window, now)
+
+    def counted(self, name: str, counters: Counters, progress: Iterable[tuple[str, int]], now: float) -> None:
+        """The engine's own counters, and how many tokens its streams have shown so far."""
+        desk = self.engine(name, now)
+        windows = desk.windows
+        for call_id, tokens in progress:
+            windows.progress(call_id, tokens, now)
+        if (window := windows.counters(counters)) is not None:
+            self._close(desk, window, now)
+
+    def timed(self, now: float) -> None:
+        """Engines that nobody measures or probes close their windows by the clock, so that their calls are settled."""
+        for desk in self.engines.values():
+            windows = desk.windows
+            if now - windows.since > 2 * self.rules.window_seconds and (window := windows.close(now)) is not None:
+                self._close(desk, window, now)
+
+    def _close(self, desk: EngineDesk, window: Window, now: float) -> None:
+        tariff: Tariff | None = None
+        if desk.model is not None:
+            desk.last_learned = desk.model.learn(window)
+            tariff = tariff_of(desk.model, window)
+        desk.last_window = window
+        closed = self.bill.close(window, tariff)
+        for call in closed.settled:
+            self.budgets.settled(call.call_id, call.joules, now)
+        for moved in closed.moved:
+            self.budgets.moved(*moved)
+
+    def validate(self) -> None:
+        """Every invariant. AssertionError otherwise."""
+        for desk in self.engines.values():
+            desk.windows.validate()
+        self.bill.validate()
