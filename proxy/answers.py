@@ -16,9 +16,9 @@ from proxy.prompts import chat_message, content_text, part_text, tool_text
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+ANSWER_BYTES_MAX = 4 * 1024 * 1024
+"""A longer answer is not looked at: that there was one is enough for its next turn to be found."""
 _STRING = re.compile(rb'(?:[^"\\]|\\.)*', re.DOTALL)
-
-
 _TEXT_BEGINS = (b'"index":0,"delta":{"content":"', b'"index":0,"text":"')
 """In an event of one choice, of chat and of completions, as vLLM writes them."""
 _TOOLS = b'"tool_calls":[{'

@@ -15,6 +15,7 @@ from proxy.calllog import CallLog
 from proxy.config import listen_problems
 from proxy.config_file import NEEDS_RESTART, ConfigError, diff
 from proxy.control import start_control
+from proxy.energy.shell import EnergyShell
 from proxy.engines import Engine, EngineWatch
 from proxy.gateway import Gateway
 from proxy.metrics import GaugeSnapshot, Metrics
@@ -22,9 +23,12 @@ from proxy.own.api import OwnApi
 from proxy.workflow_metrics import WorkflowMetrics
 from scheduler.breaker import BreakerRule
 from scheduler.core import Scheduler, SchedulerConfig
+from scheduler.energy.budgets import JouleQuota
+from scheduler.energy.desk import EnergyRules
 from scheduler.events import (
     BreakersChanged,
     EnginesChanged,
+    JouleQuotasChanged,
     KeyQuota,
     LimitsChanged,
     PolicyChanged,
@@ -64,6 +68,8 @@ def scheduler_config(config: Config) -> SchedulerConfig:
             idle_seconds=config.workflows.idle_seconds,
             closed_seconds=config.workflows.kept_seconds,
         ),
+        energy=EnergyRules(config.energy.window_seconds, config.energy.accounts, config.energy.budgets_without_energy),
+        joule_quotas=joule_quotas(config),
     )
 
 
@@ -79,6 +85,15 @@ def quotas(config: Config) -> tuple[KeyQuota, ...]:
             key.token_budget_seconds,
         )
         for key in config.keys
+    )
+
+
+def joule_quotas(config: Config) -> tuple[JouleQuota, ...]:
+    """What each configured key may use of energy."""
+    return tuple(
+        JouleQuota(key.name, key.energy_budget_joules, key.energy_budget_seconds)
+        for key in config.keys
+        if key.energy_budget_joules is not None
     )
 
 
@@ -125,6 +140,7 @@ class App:
             )
         self.gateway = Gateway(config, scheduler, self.metrics, self.log, tracing, event_log)
         self.gateway.configure_watch(config.workflows)
+        self.energy = EnergyShell(self.gateway, config)
         self.own = OwnApi(self.gateway, config)
         self.metrics.registry.register(WorkflowMetrics(self.gateway, self.own))
         for engine in config.engines:
@@ -148,6 +164,7 @@ class App:
             state=self.state,
             ready=self.ready,
             metrics=self.metrics,
+            energy=self.energy,
         )
         await self.own.start()
         port = await gateway.server.listen(listen.host, listen.port)
@@ -197,6 +214,7 @@ class App:
     async def _close(self, control: Any) -> None:
         await self.own.close()
         self.gateway.close()
+        await self.energy.close()
         await asyncio.sleep(0)  # the closed connections report their calls' ends
         self.gateway.settle()
         await control.close()
@@ -230,6 +248,7 @@ class App:
             try:
                 self.gateway.tell(Tick())  # workflows go idle, and expire
                 self.own.tick()
+                await self.energy.tick()
                 await self._save_budgets()
                 for engine in [engine for engine in self._retired if engine.pool.busy_count == 0]:
                     engine.pool.close()
@@ -256,11 +275,18 @@ class App:
             engine.take_over(before)
         gateway.engines[engine.name] = engine
         self._watch(engine)
+        self.energy.metering.watch(engine)
 
     def _watch(self, engine: Engine) -> None:
         gateway = self.gateway
         self._watches[engine.name] = EngineWatch(
-            engine, self.config.health, gateway.tell, gateway.probed, self.log.event, gateway.faults
+            engine,
+            self.config.health,
+            gateway.tell,
+            gateway.probed,
+            self.log.event,
+            gateway.faults,
+            gateway.progress,
         )
 
     def reload(self) -> None:
@@ -288,6 +314,7 @@ class App:
         gateway.admission.configure(config)
         self.own.configure(config)
         gateway.tell(QuotasChanged(quotas(config)))
+        gateway.tell(JouleQuotasChanged(joule_quotas(config)))
         limits = config.limits
         gateway.tell(LimitsChanged(limits.queue_calls, config.timeouts.queue_seconds, limits.workflows))
         if config.health != old.health:

@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from proxy.batches.config import BatchesConfig
 from proxy.config_types import Count, Name, OptionalPath, Port, Seconds, Switch, Table
+from proxy.energy.config import EnergyConfig
 from proxy.parrot.config import ParrotConfig
 from proxy.power_config import PowerConfig
 from proxy.workflows.config import WorkflowsConfig
@@ -212,6 +213,10 @@ class KeyConfig(Table):
     """tokens in each period, as for the rate; over it 429 `key_token_budget`"""
     token_budget_seconds: Seconds = 86_400.0
     """length of the period"""
+    energy_budget_joules: Annotated[float, Field(gt=0, le=1e15, strict=True)] | None = None
+    """joules that its calls cause in each period, without idle power; over it 429 `key_joule_budget`"""
+    energy_budget_seconds: Seconds = 86_400.0
+    """length of that period"""
 
     @field_validator("name")
     @classmethod
@@ -281,6 +286,7 @@ class Config(Table):
     health: HealthConfig = HealthConfig()
     keys: tuple[KeyConfig, ...] = ()
     power: PowerConfig = PowerConfig()
+    energy: EnergyConfig = EnergyConfig()
     workflows: WorkflowsConfig = WorkflowsConfig()
     parrot: ParrotConfig = ParrotConfig()
     batches: BatchesConfig = BatchesConfig()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ENVIRONMENT_PREFIX = "JOULEGATE_"
-NEEDS_RESTART = ("listen", "log", "tracing", "event_log", "state_dir", "workflows", "batches")
+NEEDS_RESTART = ("listen", "log", "tracing", "event_log", "state_dir", "workflows", "batches", "power", "energy")
 
 
 class ConfigError(Exception):

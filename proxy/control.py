@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Handler, Middleware
     from prometheus_client.core import Metric
 
+    from proxy.energy.shell import EnergyShell
     from proxy.metrics import Metrics
 
 BODY_BYTES_MAX = 65_536
@@ -73,6 +74,7 @@ async def start_control(
     state: Callable[[], dict[str, Any]],
     ready: Callable[[], tuple[bool, list[str]]],
     metrics: Metrics,
+    energy: EnergyShell | None = None,
     allowed_hosts: Collection[str] = (),
 ) -> Control:
     """Serve on host and port (0 = any free one). OSError if it is taken.
@@ -106,6 +108,13 @@ async def start_control(
     app.router.add_get("/health", get_health)
     app.router.add_get("/ready", get_ready)
     app.router.add_get("/admin/state", get_state)
+    if energy is not None:
+
+        async def get_energy_model(request: web.Request) -> web.Response:
+            return _json(energy.export() if "export" in request.query else energy.describe())
+
+        app.router.add_get("/admin/energy-model", get_energy_model)
+        app.router.add_get("/admin/energy", energy.door.control)
     runner = web.AppRunner(
         app,
         access_log=None,

@@ -7,10 +7,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from backends.vllm.fetch import FetchFailed, Load, fetch, parse_load, parse_models
+from backends.vllm.fetch import FetchFailed, Load, fetch, parse_counters, parse_load, parse_models
 from backends.vllm.pool import EnginePool
 from proxy.http.relay import safe_value
-from scheduler.events import EngineLoad, EngineSpec, EngineStatus
+from scheduler.events import EngineCounted, EngineLoad, EngineSpec, EngineStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,8 +67,10 @@ class EngineWatch:
         probed: Callable[[Engine, EngineStatus], None],
         log_event: Callable[..., None],
         faults: Faults,
+        progress: Callable[[str], tuple[tuple[str, int], ...]],
     ) -> None:
         self.engine = engine
+        self._progress = progress
         self._health = health
         self._tell = tell
         self._probed = probed
@@ -116,6 +118,8 @@ class EngineWatch:
             status, body = await self._get("/metrics")
         except FetchFailed:
             status, body = 0, b""  # the next probe of /health decides whether the engine is down
+        if status == 200:
+            self._tell(EngineCounted(engine.name, parse_counters(body, monotonic()), self._progress(engine.name)))
         engine.load = parse_load(body) if status == 200 else None
         running, waiting, usage = engine.load or (None, None, None)
         self._tell(EngineLoad(engine.name, running, waiting, usage))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from backends.vllm.connection import ProtocolFault
 from backends.vllm.pool import GATEWAY_FAULT, NO_DESCRIPTORS
+from proxy.answers import ANSWER_BYTES_MAX
 from proxy.call import Call, Outcome
 from proxy.deadlines import answer_up, total_up
 from proxy.errors import RequestFault, error_answer, error_object
 from proxy.http.relay import CHUNKED_END, AnswerHead, answer_head
 from proxy.jsonedit import edit_members
-from proxy.usage import EventReader, PlainReader, Usage
-from proxy.watching import ANSWER_BYTES_MAX
+from proxy.usage import EventReader, PlainReader, Usage, whole_answer
 from scheduler.events import CallFailed, CallFinished, ClientGone, FirstToken
 
 if TYPE_CHECKING:
@@ -282,26 +283,24 @@ class Exchange:
         gateway, call = self._gateway, self.call
         engine = self._engine
         assert engine is not None
-        head = answer_head(
-            connection,
-            self.request,
-            gateway.own_answer_headers(call, engine),
-            b"x-request-id: %b\r\n" % call.request_id.encode("latin-1"),
-        )
+        ours = gateway.own_answer_headers(call, engine)
+        if whole_body and connection.status < 400:
+            self._usage = whole_answer(whole_body)
+            ours += gateway.energy_lines(call, self._usage)
+        head = answer_head(connection, self.request, ours, b"x-request-id: %b\r\n" % call.request_id.encode("latin-1"))
         self._head = head
         call.status = connection.status
         kind = head.content_type
         call.stream = kind.startswith(b"text/event-stream")
         if head.encoded:
-            self._reader = None  # compressed: passed on, not looked into
+            self._reader = self._usage = None  # compressed: passed on, not looked into
         elif call.stream and head.chunked:
-            self._reader = EventReader(take_out=self._take_out_usage, fingerprint=engine.fingerprint)
-        elif kind.startswith(b"application/json"):
-            if whole_body:
-                self._usage = Usage()
-                self._usage.read_last(whole_body)
-            else:
-                self._reader = PlainReader()
+            energy = partial(gateway.energy_members, call)
+            self._reader = EventReader(take_out=self._take_out_usage, fingerprint=engine.fingerprint, annotate=energy)
+        elif not kind.startswith(b"application/json"):
+            self._usage = None
+        elif self._usage is None:
+            self._reader = PlainReader()
         self._admitted = None
         self._release()
         return head

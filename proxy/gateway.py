@@ -9,7 +9,9 @@ from time import monotonic, perf_counter
 from typing import TYPE_CHECKING
 
 from proxy.admission import Admission
+from proxy.arrival import arrived
 from proxy.call import Call, Outcome
+from proxy.energy.answer import answer_headers, usage_bytes
 from proxy.errors import RequestFault, error_answer
 from proxy.exchange import Exchange
 from proxy.faults import Faults
@@ -21,9 +23,8 @@ from proxy.models import answer_models
 from proxy.own.request import OwnRequest
 from proxy.own.router import KEYLESS, PREFIXES, Router
 from proxy.routes import OTHER
-from proxy.watching import ContentWatch
 from scheduler.actions import Abort, Dispatch, Reject
-from scheduler.events import CallArrived, CallFailed, Draining, Tick
+from scheduler.events import CallFailed, Draining, Tick
 
 if TYPE_CHECKING:
     from proxy.calllog import CallLog
@@ -34,9 +35,12 @@ if TYPE_CHECKING:
     from proxy.http.request import Request
     from proxy.metrics import Metrics
     from proxy.tracing import Tracing
+    from proxy.usage import Usage
+    from proxy.watching import ContentWatch
     from proxy.workflows.config import WorkflowsConfig
     from scheduler.actions import Action
     from scheduler.core import Scheduler
+    from scheduler.energy.bill_calls import Estimate
     from scheduler.events import EngineStatus, Event
 
 ENDED_MAX = 64
@@ -123,7 +127,7 @@ class Gateway:
         connection.exchange = exchange
         self.exchanges[call_id] = exchange
         watch = self.watch if document is not None and not call.identity.workflow_id else None
-        self.tell(_arrived(call) if watch is None else _arrived(call)._replace(watched=True))
+        self.tell(arrived(call, watched=watch is not None))
         call.overhead_seconds = perf_counter() - started  # up to the engine's socket, if the call was sent at once
         watch = self.watch
         if (
@@ -269,9 +273,28 @@ class Gateway:
         if not wanted:
             self.watch = None
         elif self.watch is None:
+            from proxy.watching import ContentWatch  # with numpy, whose memory only those pay who look at content
+
             self.watch = ContentWatch(self, config.inference_bytes)
         else:
             self.watch.inference.bytes_max = config.inference_bytes
+
+    def energy_lines(self, call: Call, usage: Usage) -> bytes:
+        """Header lines for the answer of a call that is complete; its bill follows when its windows have closed."""
+        return answer_headers(self._energy_of(call, usage))
+
+    def energy_members(self, call: Call, usage: Usage) -> bytes:
+        """The same for a usage object, to stand behind its other members."""
+        return usage_bytes(self._energy_of(call, usage))
+
+    def _energy_of(self, call: Call, usage: Usage) -> Estimate | None:
+        desk = self.scheduler.energy
+        return desk.guess(call.id, usage.prompt_tokens, usage.cached_tokens, usage.output_tokens, monotonic())
+
+    def progress(self, engine: str) -> tuple[tuple[str, int], ...]:
+        """How many tokens each stream from an engine has shown so far, about."""
+        calls = [exchange.call for exchange in self.exchanges.values()]
+        return tuple([(call.id, call.response_chunks) for call in calls if call.stream and call.engine == engine])
 
     def cancel_workflow(self, key_name: str, workflow_id: str) -> None:
         """The calls of this workflow that are under way end with an error."""
@@ -368,30 +391,3 @@ class Gateway:
 def _fault_of(refusal: Reject) -> RequestFault:
     status, reason, message, retry, param = refusal[1:]
     return RequestFault(status, reason, message, param=param, retry_after_seconds=retry)
-
-
-def _arrived(call: Call) -> CallArrived:
-    """What the scheduler is told of a call. Most say nothing of a workflow, and pay nothing for what could be said."""
-    identity, prompt_tokens = call.identity, call.request_bytes // 4
-    if identity is NOTHING_SAID:
-        return CallArrived(call.id, call.key_name, call.model, "", prompt_tokens, call.max_output_tokens)
-    return CallArrived(
-        call.id,
-        call.key_name,
-        call.model,
-        identity.workflow_id,
-        prompt_tokens,
-        call.max_output_tokens,
-        identity.node,
-        identity.after,
-        identity.deadline_ms,
-        identity.workflow_class,
-        identity.expected_output_tokens,
-        identity.priority_hint,
-        identity.final,
-        identity.source,
-        identity.parent_id,
-        identity.energy_budget_joules,
-        identity.strict_priority,
-        identity.speculative_prefill,
-    )

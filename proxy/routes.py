@@ -39,7 +39,7 @@ ROUTES: dict[bytes, Route] = {
     b"/score": Route("/v1/score"),
     b"/v1/score": Route("/v1/score"),
 }
-OWN_LABELS = {b"/v1/workflows": "/v1/workflows", b"/v1/batches": "/v1/batches", b"/v1/files": "/v1/files"}
+OWN_LABELS = {f"/v1/{name}".encode(): f"/v1/{name}" for name in ("workflows", "batches", "files", "energy")}
 PARROT = "parrot"
 LABELS = (
     *dict.fromkeys(route.label for route in ROUTES.values()),

@@ -4,9 +4,12 @@ client did not ask for them."""
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 EVENT_BYTES_MAX = 1 << 20
 """An event may be so long before it is passed on in parts (and no longer looked into)."""
@@ -105,10 +108,15 @@ class EventReader:
     the first event that ends a choice waits for the usage event, which vLLM sends right behind the last of them.
     """
 
-    __slots__ = ("_first", "_last", "_partial", "_waiting", "fingerprint", "take_out", "usage")
+    __slots__ = ("_annotate", "_first", "_last", "_partial", "_waiting", "fingerprint", "take_out", "usage")
 
-    def __init__(self, *, take_out: bool, fingerprint: bytes | None = None) -> None:
+    def __init__(
+        self, *, take_out: bool, fingerprint: bytes | None = None, annotate: Callable[[Usage], bytes] | None = None
+    ) -> None:
+        """`annotate`: what is put behind the members of the stream's usage, as `,"name":value…`; only where the client
+        asked for it."""
         self.usage = Usage()
+        self._annotate = annotate
         self.take_out = take_out
         self.fingerprint = fingerprint
         self._partial = b""
@@ -138,7 +146,19 @@ class EventReader:
                 self._first = data
             else:
                 self._last = data
+            if self._annotate is not None and _NO_CHOICES.search(data):
+                return self._annotated(data, self._annotate)
         return data
+
+    def _annotated(self, data: bytes, annotate: Callable[[Usage], bytes]) -> bytes:
+        """The event with the whole stream's usage says more than the engine did."""
+        usage, found = Usage(), None
+        for found in _USAGE.finditer(data):
+            usage.take(found[1])
+        if found is None or found[1] == b"{}":
+            return data
+        end = found.end(1) - 1
+        return b"%b%b%b" % (data[:end], annotate(usage), data[end:])
 
     def end(self) -> bytes:
         """What is left to pass on; and reads the usage."""
@@ -184,3 +204,10 @@ class EventReader:
             return event
         brace = event.rfind(b"}")
         return b"%b,%b%b" % (event[:brace], self.fingerprint, event[brace:])
+
+
+def whole_answer(body: bytes) -> Usage:
+    """The usage of an answer that came in one read."""
+    usage = Usage()
+    usage.read_last(body)
+    return usage

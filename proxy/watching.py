@@ -7,7 +7,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from proxy.answers import answer_texts
+from proxy.answers import ANSWER_BYTES_MAX, answer_texts
 from proxy.call import Outcome
 from proxy.prompts import segments
 from scheduler.events import CallPlaced
@@ -21,8 +21,6 @@ WAITING_MAX = 4_096
 """Prompts and answers that wait to be looked at; further ones are passed over, and counted."""
 A_TURN = 8
 """Looked at in one turn of the loop."""
-ANSWER_BYTES_MAX = 4 * 1024 * 1024
-"""A longer answer is not looked at: that there was one is enough for its next turn to be found."""
 
 
 class ContentWatch:

@@ -14,7 +14,7 @@ from backends.twin.prior import prior_of
 from backends.twin.roofline import datasheets
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from scheduler.energy.model.prior import Prior
@@ -24,7 +24,7 @@ GUESS_UNCERTAINTY = 1.5
 _WORDS = re.compile(r"[a-z]+|\d+(?:\.\d+)?")
 
 
-def believe(card: str | None, gpus: int, models: list[Mapping[str, Any]], named: str = "") -> tuple[Prior, str]:
+def believe(card: str | None, gpus: int, models: Sequence[Mapping[str, Any]], named: str = "") -> tuple[Prior, str]:
     """A prior, and in words where it is from.
 
     `card`: as its driver says it; `models`: entries of /v1/models; `named`: a calibration by name or file, or

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from backends.twin.calibration import Calibration
     from backends.twin.waiting import SchedulingPolicy
 
-RUN_CHANGE_MAX = 0.05
-"""A run of steps ends before their duration or power has changed by more than this share: within, both are linear."""
 SETTLING_RUN_SECONDS = 0.02
 """While a power limit settles, runs are no longer than this."""
 
@@ -284,15 +282,7 @@ class TwinEngine:
             steps = min(steps, 1 + int(SETTLING_RUN_SECONDS / cost.seconds))
         steps = self.decoding.steps_that_fit(steps, self.cache.available)
         if steps > 1:
-            last = self._cost_after(run, steps - 1, limit_watts, felt_watts)
-            change = max(abs(last.seconds / cost.seconds - 1), abs(last.watts / cost.watts - 1))
-            if change > RUN_CHANGE_MAX:
-                steps = max(2, int(steps * RUN_CHANGE_MAX / change))
-                last = self._cost_after(run, steps - 1, limit_watts, felt_watts)
-            run.steps = steps
-            run.seconds_each_more = (last.seconds - cost.seconds) / (steps - 1)
-            run.watts_each_second = (last.watts - cost.watts) / (run.at(steps) - start)
-            run.demand_each_more = (last.demand_watts - cost.demand_watts) / (steps - 1)
+            run.lengthen(steps, lambda more: self._cost_after(run, more, limit_watts, felt_watts))
         if not self._blocked and self.waiting.next_visible_at is not None:
             self._cut_run(self.waiting.next_visible_at)
 

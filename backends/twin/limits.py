@@ -77,5 +77,5 @@ class FeltDemand:
         return demand_watts + (self._watts - demand_watts) * exp(-seconds / self._constant)
 
     def settles(self, demand_watts: float) -> bool:
-        """Whether it still moves while this demand goes on."""
-        return bool(self._constant) and abs(self._watts - demand_watts) > FELT_SHARE * demand_watts
+        """Whether it still rises while this demand goes on: from above, all of a limit is felt already."""
+        return bool(self._constant) and self._watts < (1 - FELT_SHARE) * demand_watts

@@ -5,8 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from backends.twin.cost import Batch, StepCost
     from backends.twin.request import Request
+
+RUN_CHANGE_MAX = 0.05
+"""A run of steps ends before their duration or power has changed by more than this share: within, both are linear."""
 
 
 class StepRun:
@@ -26,6 +31,18 @@ class StepRun:
         self.seconds_each_more = 0.0
         self.watts_each_second = 0.0
         self.demand_each_more = 0.0
+
+    def lengthen(self, steps: int, cost_after: Callable[[int], StepCost]) -> None:
+        """Let it be so many steps, two or more, or fewer where they change too much: what does the one after n cost?"""
+        first, last = self.cost, cost_after(steps - 1)
+        change = max(abs(last.seconds / first.seconds - 1), abs(last.watts / first.watts - 1))
+        if change > RUN_CHANGE_MAX:
+            steps = max(2, int(steps * RUN_CHANGE_MAX / change))
+            last = cost_after(steps - 1)
+        self.steps = steps
+        self.seconds_each_more = (last.seconds - first.seconds) / (steps - 1)
+        self.watts_each_second = (last.watts - first.watts) / (self.at(steps) - self.start)
+        self.demand_each_more = (last.demand_watts - first.demand_watts) / (steps - 1)
 
     def at(self, steps: int) -> float:
         """When so many of its steps are done."""

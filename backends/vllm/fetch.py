@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from backends.vllm.pool import NOT_THE_ENGINES
+from scheduler.energy.window import Counters
 
 if TYPE_CHECKING:
     from backends.vllm.connection import EngineConnection
@@ -112,6 +113,25 @@ def parse_load(metrics: bytes) -> Load:
         int(sum(waiting)) if waiting else None,
         max(usage) if usage else None,
     )
+
+
+_COUNTERS = {
+    "steps": re.compile(rb"^vllm:iteration_tokens_total_count(?:\{[^\n]*\})? (\S+)", re.MULTILINE),
+    "prompt_tokens": re.compile(rb"^vllm:prompt_tokens_total(?:\{[^\n]*\})? (\S+)", re.MULTILINE),
+    "cached_tokens": re.compile(rb"^vllm:prompt_tokens_cached_total(?:\{[^\n]*\})? (\S+)", re.MULTILINE),
+    "generation_tokens": re.compile(rb"^vllm:generation_tokens_total(?:\{[^\n]*\})? (\S+)", re.MULTILINE),
+    "running": _RUNNING,
+    "waiting": _WAITING,
+}
+_CACHE_HITS = re.compile(rb"^vllm:prefix_cache_hits_total(?:\{[^\n]*\})? (\S+)", re.MULTILINE)
+
+
+def parse_counters(metrics: bytes, at: float) -> Counters:
+    """The counters of a scrape at that time, summed over vLLM's engine cores; None = not there."""
+    found = {name: numbers for name, pattern in _COUNTERS.items() if (numbers := _numbers(pattern, metrics))}
+    if "cached_tokens" not in found and (hits := _numbers(_CACHE_HITS, metrics)):
+        found["cached_tokens"] = hits
+    return Counters(at, **{name: sum(numbers) for name, numbers in found.items()})
 
 
 def _numbers(pattern: re.Pattern[bytes], metrics: bytes) -> list[float]:

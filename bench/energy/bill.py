@@ -168,7 +168,7 @@ class Scenes:
                 self._marks[call_id] = tuple(marks)
                 self.truth.call(call_id, tuple(marks))
                 if marks:
-                    self._prefixes[call_id] = marks[-1]
+                    self._prefixes[call_id] = marks[0]
             yield workflow
 
     def _row(self) -> Row:

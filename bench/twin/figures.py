@@ -39,7 +39,7 @@ LABELS: dict[str, tuple[str, ...]] = {
     "open": ("rate",),
     "coalesce": ("rate", "hold_s"),
     "burst": ("n", "prompt_tokens", "shared_tokens", "cached", "background"),
-    "workflows": ("workload", "rate", "rule"),
+    "workflows": ("workload", "rate", "rule", "seed"),
     "mlenergy": ("task", "max_num_seqs"),
 }
 

@@ -11,6 +11,7 @@ import orjson
 
 from backends.power.device import Unavailable
 from backends.power.opening import UnknownGpu, open_device
+from backends.power.rapl import zones
 from backends.power.sampler import Sampler
 from backends.vllm.fetch import FetchFailed, fetch
 from proxy.config import is_loopback
@@ -58,6 +59,8 @@ class Metering:
         self._devices: dict[str, PowerDevice] = {}
         self._host: dict[str, str] = {}
         """RAPL's zones of this host, and the component that each is."""
+        self.host_detail: str | None = None
+        """What can be read of this host's processors; None: not looked for so far."""
         self._sampler: Sampler | None = None
         self._told_at = 0.0
         self._looking: dict[str, asyncio.Task[None]] = {}
@@ -84,7 +87,7 @@ class Metering:
         try:
             while engine.healthy is not True:  # noqa: ASYNC110  (probes set it; an engine may take minutes to load)
                 await asyncio.sleep(LOOK_SECONDS)
-            cards = await self._simulated(engine) if not engine.config.gpus else None
+            cards, card = (None, None) if engine.config.gpus else await self._simulated(engine)
             names, detail = await self._names(engine, cards)
             devices = {}
             for name in names:
@@ -98,8 +101,7 @@ class Metering:
             self.meters[engine.name] = meter
             self._gateway.log.event("meter", engine=engine.name, gpus=list(devices), detail=detail)
             await self._restart()
-            card = next(iter(devices.values())).name if devices else None
-            self._on_meter(engine, meter, card)
+            self._on_meter(engine, meter, card or next((device.name for device in devices.values()), None))
         except Exception as error:  # noqa: BLE001  (reported; the engine's energy stays unavailable)
             self._gateway.faults.report("looking for meters", error, engine=engine.name)
 
@@ -120,35 +122,38 @@ class Metering:
             return found, "this host's GPUs, since there is one engine here"
         return (), f"several engines are on this host with {len(found)} GPUs: name each one's in engines.gpus"
 
-    async def _simulated(self, engine: Engine) -> int | None:
-        """How many cards a twin has; None: it is none. (vLLM has no /power.)"""
+    async def _simulated(self, engine: Engine) -> tuple[int | None, str | None]:
+        """How many cards a twin has, and of which kind; None: it is none. (vLLM has no /power.)"""
         path = engine.path_prefix.decode("ascii") + "/power"
         try:
             status, body = await fetch(engine.pool, path, engine.own_fields, PROBE_SECONDS)
             told: Any = orjson.loads(body) if status == 200 else None
         except (FetchFailed, orjson.JSONDecodeError):
-            return None
-        simulated = isinstance(told, dict) and told.get("source") == "simulated"
-        return int(told.get("gpus") or 1) if simulated else None
+            return None, None
+        if not isinstance(told, dict) or told.get("source") != "simulated":
+            return None, None
+        return int(told.get("gpus") or 1), str(told.get("card"))
 
     async def _restart(self) -> None:
         """Read all devices that are known now."""
         if self._sampler is not None:
             await self._sampler.close()
-        if not self._host and self._config.power.rapl:
-            self._host = await asyncio.to_thread(self._zones)
+        if self._config.power.rapl and self.host_detail is None:
+            self.host_detail = await asyncio.to_thread(self._find_zones)
         if self._devices:
             self._sampler = Sampler(self._devices, self._config.power.sample_seconds, self._read)
             self._sampler.start()
 
-    def _zones(self) -> dict[str, str]:
-        from backends.power.rapl import zones
-
-        found = {}
-        for zone in zones(self._config.power.rapl_root):
+    def _find_zones(self) -> str:
+        """RAPL's zones of this host; in words what came of it."""
+        try:
+            found = zones(self._config.power.rapl_root)
+        except Unavailable as unavailable:
+            return str(unavailable)
+        for zone in found:
             self._devices[zone.name] = zone
-            found[zone.name] = "dram" if zone.is_dram else "cpu"
-        return found
+            self._host[zone.name] = "dram" if zone.is_dram else "cpu"
+        return f"RAPL: {', '.join(self._host)}"
 
     # --- reading ---
 

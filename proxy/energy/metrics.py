@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from opentelemetry.metrics import CallbackOptions, Observation
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -14,12 +13,11 @@ from scheduler.energy.bill_prices import MICRO
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from opentelemetry.metrics import Meter
+    from opentelemetry.metrics import CallbackOptions, Meter, Observation
     from prometheus_client.core import Metric
 
     from proxy.energy.store import EnergyStore
     from scheduler.energy.bill import Bill
-    from scheduler.energy.bill_calls import Estimate
     from scheduler.energy.budgets import JouleBudgets
 
 _COUNTERS = {"counter": "gpu", "cpu_counter": "cpu", "dram_counter": "dram"}
@@ -141,6 +139,7 @@ def instruments(meter: Meter, readings: Callable[[], Iterable[Reading]]) -> None
 
     `readings` is called on the exporter's thread: it must only read.
     """
+    from opentelemetry.metrics import Observation  # whose memory only its users should pay
 
     def attributes(reading: Reading) -> dict[str, str]:
         return {
@@ -165,39 +164,3 @@ def instruments(meter: Meter, readings: Callable[[], Iterable[Reading]]) -> None
     meter.create_observable_gauge(
         "hw.power", [power], unit="W", description="Instantaneous power consumed by the component."
     )
-
-
-def span_attributes(estimate: Estimate | None) -> dict[str, str | float]:
-    """Of a call's span. Unknown joules are left out, and the source says so."""
-    if estimate is None:
-        return {}
-    found: dict[str, str | float] = {"joulegate.energy.source": estimate.source}
-    if estimate.joules is not None and estimate.low is not None and estimate.high is not None:
-        found["joulegate.energy.joules"] = estimate.joules
-        found["joulegate.energy.low_joules"] = estimate.low
-        found["joulegate.energy.high_joules"] = estimate.high
-    return found
-
-
-def answer_headers(estimate: Estimate | None) -> bytes:
-    """Header lines of a call's answer, complete with their ends; b"" for a call that has no bill."""
-    if estimate is None:
-        return b""
-    joules, low, high, source = estimate
-    if joules is None or low is None or high is None:
-        return b"x-energy-source: unavailable\r\n"
-    return b"x-energy-joules: %.4f\r\nx-energy-source: %b\r\nx-energy-interval: %.4f-%.4f\r\n" % (
-        joules, source.encode("ascii"), low, high,
-    )  # fmt: skip
-
-
-def usage_members(estimate: Estimate | None) -> dict[str, object]:
-    """The same as members of a usage object."""
-    if estimate is None:
-        return {}
-    joules, low, high, source = estimate
-    return {
-        "energy_joules": joules,
-        "energy_interval_joules": None if low is None else [low, high],
-        "energy_source": source,
-    }

@@ -24,6 +24,7 @@ PREFIXES = (
     b"/v1/workflows",
     b"/v1/files",
     b"/v1/batches",
+    b"/v1/energy",
     b"/v1/session",
     b"/v1/semantic_",
     b"/v1/py_native_call",

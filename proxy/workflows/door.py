@@ -87,7 +87,7 @@ class WorkflowDoor:
             await self._follow(request, run, keep=keep)
 
     async def _begin(self, request: OwnRequest) -> tuple[WorkflowRun, bool] | None:
-        """The run of this submission, new or the one that it began before, and whether it goes on when its client leaves.
+        """The run of this submission, new or the one that it began before, and whether it goes on without its client.
         None: it is only declared, and has been answered."""
         key_name, body = request.key_name, request.body
         token = request.header(b"idempotency-key")
@@ -141,7 +141,8 @@ class WorkflowDoor:
                 await RunStream(request, run).play()
             else:
                 await _ended(run)
-                request.answer_json(await whole(self.mind.get(run.key_name, run.id), run), headers=_location(run.id))
+                workflow, bill = self.mind.get(run.key_name, run.id), self._gateway.scheduler.energy.bill
+                request.answer_json(await whole(workflow, run, bill), headers=_location(run.id))
         except asyncio.CancelledError:
             if not keep:
                 self.runner.cancel(run)
@@ -212,7 +213,7 @@ class WorkflowDoor:
         workflow, run = self.mind.get(key_name, run_id), self.table.get(key_name, run_id)
         if run is None and workflow is None:
             raise _unknown(run_id)
-        return await whole(workflow, run)
+        return await whole(workflow, run, self._gateway.scheduler.energy.bill)
 
     def _short(self, key_name: str, run_id: str) -> dict[str, Any]:
         """A workflow as it stands in a list, and what its run says of it."""

@@ -10,6 +10,7 @@ from enum import StrEnum
 from time import time
 from typing import TYPE_CHECKING, Any
 
+from proxy.energy.answer import UNAVAILABLE
 from proxy.errors import RequestFault
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class NodeRun:
     __slots__ = (
         "attempts",
         "consumers",
+        "energy",
         "error",
         "inner",
         "output",
@@ -71,6 +73,8 @@ class NodeRun:
         """Characters in `pieces`."""
         self.error: dict[str, Any] | None = None
         self.usage: dict[str, int | None] | None = None
+        self.energy: dict[str, object] = dict(UNAVAILABLE)
+        """What its call is thought to have used, as its end said it."""
         self.attempts = 0
         self.ready_at: float | None = None
         self.inner: InnerCall | None = None

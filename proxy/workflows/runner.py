@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from proxy.energy.answer import UNAVAILABLE, usage_members
 from proxy.errors import RequestFault
 from proxy.identity import Identity
 from proxy.jsonedit import edit_members
@@ -197,6 +198,8 @@ class Runner:
         if call is not None:
             names = ("prompt_tokens", "cached_tokens", "output_tokens")
             usage = {name: getattr(call, name) for name in names}
+            told = usage_members(self._gateway.scheduler.energy.bill.preliminary(call.id))
+            node.energy = told or dict(UNAVAILABLE)
         run.finished(node, text, usage, monotonic())
         self.go_on(run)
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from proxy.energy.answer import sum_members
 from proxy.workflows.run import NodeStatus
 
 if TYPE_CHECKING:
     from proxy.workflows.run import NodeRun, WorkflowRun
-
-UNAVAILABLE = {"energy_joules": None, "energy_source": "unavailable"}
-"""No meter, no model: unknown is not 0."""
 
 
 def node_view(run: WorkflowRun, node: NodeRun) -> dict[str, Any]:
@@ -22,7 +20,7 @@ def node_view(run: WorkflowRun, node: NodeRun) -> dict[str, Any]:
         view["error"] = node.error
     if node.status is NodeStatus.FINISHED and not node.plan.tool:
         view["usage"] = node.usage
-        view.update(UNAVAILABLE)
+        view.update(node.energy)
     return view
 
 
@@ -45,7 +43,7 @@ def summary(run: WorkflowRun) -> dict[str, Any]:
             name: _sum([node.usage[name] for node in finished if node.usage is not None])
             for name in ("prompt_tokens", "cached_tokens", "output_tokens")
         },
-        **UNAVAILABLE,
+        **sum_members(node.energy for node in finished),
     }
 
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
-from scheduler.energy.bill_accounts import PREFILL, AccountTable, Name, add_row, figure, weakest
-from scheduler.energy.bill_calls import CallBill, Tokens, estimate, shown
+from scheduler.energy.bill_accounts import PREFILL, AccountTable, Name, add, add_to_both, figure, weakest
+from scheduler.energy.bill_calls import CallBill, estimate, shown
 from scheduler.energy.bill_engine import EngineBook
 from scheduler.energy.bill_prefix import SharedPrefixes
 from scheduler.energy.bill_prices import MICRO
-from scheduler.energy.window import CallShare
-from scheduler.energy.work import Work
 
 if TYPE_CHECKING:
     from scheduler.energy.bill_accounts import Account, Change, Figure, Source
     from scheduler.energy.bill_calls import Call, Estimate, Marks
     from scheduler.energy.bill_engine import EngineChange
     from scheduler.energy.bill_prices import Tariff
-    from scheduler.energy.bill_split import ShareBill, WindowBill
+    from scheduler.energy.bill_split import WindowBill
     from scheduler.energy.window import Window
 
 NAME_MAX = 256
@@ -104,8 +102,9 @@ class Bill:
             self._leave(call, now)
             call.account = account
         call.open_at.append(engine)
+        book = self._engine(engine)
         if now is not None:
-            call.place = self._engine(engine).crowd.enter(now)
+            call.place = book.crowd.enter(now)
         account.calls += 1
         self.accounts.touched[account] = None
 
@@ -113,7 +112,7 @@ class Bill:
         self, call_id: str, prompt_tokens: float | None, cached_tokens: float | None, output_tokens: float | None,
         now: float | None = None,
     ) -> Estimate | None:  # fmt: skip
-        """What a call is thought to have used if it ends now; for its answer's headers. Changes nothing.
+        """What a call is thought to have used if it ends now; for its answer's headers. `ended` will say the same.
 
         Tokens as the engine counted them, or as far as they were seen; None = not known. None is returned for a call
         that no engine was given: it has no bill.
@@ -121,35 +120,40 @@ class Bill:
         call = self._live.get(call_id)
         if call is None:
             return None
-        book = self._engine(call.account.name.engine)
-        place = call.place
+        book, place = self.engines[call.account.name.engine], call.place
         part = None if place is None else book.crowd.part(place, book.crowd.at if now is None else now)
-        tokens = Tokens(prompt_tokens, cached_tokens, output_tokens)
-        return estimate(call, tokens, book.tariff, book.company, part)
+        tokens = prompt_tokens, cached_tokens, output_tokens
+        guess = estimate(call, *tokens, book.tariff, book.company, part)
+        call.guess = tokens, guess
+        return guess
 
     def ended(
         self, call_id: str, prompt_tokens: float | None, cached_tokens: float | None, output_tokens: float | None,
         now: float,
     ) -> Estimate | None:  # fmt: skip
         """A call is over, whatever became of it: answered, failed for good, cancelled, its client gone. As `guess`."""
-        guess = self.guess(call_id, prompt_tokens, cached_tokens, output_tokens, now)
-        if guess is None:
+        call = self._live.get(call_id)
+        if call is None:
             return None
-        call = self._live[call_id]
-        book = self._engine(call.account.name.engine)
+        engine = call.account.name.engine
+        book, part = self.engines[engine], self._leave(call, now)
+        company, open_at = book.company, call.open_at
         call.over_at = now
-        call.prompt_tokens = prompt_tokens
         if prompt_tokens is not None:
-            known = prompt_tokens * (1.0 - book.company.computed_share) if cached_tokens is None else cached_tokens
+            call.prompt_tokens = prompt_tokens
+            known = prompt_tokens * (1.0 - company.computed_share) if cached_tokens is None else cached_tokens
             call.cached_tokens = min(known, prompt_tokens)
-        part = self._leave(call, now)
-        if output_tokens is not None and part is not None and len(call.open_at) == 1:
+        if output_tokens is not None and part is not None and len(open_at) == 1:
             call.steps = output_tokens * part
+        tokens = prompt_tokens, cached_tokens, output_tokens
+        if call.guess is not None and call.guess[0] == tokens:
+            guess = call.guess[1]  # as its client was told
+        else:
+            guess = estimate(call, *tokens, book.tariff, company, part)
         call.estimate = guess
-        self._pend(call, _pending(call))
-        for engine in call.open_at:
-            self._engine(engine).over[call_id] = now
-        if not call.open_at:
+        for name in open_at:
+            self.engines[name].over[call_id] = now
+        if not open_at:
             self._settle(call, book)
         return guess
 
@@ -166,12 +170,13 @@ class Bill:
         Each engine's windows in their order. What is returned is of interest to budgets.
         """
         book = self._engine(window.engine)
-        window = self._steps_known(window)
-        bill = book.split(window, tariff)
+        bill = book.split(window, tariff, self._steps_known(window))
         book.book(bill)
         over: list[CallBill] = []
-        for part in bill.shares:
-            self._book(part, bill.source, book, over)
+        if bill.source == "unavailable":
+            self._book_unknown(window, book, over)
+        else:
+            self._book(bill, bill.source, book, over)
         over += self._overdue(book, window)
         for call in over:
             self._settle(call, book)
@@ -187,48 +192,51 @@ class Bill:
         book.tariff = tariff
         book.company.source = "simulated" if simulated else "modelled"
 
-    def _steps_known(self, window: Window) -> Window:
-        """Of calls that have ended, the share of steps is known better than window by window."""
-        mended: list[CallShare] | None = None
-        moved = 0.0
-        for place, share in enumerate(window.calls):
-            if not share.ended or (call := self._live.get(share.call_id)) is None or call.steps is None:
-                continue
-            if len(call.open_at) != 1 or call.open_at[0] != window.engine:
-                continue
-            call_id, work, correction, seconds, ended = share
-            more = call.steps - call.told_steps - work[0] - correction[0]
-            moved += more
-            if mended is None:
-                mended = list(window.calls)
-            mended[place] = CallShare(call_id, work, Work(correction[0] + more, *correction[1:]), seconds, ended)
-        if mended is None:
-            return window
-        steps = window.correction.steps + moved
-        return window._replace(calls=tuple(mended), correction=window.correction._replace(steps=steps))
+    def _steps_known(self, window: Window) -> dict[int, float]:
+        """Of calls that have ended, the share of steps is known better than window by window: what is missing."""
+        more = {}
+        live, alone = self._live, [window.engine]
+        for place, (call_id, work, correction, _, ended) in enumerate(window.calls):
+            if ended and (call := live.get(call_id)) is not None and call.steps is not None and call.open_at == alone:
+                more[place] = call.steps - call.told_steps - work[0] - correction[0]
+        return more
 
-    def _book(self, part: ShareBill, source: Source, book: EngineBook, over: list[CallBill]) -> None:
-        (call_id, work, correction, seconds, ended), row = part
-        call = self._live.get(call_id)
-        account = self.accounts.others(book.name) if call is None else self._account(call, book.name)
-        if source == "unavailable":
-            account.unknown_seconds += seconds
-            if call is not None and seconds > 0:
-                call.unknown = True
-        else:
-            add_row(account.by_source.get(source) or account.amounts(source), row)
+    def _book(self, bill: WindowBill, source: Source, book: EngineBook, over: list[CallBill]) -> None:
+        live, engine, touched = self._live, book.name, self.accounts.touched
+        for (call_id, work, correction, _, ended), row in zip(bill.window.calls, bill.rows, strict=True):
+            call = live.get(call_id)
+            if call is None:
+                add(self.accounts.touch(self.accounts.others(engine)).amounts(source), row)
+                continue
+            account = call.account
+            if account.into is not None or account.name[0] != engine:
+                account = self._account(call, engine)
+            touched[account] = None
+            amounts = account.by_source.get(source)
+            add_to_both(call.amounts, account.amounts(source) if amounts is None else amounts, row)
+            if call.source != source:
+                call.source = source if call.source == "unavailable" else weakest((call.source, source))
+            if ended:
+                self._window_ended(call, engine, over)
+            call.told_steps += work[0] + correction[0]
+            call.told_prefill_tokens += work[4] + correction[4]
+
+    def _book_unknown(self, window: Window, book: EngineBook, over: list[CallBill]) -> None:
+        """Nobody can tell whose joules these are; but whose time it was."""
+        for share in window.calls:
+            call = self._live.get(share.call_id)
+            account = self.accounts.others(book.name) if call is None else self._account(call, book.name)
+            self.accounts.touch(account).unknown_seconds += share.engine_seconds
             if call is not None:
-                add_row(call.amounts, row)
-                if call.source != source:
-                    call.source = source if call.source == "unavailable" else weakest((call.source, source))
-        if call is None:
-            return
-        call.told_steps += work[0] + correction[0]
-        call.told_prefill_tokens += work[4] + correction[4]
-        if call.pending:
-            self._pend(call, _pending(call))
-        if ended and book.name in call.open_at:
-            call.open_at.remove(book.name)
+                call.unknown = call.unknown or share.engine_seconds > 0
+                if share.ended:
+                    self._window_ended(call, book.name, over)
+
+    @staticmethod
+    def _window_ended(call: CallBill, engine: str, over: list[CallBill]) -> None:
+        """This engine's windows name it no more."""
+        if engine in call.open_at:
+            call.open_at.remove(engine)
             if not call.open_at and call.over_at is not None:
                 over.append(call)
 
@@ -253,7 +261,6 @@ class Bill:
         if self._live.pop(call.id, None) is None:
             return
         book.judge(call)
-        self._pend(call, 0)
         call.settled = True
         joules = None if call.source == "unavailable" or call.unknown else call.marginal / MICRO
         self._news.append(Settled(call.id, call.key, call.workflow, call.model, joules, call.source))
@@ -270,11 +277,6 @@ class Bill:
         call.amounts[PREFILL] += microjoules
         whose = call.key, call.workflow
         self._moved[whose] = self._moved.get(whose, 0) + microjoules
-
-    def _pend(self, call: CallBill, microjoules: int) -> None:
-        if microjoules != call.pending:
-            self.accounts.touch(call.account).pending += microjoules - call.pending
-            call.pending = microjoules
 
     def _account(self, call: CallBill, engine: str) -> Account:
         account = call.account
@@ -296,9 +298,11 @@ class Bill:
         return book
 
     def _give_up(self) -> None:
+        """The oldest call is not followed any more: what it has used so far is its bill."""
         call = self._live.popitem(last=False)[1]
-        self._pend(call, 0)
         self.given_up += 1
+        joules = None if call.source == "unavailable" else call.marginal / MICRO
+        self._news.append(Settled(call.id, call.key, call.workflow, call.model, joules, call.source))
 
     # --- reading ---
 
@@ -309,7 +313,11 @@ class Bill:
 
     def workflow(self, key: str, workflow_id: str) -> Figure:
         """A workflow's; `unavailable` if it is not kept apart (any more)."""
-        return figure(self.accounts.workflow(key, workflow_id[:NAME_MAX]))
+        name = workflow_id[:NAME_MAX]
+        over = {call_id for book in self.engines.values() for call_id in book.over}
+        calls = [call for call_id in over if (call := self._live.get(call_id)) is not None]
+        pending = sum(_pending(call) for call in calls if call.workflow == name and call.key == key)
+        return figure(self.accounts.workflow(key, name), pending)
 
     def drain(self) -> tuple[list[Change], list[EngineChange]]:
         """What has been booked since the last time, for whoever keeps it: each microjoule once."""
@@ -324,13 +332,11 @@ class Bill:
         self.prefixes.validate()
         assert len(self._live) <= self.limits.live_calls
         assert len(self._settled) <= self.limits.settled_calls
-        assert not any(call.settled or call.pending < 0 for call in self._live.values())
-        pending = sum(account.pending for account in self.accounts)
-        assert pending == sum(call.pending for call in self._live.values())
+        assert not any(call.settled for call in self._live.values())
 
 
 def _pending(call: CallBill) -> int:
     """Microjoules of the estimate that no window has billed so far."""
-    if call.estimate.joules is None:
+    if call.over_at is None or call.estimate.joules is None:
         return 0
     return max(round(call.estimate.joules * MICRO) - call.marginal, 0)

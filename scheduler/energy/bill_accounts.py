@@ -49,7 +49,7 @@ class Account:
     """One name's joules. Corrections and shared prefixes may take some back, so amounts can fall."""
 
     __slots__ = (
-        "by_source", "calls", "drained", "drained_calls", "drained_seconds", "into", "name", "pending",
+        "by_source", "calls", "drained", "drained_calls", "drained_seconds", "into", "name",
         "unknown_seconds",
     )  # fmt: skip
 
@@ -58,8 +58,6 @@ class Account:
         self.by_source: dict[Source, Amounts] = {}
         self.calls = 0
         """That were given to the engine, each attempt counted."""
-        self.pending = 0
-        """Microjoules that calls are thought to have used in windows that have not closed: no part of the rest."""
         self.unknown_seconds = 0.0
         """Time of its calls at the engine whose energy nobody knows."""
         self.drained: dict[Source, Amounts] = {}
@@ -85,7 +83,6 @@ class Account:
         self.calls += other.calls
         self.drained_calls += other.drained_calls
         self.drained_seconds += other.drained_seconds
-        self.pending += other.pending
         self.unknown_seconds += other.unknown_seconds
         other.into = self
 
@@ -129,19 +126,25 @@ def add(amounts: Amounts, more: Iterable[int]) -> None:
         amounts[place] += value
 
 
-def add_row(amounts: Amounts, row: tuple[int, ...]) -> None:
-    """Add a share of a window in place: `add`, written out, since it is done twice for each."""
-    amounts[0] += row[0]
-    amounts[1] += row[1]
-    amounts[2] += row[2]
-    amounts[3] += row[3]
-    amounts[4] += row[4]
-    amounts[9] += row[9]
-    if row[5] or row[6] or row[7] or row[8]:
-        amounts[5] += row[5]
-        amounts[6] += row[6]
-        amounts[7] += row[7]
-        amounts[8] += row[8]
+def add_to_both(one: Amounts, other: Amounts, row: tuple[int, ...]) -> None:
+    """Add a share of a window in place to a call's and its account's: `add`, written out."""
+    prefill, decode, context, step, idle, cpu, cpu_idle, dram, dram_idle, doubt = row
+    one[0] += prefill
+    other[0] += prefill
+    one[1] += decode
+    other[1] += decode
+    one[2] += context
+    other[2] += context
+    one[3] += step
+    other[3] += step
+    one[4] += idle
+    other[4] += idle
+    one[9] += doubt
+    other[9] += doubt
+    if cpu or cpu_idle or dram or dram_idle:
+        for place in (CPU, CPU_IDLE, DRAM, DRAM_IDLE):
+            one[place] += row[place]
+            other[place] += row[place]
 
 
 def weakest(sources: Iterable[Source]) -> Source:
@@ -150,16 +153,15 @@ def weakest(sources: Iterable[Source]) -> Source:
     return next((source for source in reversed(SOURCES) if source in found), "unavailable")
 
 
-def figure(accounts: Iterable[Account]) -> Figure:
-    """Some accounts' sum."""
+def figure(accounts: Iterable[Account], pending: int = 0) -> Figure:
+    """Some accounts' sum. `pending`: see Figure, in microjoules."""
     sums: dict[Source, Amounts] = {}
-    calls = pending = 0
+    calls = 0
     unknown = 0.0
     for account in accounts:
         for source, amounts in account.by_source.items():
             add(sums.setdefault(source, [0] * len(COMPONENTS)), amounts)
         calls += account.calls
-        pending += account.pending
         unknown += account.unknown_seconds
     return figure_of(sums, calls, pending, complete=unknown == 0)
 

@@ -42,9 +42,9 @@ class CallBill:
     told_steps = 0.0
     told_prefill_tokens = 0.0
     """What windows have named of its work."""
+    guess: tuple[tuple[float | None, float | None, float | None], Estimate] | None = None
+    """What was said last, and of which tokens."""
     estimate = UNKNOWN
-    pending = 0
-    """Microjoules of the estimate that no window has billed so far."""
     steps: float | None = None
     """Its share of steps, all in all, once it has ended: a step for each output token (the first is its prefill's), its
     part of each the mean over its stay. A window's shares are by time, and steps are not of one length."""
@@ -105,22 +105,15 @@ class Company:
         """Nine of ten estimates of what windows have not billed yet lie within this share of it."""
 
 
-class Tokens(NamedTuple):
-    """Of a call at its end, as the engine counted them or as far as they were seen; None = not known."""
-
-    prompt: float | None
-    cached: float | None
-    output: float | None
-
-
 def estimate(
-    call: CallBill, tokens: Tokens, tariff: Tariff | None, company: Company, part: float | None
+    call: CallBill, prompt: float | None, cached: float | None, output: float | None, tariff: Tariff | None,
+    company: Company, part: float | None,
 ) -> Estimate:  # fmt: skip
     """All of it at the engine's prices of now: what windows have billed so far may have been guessed.
 
-    `part`: of each step that it was in, as `Crowd` says; None: not known, and it is taken to have been alone.
+    Tokens; None = not known. `part`: of each step that it was in, as `Crowd` says; None: not known, and it is taken to
+    have been alone.
     """
-    prompt, cached, output = tokens
     if tariff is None or prompt is None or output is None or call.unknown:
         return UNKNOWN
     if cached is None or cached > prompt:

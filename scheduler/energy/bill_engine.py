@@ -12,7 +12,7 @@ from scheduler.energy.bill_scale import IdleWatch, Scale
 from scheduler.energy.bill_split import split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from scheduler.energy.bill_accounts import Account, Amounts, Source
     from scheduler.energy.bill_calls import CallBill
@@ -60,15 +60,15 @@ class EngineBook:
         self._scale = Scale()
         self._drained: dict[Source, Amounts] = {}
 
-    def split(self, window: Window, tariff: Tariff | None) -> WindowBill:
-        """A window has closed: who pays what of it."""
+    def split(self, window: Window, tariff: Tariff | None, more_steps: Mapping[int, float]) -> WindowBill:
+        """A window has closed: who pays what of it. `more_steps`: see `split`."""
         self.tariff = tariff
         idle = self._idle.saw(window, tariff)
         scale = 1.0
         if tariff is not None:
-            self._scale.saw(window, tariff)
+            self._scale.saw(window, tariff, sum(more_steps.values()))
             scale = self._scale.at(tariff, idle.gpu_watts or 0.0)
-        return split(window, tariff, scale, idle)
+        return split(window, tariff, scale, idle, more_steps)
 
     def book(self, bill: WindowBill) -> None:
         """A window's sums."""
@@ -91,9 +91,8 @@ class EngineBook:
 
     def _to_calls(self, bill: WindowBill) -> None:
         """Its shares go to accounts, one by one."""
-        if bill.shares:
-            billed = self.billed.setdefault(bill.source, [0] * len(COMPONENTS))
-            add(billed, map(sum, zip(*(share.microjoules for share in bill.shares), strict=True)))
+        if bill.rows:
+            add(self.billed.setdefault(bill.source, [0] * len(COMPONENTS)), bill.sums())
 
     def _lately(self, bill: WindowBill) -> None:
         window, company = bill.window, self.company
@@ -114,7 +113,8 @@ class EngineBook:
             company.computed_share += RECENT * (computed - company.computed_share) * min(prompt / 1000.0, 1.0)
         joules = call.estimate.joules
         if joules is not None and not call.unknown:
-            outside = abs(call.marginal - joules * MICRO) > company.error * joules * MICRO
+            joules *= MICRO
+            outside = abs(call.marginal - joules) > company.error * joules
             # Grows nine times as fast as it falls: it stands still where one of ten is outside.
             error = company.error * (1.0 + ERROR_RATE * (0.9 if outside else -0.1))
             company.error = min(max(error, ERROR_LOWEST), ERROR_HIGHEST)

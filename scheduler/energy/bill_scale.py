@@ -34,13 +34,16 @@ class Scale:
         self._work = NOTHING
         self._joules = self._seconds = 0.0
 
-    def saw(self, window: Window, tariff: Tariff) -> None:
-        """A window that has closed; one that is not whole says nothing. `tariff`: with what the limit left in it."""
+    def saw(self, window: Window, tariff: Tariff, more_steps: float = 0.0) -> None:
+        """A window that has closed; one that is not whole says nothing. `tariff`: with what the limit left in it;
+        `more_steps`: beyond those that it tells."""
         joules = window.energy.gpu
         if joules is None or window.why:
             return
         kept = exp(-window.seconds / HORIZON_SECONDS)
-        self._work = self._work * kept + unlimited(tariff, window.work + window.correction)
+        work = window.work + window.correction
+        work = work._replace(steps=work.steps + more_steps)
+        self._work = self._work * kept + unlimited(tariff, work)
         self._joules = self._joules * kept + joules
         self._seconds = self._seconds * kept + window.seconds
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from scheduler.energy.bill_accounts import MARGINAL, UNCERTAINTY
+from scheduler.energy.bill_accounts import COMPONENTS, CPU, CPU_IDLE, DRAM, DRAM_IDLE, IDLE, MARGINAL, UNCERTAINTY
 from scheduler.energy.bill_prices import MICRO
 from scheduler.energy.work import NOTHING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from scheduler.energy.bill_accounts import Source
     from scheduler.energy.bill_prices import Tariff
     from scheduler.energy.window import CallShare, Window
+
+
+Row = tuple[int, ...]
+"""A call's microjoules of a window, in the order of COMPONENTS."""
 
 
 class Side(NamedTuple):
@@ -35,14 +41,6 @@ class Side(NamedTuple):
         assert self.counter == self.billed + self.shared_idle + self.unused + self.residual + self.bypass, self
 
 
-class ShareBill(NamedTuple):
-    """A call's part of a window."""
-
-    share: CallShare
-    microjoules: tuple[int, ...]
-    """In the order of COMPONENTS."""
-
-
 class WindowBill(NamedTuple):
     """All of a window. `cpu` and `dram` are None where they are not metered."""
 
@@ -53,20 +51,25 @@ class WindowBill(NamedTuple):
     gpu: Side
     cpu: Side | None
     dram: Side | None
-    shares: tuple[ShareBill, ...]
+    rows: list[Row]
+    """Of each of the window's calls."""
+
+    def sums(self) -> list[int]:
+        """Of all rows, in the order of COMPONENTS."""
+        return [sum(column) for column in zip(*self.rows, strict=True)] or [0] * len(COMPONENTS)
 
     def validate(self) -> None:
         """Conservation, to the microjoule. AssertionError otherwise."""
-        sums = [sum(column) for column in zip(*(bill.microjoules for bill in self.shares), strict=True)] or [0] * 10
+        sums = self.sums()
         self.gpu.validate()
         assert sum(sums[place] for place in MARGINAL) == self.gpu.billed
-        assert sums[4] == self.gpu.shared_idle
-        for side, place in ((self.cpu, 5), (self.dram, 7)):
+        assert sums[IDLE] == self.gpu.shared_idle
+        for side, own, idle in ((self.cpu, CPU, CPU_IDLE), (self.dram, DRAM, DRAM_IDLE)):
             if side is None:
-                assert sums[place] == sums[place + 1] == 0
+                assert sums[own] == sums[idle] == 0
             else:
                 side.validate()
-                assert (sums[place], sums[place + 1]) == (side.billed, side.shared_idle)
+                assert (sums[own], sums[idle]) == (side.billed, side.shared_idle)
         assert sums[UNCERTAINTY] >= 0
 
 
@@ -78,39 +81,53 @@ class Idle(NamedTuple):
     dram_watts: float | None = None
 
 
-def split(window: Window, tariff: Tariff | None, scale: float, idle: Idle) -> WindowBill:
-    """Bill a window. `scale`: what the prices have to be multiplied with, see `Scale`; `idle`: see `IdleWatch`."""
-    calls, measured = window.calls, window.energy.gpu
+NONE_KNOWN: Mapping[int, float] = {}
+
+
+def split(
+    window: Window, tariff: Tariff | None, scale: float, idle: Idle, more_steps: Mapping[int, float] = NONE_KNOWN
+) -> WindowBill:
+    """Bill a window.
+
+    `scale`: what the prices have to be multiplied with, see `Scale`; `idle`: see `IdleWatch`; `more_steps`: place among
+    the window's calls → steps that the call shared in, beyond what windows have told.
+    """
     if tariff is None:
-        rows = [(0, 0, 0, 0)] * len(calls)
-        source: Source = "unavailable"
-        idle_joules = half = 0.0
-    else:
-        rows = _rows(calls, tariff, scale)
-        source = _source(window)
-        idle_joules = (tariff.idle_watts if idle.gpu_watts is None else idle.gpu_watts) * window.seconds
-        half = tariff.relative_error
-    billed = sum(map(sum, rows))
-    whole_idle = round(idle_joules * MICRO)
-    if measured is None:
-        counter = billed + whole_idle
-    else:
+        return _unknown(window)
+    calls, measured = window.calls, window.energy.gpu
+    whole_idle = round((tariff.idle_watts if idle.gpu_watts is None else idle.gpu_watts) * window.seconds * MICRO)
+    counter = 0
+    if measured is not None:
         counter = round(measured * MICRO)
         whole_idle = min(whole_idle, counter)
-    seconds = sum(share.engine_seconds for share in calls) if tariff is not None else 0.0
-    occupied = min(window.busy_seconds / window.seconds, 1.0) if calls else 0.0
-    idles = _by_time(calls, whole_idle * occupied, seconds)
-    shared_idle = sum(idles)
+    seconds = sum([share.engine_seconds for share in calls])
+    occupied = min(window.busy_seconds / window.seconds, 1.0) if seconds > 0 else 0.0
+    each = whole_idle * occupied / seconds if seconds > 0 else 0.0
+    rows = _rows(window, tariff, scale, each, more_steps)
+    cpu = dram = None
+    if window.energy.cpu is not None or window.energy.dram is not None:
+        cpu, cpu_rows = _host(window, window.energy.cpu, idle.cpu_watts, occupied, seconds)
+        dram, dram_rows = _host(window, window.energy.dram, idle.dram_watts, occupied, seconds)
+        rows = [
+            (*row[:CPU], *of_cpu, *of_dram, row[UNCERTAINTY])
+            for row, of_cpu, of_dram in zip(rows, cpu_rows, dram_rows, strict=True)
+        ]
+    billed = sum([row[0] + row[1] + row[2] + row[3] for row in rows])
+    shared_idle = sum([row[IDLE] for row in rows])
+    if measured is None:
+        counter = billed + whole_idle
     rest = counter - billed - whole_idle
     bypass = rest if rest > 0 and "bypass" in window.why else 0
     gpu = Side(counter, billed, shared_idle, whole_idle - shared_idle, rest - bypass, bypass)
-    cpu, cpu_rows = _host(window, window.energy.cpu, idle.cpu_watts, occupied, seconds)
-    dram, dram_rows = _host(window, window.energy.dram, idle.dram_watts, occupied, seconds)
-    bills = tuple(
-        ShareBill(share, (*row, own_idle, *of_cpu, *of_dram, int(half * abs(sum(row)))))
-        for share, row, own_idle, of_cpu, of_dram in zip(calls, rows, idles, cpu_rows, dram_rows, strict=True)
-    )
-    return WindowBill(window, source, scale, gpu, cpu, dram, bills)
+    return WindowBill(window, _source(window), scale, gpu, cpu, dram, rows)
+
+
+def _unknown(window: Window) -> WindowBill:
+    """Without prices nobody can say whose joules these are."""
+    rows: list[Row] = [(0,) * len(COMPONENTS)] * len(window.calls)
+    sides = [None if joules is None else round(joules * MICRO) for joules in window.energy]
+    gpu, cpu, dram = (None if joules is None else Side(joules, 0, 0, 0, joules) for joules in sides)
+    return WindowBill(window, "unavailable", 1.0, gpu or Side(0, 0, 0, 0, 0), cpu, dram, rows)
 
 
 def _source(window: Window) -> Source:
@@ -119,25 +136,26 @@ def _source(window: Window) -> Source:
     return "measured" if window.energy.gpu is not None else "modelled"
 
 
-def _rows(calls: tuple[CallShare, ...], tariff: Tariff, scale: float) -> list[tuple[int, int, int, int]]:
-    """(prefill, decode, context, step) of each, with what earlier windows were told wrong: `price`, written out."""
+def _rows(
+    window: Window, tariff: Tariff, scale: float, idle_each_second: float, more_steps: Mapping[int, float]
+) -> list[Row]:
+    """Of each call, with what earlier windows were told wrong: `price`, written out, since it runs for each share."""
     others, of_prefill = MICRO * scale * tariff.decode_left, MICRO * scale * tariff.prefill_left
     step, decode, context, repeated, prefill, pair = tariff[:6]
     step, decode, context, repeated = step * others, decode * others, context * others, repeated * others
-    prefill, pair = prefill * of_prefill, pair * of_prefill
-    rows = []
-    for share in calls:
-        work = share.work
-        if share.correction is not NOTHING:
-            work += share.correction
-        rows.append(
-            (
-                round(prefill * work[4] + pair * work[5]),
-                round(decode * work[1]),
-                round(context * work[2] + repeated * work[3]),
-                round(step * work[0]),
-            )
-        )
+    prefill, pair, half = prefill * of_prefill, pair * of_prefill, tariff.relative_error
+    rows: list[Row] = []
+    for _, work, correction, seconds, _ in window.calls:
+        if correction is not NOTHING:
+            work += correction
+        steps, decoded, read, again, computed, pairs, _ = work
+        if more_steps:
+            steps += more_steps.get(len(rows), 0.0)
+        for_prefill, for_decode = round(prefill * computed + pair * pairs), round(decode * decoded)
+        for_context, for_step = round(context * read + repeated * again), round(step * steps)
+        doubt = int(half * abs(for_prefill + for_decode + for_context + for_step))
+        idle = int(idle_each_second * seconds)
+        rows.append((for_prefill, for_decode, for_context, for_step, idle, 0, 0, 0, 0, doubt))
     return rows
 
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from scheduler.energy.bill import Bill, BillLimits
 from scheduler.energy.bill_prices import Tariff, tariff_of
 from scheduler.energy.budgets import JouleBudgets, JouleQuota, Unavailable
-from scheduler.energy.model import EnergyModel
 from scheduler.energy.windows import WindowMaker, WindowRule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from scheduler.energy.model import Learned, Prior
+    from scheduler.energy.bill_calls import Estimate
+    from scheduler.energy.model import EnergyModel, Learned, Prior
     from scheduler.energy.window import Counters, MeterSample, Window
     from scheduler.events import CallArrived, CallFinished
     from scheduler.quotas import Refusal
@@ -57,7 +57,7 @@ class EnergyDesk:
         self.budgets = JouleBudgets(quotas, now, unavailable=rules.budgets_without_energy)
 
     def engine(self, name: str, now: float) -> EngineDesk:
-        """An engine's desk, made when it is heard of."""
+        """An engine's desk, made when something can be told of its energy. Calls to others cost nothing here."""
         desk = self.engines.get(name)
         if desk is None:
             desk = self.engines[name] = EngineDesk(name, now, self.rules)
@@ -88,33 +88,39 @@ class EnergyDesk:
 
     def sent(self, event: CallArrived, engine: str, now: float) -> None:
         """A call was given to an engine, for its first time or again."""
-        limit = event.max_output_tokens
-        self.engine(engine, now).windows.sent(
-            event.call_id, event.prompt_tokens_estimate, limit, now, streamed=event.streamed
-        )
-        self.bill.dispatched(event.call_id, event.key, event.workflow_id, event.model, engine, now)
+        if (desk := self.engines.get(engine)) is not None:
+            prompt, limit = event.prompt_tokens_estimate, event.max_output_tokens
+            desk.windows.sent(event.call_id, prompt, limit, now, streamed=event.streamed)
+            self.bill.dispatched(event.call_id, event.key, event.workflow_id, event.model, engine, now)
 
     def first_token(self, call_id: str, engine: str, now: float) -> None:
         """The first event of its stream."""
-        self.engine(engine, now).windows.first_token(call_id, now)
+        if (desk := self.engines.get(engine)) is not None:
+            desk.windows.first_token(call_id, now)
 
     def left(self, call_id: str, engine: str, now: float) -> None:
         """An attempt failed and the call is not over: it may be given to another engine."""
-        self.engine(engine, now).windows.failed(call_id, now)
+        if (desk := self.engines.get(engine)) is not None:
+            desk.windows.failed(call_id, now)
 
     def finished(self, event: CallFinished, engine: str, now: float) -> None:
         """A call was answered."""
         call_id, prompt, cached, output, seen = event
-        self.engine(engine, now).windows.finished(call_id, prompt, cached, output, now)
-        self._ended(call_id, prompt, cached, seen if output is None and seen else output, now)
+        if (desk := self.engines.get(engine)) is not None:
+            desk.windows.finished(call_id, prompt, cached, output, now)
+            self._ended(call_id, prompt, cached, seen if output is None and seen else output, now)
+        else:
+            self.budgets.settled(call_id, None, now)
 
     def stopped(self, event: CallArrived, engine: str | None, tokens_seen: int, now: float) -> None:
         """A call is over without a whole answer, held or running. Of no effect on one that is over already."""
         call_id = event.call_id
         if engine is None:
-            self.budgets.settled(call_id, 0.0, now)
             self._ended(call_id, None, None, None, now)
-        elif self.engine(engine, now).windows.failed(call_id, now):
+            self.budgets.settled(call_id, 0.0, now)
+        elif (desk := self.engines.get(engine)) is None:
+            self.budgets.settled(call_id, None, now)
+        elif desk.windows.failed(call_id, now):
             prompt = event.prompt_tokens_estimate
             self._ended(call_id, prompt, None, max(tokens_seen - prompt, 1), now)
 
@@ -122,26 +128,39 @@ class EnergyDesk:
         self, call_id: str, prompt: float | None, cached: float | None, output: float | None, now: float
     ) -> None:
         guess = self.bill.ended(call_id, prompt, cached, output, now)
-        self.budgets.ended(call_id, None if guess is None else guess.joules)
+        if guess is None:  # no engine whose energy is told was given it
+            self.budgets.settled(call_id, None, now)
+        else:
+            self.budgets.ended(call_id, guess.joules)
+
+    def guess(
+        self, call_id: str, prompt: float | None, cached: float | None, output: float | None, now: float
+    ) -> Estimate | None:
+        """What a call is thought to have used if it ends now, for its answer. None: nothing is told of its engine."""
+        return self.bill.guess(call_id, prompt, cached, output, now)
 
     # --- meters and probes ---
 
     def believe(self, name: str, prior: Prior, state: dict[str, Any] | None, now: float, *, simulated: bool) -> None:
         """Begin to model an engine. `state`: what an earlier process had learned; ValueError if it is not that."""
+        from scheduler.energy.model import EnergyModel  # with numpy, whose memory only those pay who measure
+
         desk = self.engine(name, now)
         model = EnergyModel(prior) if state is None else EnergyModel.restore(state, prior)
         desk.model, desk.simulated = model, simulated
         self.bill.priced(name, tariff_of(model), simulated=simulated)
 
     def sampled(self, name: str, sample: MeterSample, now: float) -> None:
-        """A meter was read."""
+        """A meter was read. From then on the engine's calls are followed."""
         desk = self.engine(name, now)
         if (window := desk.windows.sample(sample)) is not None:
             self._close(desk, window, now)
 
     def counted(self, name: str, counters: Counters, progress: Iterable[tuple[str, int]], now: float) -> None:
         """The engine's own counters, and how many tokens its streams have shown so far."""
-        desk = self.engine(name, now)
+        desk = self.engines.get(name)
+        if desk is None:
+            return
         windows = desk.windows
         for call_id, tokens in progress:
             windows.progress(call_id, tokens, now)
@@ -153,6 +172,12 @@ class EnergyDesk:
         for desk in self.engines.values():
             windows = desk.windows
             if now - windows.since > 2 * self.rules.window_seconds and (window := windows.close(now)) is not None:
+                self._close(desk, window, now)
+
+    def close(self, now: float) -> None:
+        """The process ends: what is open is billed as it stands."""
+        for desk in self.engines.values():
+            if (window := desk.windows.close(now)) is not None:
                 self._close(desk, window, now)
 
     def _close(self, desk: EngineDesk, window: Window, now: float) -> None:

@@ -119,7 +119,8 @@ def test_a_large_graph_is_described_between_other_peoples_turns() -> None:
             told = await running.post("/v1/workflows", {"id": "w", "mode": "declared", "nodes": nodes})
             assert told.json["nodes"] == 1_000  # how many; what they are is read when it is wanted
             workflow = running.app.gateway.scheduler.workflows.workflow("-", "w")
-            describing = asyncio.ensure_future(whole(workflow, None))
+            bill = running.app.gateway.scheduler.energy.bill
+            describing = asyncio.ensure_future(whole(workflow, None, bill))
             turns = 0
             while not describing.done():
                 await asyncio.sleep(0)
@@ -128,7 +129,8 @@ def test_a_large_graph_is_described_between_other_peoples_turns() -> None:
             shown = (await get(running, "/v1/workflows/w")).json
             assert [item["id"] for item in shown["nodes"]] == [item["id"] for item in nodes]
             assert len(shown["edges"]) == 999 and len(shown["critical_path"]) == 1_000
-            describing = asyncio.ensure_future(whole(workflow, None))
+            bill = running.app.gateway.scheduler.energy.bill
+            describing = asyncio.ensure_future(whole(workflow, None, bill))
             await asyncio.sleep(0)
             running.app.gateway.scheduler.workflows.cancel("-", "w", 1e9)
             assert workflow is not None

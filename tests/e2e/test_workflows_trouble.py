@@ -77,12 +77,14 @@ def test_an_answer_that_is_too_long_and_ends_in_the_same_read() -> None:
         await request.send(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
 
     async def main() -> None:
+        raised: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context))
         async with engine(long) as upstream, gateway(upstream, limits={"inner_answer_bytes": 1_000}) as running:
             answer = await running.post("/v1/workflows", {"stream": True, "nodes": [node("a")]})
             told = dict(events_of(answer.body))
             assert told["node.failed"]["error"]["code"] == "answer_too_large"
             assert told["workflow.finished"]["status"] == "failed"
-            assert runner_of(running).running == 0
+            assert runner_of(running).running == 0 and not raised
 
     run(main)
 

@@ -120,6 +120,9 @@ class NaiveEngine:
         scheduled_at = self.now
         while True:
             if not self.schedule(scheduled_at):
+                if scheduled_at < self.now:  # nothing ran ahead: it looks again at once
+                    scheduled_at = self.now
+                    continue
                 if not self.incoming:
                     return
                 wake = max(self.now, min(seq.visible_at for seq in self.incoming))
@@ -178,11 +181,7 @@ class NaiveEngine:
             budget -= self.chunk(seq, min(seq.target - seq.computed, budget))
             if seq.cached_tokens is None:
                 seq.cached_tokens = hit * self.size
-        if self.running:
-            return True
-        if scheduled_at < self.now:
-            return self.schedule(self.now)
-        return False
+        return bool(self.running)
 
     def decode_blocks(self) -> int:
         return sum(1 for seq in self.running if seq.decoding and seq.computed % self.size == 0)
@@ -232,9 +231,7 @@ class NaiveEngine:
         shared = min(read, shared)
         batch = Batch(len(decoding), read - shared, shared, tokens, pairs)
         felt_watts = self.felt_watts if self.calibration.cap.average_seconds else None
-        cost = self.costs.step(
-            batch, self.limit_watts, least_seconds=max(0.0, least_seconds), average_watts=felt_watts
-        )
+        cost = self.costs.step(batch, self.limit_watts, least_seconds=max(0.0, least_seconds), average_watts=felt_watts)
         self.feel(cost.demand_watts, cost.seconds)
         self.now += cost.seconds
         self.joules += cost.seconds * cost.watts

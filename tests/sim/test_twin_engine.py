@@ -12,6 +12,7 @@ from backends.twin.calibration import Calibration, load
 from backends.twin.content import Piece, runs_of_pieces
 from backends.twin.engine import TwinEngine
 from backends.twin.request import Event, Finished, FirstToken, Request
+from backends.twin.steps import StepRun
 from tests.sim.naive_engine import NaiveEngine
 
 H200 = load("h200-llama-3.1-8b")
@@ -126,6 +127,40 @@ def test_jumping_over_steps_changes_nothing(asks: list[Ask], policy: str, ahead:
         name: seq.preemptions for name, seq in naive.seqs.items()
     }
     assert twin.meter.joules == pytest.approx(naive.joules, rel=1e-4)
+
+
+@given(asks=ASKS)
+@settings(max_examples=60)
+def test_jumping_over_steps_changes_nothing_while_the_limit_binds(asks: list[Ask]) -> None:
+    """Runs are straight lines there, and the card's average of the demand is none: nearly nothing, then."""
+    stay = [ask._replace(gone_after_ms=None, wait_ms=max(ask.wait_ms, 20)) for ask in asks]
+    calibration = small(async_scheduling=False, prompt_step_seconds=0.0)
+    card = H200.card.model_copy(update={"limit_watts_default": 420.0})
+    twin, events, naive = play(stay, calibration.model_copy(update={"card": card}), "fcfs")
+    ends = {event.request.id: event.at for event in events if isinstance(event, Finished)}
+    expected = {name: at for kind, name, at in naive.story if kind == "finished"}
+    assert ends.keys() == expected.keys()
+    assert twin.meter.joules == pytest.approx(naive.joules, rel=0.01)
+    assert max(ends.values()) == pytest.approx(max(expected.values()), rel=0.01)
+
+
+def test_the_host_starts_a_prompt_step_while_the_step_before_runs() -> None:
+    """So that behind a step that decodes, less of its time is seen; and the next is scheduled when it has done so."""
+    calibration = small(prompt_step_seconds=0.012, max_num_batched_tokens=16)
+    twin = TwinEngine(calibration)
+    runs: list[StepRun] = []
+    twin.watch = runs.append
+    twin.submit(Request("decodes", 16, 20), 0.0)
+    twin.advance(0.03)
+    twin.submit(Request("two steps", 30, 1), 0.03)
+    twin.advance(10.0)
+    first, *rest = [run for run in runs if run.chunks]
+    assert first.cost.seconds == 0.012  # it was idle
+    behind, last = rest
+    decode_seconds = runs[runs.index(behind) - 1].cost.seconds
+    assert behind.cost.seconds == pytest.approx(0.012 + 0.002 - decode_seconds, rel=0.01)
+    assert last.start == behind.start + behind.cost.seconds
+    assert last.cost.seconds == pytest.approx(0.012)  # nothing of it overlapped: its host was busy till then
 
 
 @given(asks=ASKS)

@@ -10,7 +10,7 @@ import pytest
 
 from backends.twin import calibration, roofline
 from backends.twin.calibration import CalibrationError, checked, load, names
-from backends.twin.cost import Batch, CostModel, throttled
+from backends.twin.cost import Batch, CostModel, felt_share, throttled
 from backends.twin.model_config import model_shape, read_model
 from bench.twin.save import as_toml
 
@@ -100,9 +100,10 @@ def test_a_saved_calibration_is_read_back(tmp_path: Path) -> None:
 
 def test_a_step_is_the_sum_of_its_terms() -> None:
     time, energy = H200.time, H200.energy
-    cost = CostModel(H200).step(Batch(4, 1000, 200, 0, 0), 10_000.0)
-    seconds = time.step + 4 * time.decode_token + 1000 * time.context_token + 200 * time.repeated_token
-    joules = energy.step + 4 * energy.decode_token + 1000 * energy.context_token + 200 * energy.repeated_token
+    cost = CostModel(H200).step(Batch(6, 1000, 200, 0, 0), 10_000.0)
+    again = 0.5 * time.context_token + 0.5 * time.repeated_token  # three of six read at memory's price
+    seconds = time.step + 6 * time.decode_token + 1000 * time.context_token + 200 * again
+    joules = energy.step + 6 * energy.decode_token + 1000 * energy.context_token + 200 * energy.repeated_token
     assert cost.seconds == pytest.approx(seconds)
     assert cost.watts == pytest.approx(H200.card.idle_watts + joules / seconds)
     assert cost.sm_clock_mhz == H200.card.sm_clock_max_mhz
@@ -120,6 +121,40 @@ def test_a_limit_that_binds_costs_time_and_saves_power() -> None:
 
 def test_a_limit_that_does_not_bind_changes_nothing() -> None:
     assert throttled(H200.cap, 0.8, 300.0, 400.0) == (1.0, 300.0)
+
+
+def test_few_readers_of_a_shared_prefix_save_energy_and_no_time() -> None:
+    model = CostModel(H200)
+    alone, shared = model.step(Batch(2, 12_000), 1e9), model.step(Batch(2, 6000, 6000), 1e9)
+    assert shared.seconds == pytest.approx(alone.seconds)
+    assert shared.watts < alone.watts
+    many = model.step(Batch(64, 6000, 63 * 6000), 1e9)
+    assert many.seconds < 0.8 * model.step(Batch(64, 64 * 6000), 1e9).seconds
+
+
+@pytest.mark.parametrize("average_watts", [119.0, 490.0, 720.0, 800.0, 1000.0])
+@pytest.mark.parametrize("seconds", [0.005, 0.03, 0.2, 3.0])
+def test_a_limit_is_felt_as_the_average_of_the_demand_rises_over_it(average_watts: float, seconds: float) -> None:
+    cap, demand, limit, parts = H200.cap, 900.0, 700.0, 20_000
+    held = cap.draw * limit
+    average, total = average_watts, 0.0
+    for _ in range(parts):
+        average += (demand - average) * seconds / parts / cap.average_seconds
+        total += max(0.0, average - held) / (demand - held) / parts
+    found = felt_share(cap, demand, limit, average_watts, seconds)
+    assert found == pytest.approx(min(1.0, total), abs=2e-3)
+
+
+def test_a_short_step_after_idleness_does_not_feel_the_limit() -> None:
+    model, prefill = CostModel(H200), Batch(prefill=1024)
+    free, at_once = model.step(prefill, 1e9), model.step(prefill, 700.0)
+    rested = model.step(prefill, 700.0, average_watts=H200.card.idle_watts)
+    assert rested == free
+    assert at_once.seconds > 1.1 * free.seconds
+    assert model.step(prefill, 700.0, average_watts=free.demand_watts) == pytest.approx(at_once)
+    halfway = model.step(prefill, 700.0, average_watts=780.0)
+    assert free.seconds < halfway.seconds < at_once.seconds
+    assert at_once.watts < halfway.watts < free.watts
 
 
 def test_memory_bound_work_loses_power_before_time() -> None:
