@@ -91,15 +91,15 @@ class Cost(NamedTuple):
         return self[0] + self[1] + self[2] + self[3]
 
 
-SETTLED_ERROR = 0.04
+SETTLED_ERROR = 0.03
 """Relative: what a split leaves open once the prices are learned (measured on the twin, docs/energy-bill.md)."""
 LEAST_LEFT = 0.3
 ROOMY_SECONDS = 10.0
 """Longer than any step, even where a limit slows it."""
 PROMPT_LEAST, PROMPT_MOST = 64.0, 8192.0
 """Prompt tokens in a step: vLLM's budget is the most."""
-WINDOW_ERRORS = 2.0
-"""Mean errors of a window's joules that nine of ten bills lie within."""
+WINDOW_ERRORS = 1.0
+"""So many mean errors of a window's joules more."""
 
 
 def tariff_of(model: Model, window: Window | None = None) -> Tariff:

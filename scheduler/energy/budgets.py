@@ -1,4 +1,4 @@
-"""May this key, or this workflow, use more joules? Budgets by period and by workflow, with calls under way counted in."""
+"""May this key, or this workflow, use more joules? Budgets, with calls under way counted in."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ Unavailable = Literal["pass", "refuse"]
 refused. Unknown is never 0: `unknown_calls` says of each budget how many calls it does not know."""
 
 WORKFLOWS_MAX = 10_000
+CALLS_MAX = 65_536
 
 
 class JouleQuota(NamedTuple):
@@ -74,11 +75,13 @@ class JouleBudgets:
 
     def __init__(
         self, quotas: Iterable[JouleQuota], now: float, *, unavailable: Unavailable = "pass",
-        workflows_max: int = WORKFLOWS_MAX,
+        workflows_max: int = WORKFLOWS_MAX, calls_max: int = CALLS_MAX,
     ) -> None:  # fmt: skip
         self.unavailable: Unavailable = unavailable
         self.workflows_max = workflows_max
         """Budgets of workflows that are kept; of one used longer ago the use is forgotten, and it starts anew."""
+        self.calls_max = calls_max
+        """Calls that are followed until they are settled; of one that is too many, its reservation is what it used."""
         self.by_key = {quota.name: JouleUse(quota.budget_joules, quota.budget_seconds, now) for quota in quotas}
         self.by_workflow: OrderedDict[tuple[str, str], JouleUse] = OrderedDict()
         self.forgotten_workflows = 0
@@ -125,6 +128,9 @@ class JouleBudgets:
             )
         self._calls[call_id] = _Open(key, name, expected_joules)
         self._reserve(key, name, wanted)
+        if len(self._calls) > self.calls_max:
+            oldest, call = next(iter(self._calls.items()))
+            self.settled(oldest, call.joules, now)
         return None
 
     def ended(self, call_id: str, estimated_joules: float | None) -> None:

@@ -166,6 +166,8 @@ class ScriptedEngine:
             await request.answer(json.dumps({"object": "list", "data": data}).encode())
         elif path == "/metrics" and request.header("user-agent") == "joulegate":
             await request.answer(b'vllm:num_requests_running{engine="0"} 3.0\n', kind="text/plain")
+        elif path == "/power" and request.header("user-agent") == "joulegate":  # is it a twin?
+            await request.answer(b"{}", status="404 Not Found")
         else:
             return False
         return True
