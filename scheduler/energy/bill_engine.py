@@ -79,7 +79,7 @@ class EngineBook:
         self._lately(bill)
         source = bill.source
         if source == "unavailable":
-            if window.energy.gpu is None:
+            if all(joules is None for joules in window.energy):
                 return
             source = window.source
         else:

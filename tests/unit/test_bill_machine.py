@@ -77,9 +77,8 @@ class Bills(RuleBasedStateMachine):
         found.bill.validate()
         self.now += seconds
         bill = found.bill
-        if bill.source != "unavailable" or gpu is not None:
-            for device, side in (("gpu", bill.gpu), ("cpu", bill.cpu), ("dram", bill.dram)):
-                self.counted[device] += 0 if side is None else side.counter
+        for device, side in (("gpu", bill.gpu), ("cpu", bill.cpu), ("dram", bill.dram)):
+            self.counted[device] += 0 if side is None else side.counter
         assert sum(round(one.joules * 1e6) for one in found.moved) == 0
         for one in found.settled:
             assert one.call_id not in self.settled
