@@ -121,8 +121,14 @@ class StoreFile:
         """Opened, checked and laid out. sqlite3.DatabaseError if it is no sound database."""
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path or ":memory:", isolation_level=None, timeout=5.0)
+        connection = sqlite3.connect(path or ":memory:", isolation_level=None, timeout=2.0)
         try:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version > VERSION:
+                raise StoreFault(
+                    f"{path} was written by a newer version ({version}, this is {VERSION}): take that one, or move the"
+                    " file away"
+                )
             # Another process would take this one's session for one that was killed.
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of effect on a new file
@@ -131,12 +137,6 @@ class StoreFile:
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if found != "ok":
                 raise sqlite3.DatabaseError(f"malformed: {found}")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version > VERSION:
-                raise StoreFault(
-                    f"{path} was written by a newer version ({version}, this is {VERSION}): take that one, or move the"
-                    " file away"
-                )
             if version == 0:
                 connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
         except BaseException:

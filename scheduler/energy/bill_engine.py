@@ -68,7 +68,9 @@ class EngineBook:
         if tariff is not None:
             self._scale.saw(window, tariff, sum(more_steps.values()))
             scale = self._scale.at(tariff, idle.gpu_watts or 0.0)
-        return split(window, tariff, scale, idle, more_steps)
+        bill = split(window, tariff, scale, idle, more_steps)
+        self._scale.booked(window, bill.gpu.residual / MICRO)
+        return bill
 
     def book(self, bill: WindowBill) -> None:
         """A window's sums."""

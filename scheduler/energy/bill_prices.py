@@ -91,7 +91,7 @@ class Cost(NamedTuple):
         return self[0] + self[1] + self[2] + self[3]
 
 
-SETTLED_ERROR = 0.03
+SETTLED_ERROR = 0.04
 """Relative: what a split leaves open once the prices are learned (measured on the twin, docs/energy-bill.md)."""
 LEAST_LEFT = 0.3
 ROOMY_SECONDS = 10.0

@@ -18,6 +18,7 @@ HORIZON_SECONDS = 60.0
 BELIEF_SECONDS = 0.5
 """The prices are believed as much as so many seconds of idle power's joules: of weight while little is known."""
 LOWEST, HIGHEST = 0.2, 5.0
+OWED_MOST = 0.05
 IDLE_HORIZON_SECONDS = 600.0
 IDLE_SECONDS_MIN = 0.5
 
@@ -27,12 +28,18 @@ class Scale:
 
     Not of a window alone: a window's energy is off by what the counter's 100 ms and a prefill across the edge make of
     it, which would be put on the calls that happen to be there. The difference is that window's residual instead, and
-    comes back in the next.
+    comes back in the next. What does not come back is made up for over the next minute, so that the residual is 0 in
+    the long run; but no more of it than calls can be blamed for.
     """
 
     def __init__(self) -> None:
         self._work = NOTHING
-        self._joules = self._seconds = 0.0
+        self._joules = self._seconds = self._owed = 0.0
+
+    def booked(self, window: Window, residual_joules: float) -> None:
+        """What was left of the window when it had been split."""
+        if window.energy.gpu is not None and not window.why:
+            self._owed += residual_joules
 
     def saw(self, window: Window, tariff: Tariff, more_steps: float = 0.0) -> None:
         """A window that has closed; one that is not whole says nothing. `tariff`: with what the limit left in it;
@@ -46,12 +53,15 @@ class Scale:
         self._work = self._work * kept + unlimited(tariff, work)
         self._joules = self._joules * kept + joules
         self._seconds = self._seconds * kept + window.seconds
+        self._owed *= kept
 
     def at(self, tariff: Tariff, idle_watts: float) -> float:
         """What these prices have to be multiplied with."""
         belief = BELIEF_SECONDS * idle_watts
         priced = price(tariff._replace(decode_left=1.0, prefill_left=1.0), self._work).total
         above = self._joules - idle_watts * self._seconds
+        most = OWED_MOST * priced
+        above += min(max(self._owed, -most), most)
         if priced + belief <= 0:
             return 1.0
         return min(max((above + belief) / (priced + belief), LOWEST), HIGHEST)

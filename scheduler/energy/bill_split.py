@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from scheduler.energy.window import CallShare, Window
 
 
+SECONDS_LEAST = 1e-6
+"""Less time than this at the engine is none."""
 Row = tuple[int, ...]
 """A call's microjoules of a window, in the order of COMPONENTS."""
 
@@ -101,8 +103,9 @@ def split(
         counter = round(measured * MICRO)
         whole_idle = min(whole_idle, counter)
     seconds = sum([share.engine_seconds for share in calls])
-    occupied = min(window.busy_seconds / window.seconds, 1.0) if seconds > 0 else 0.0
-    each = whole_idle * occupied / seconds if seconds > 0 else 0.0
+    seconds = seconds if seconds > SECONDS_LEAST else 0.0
+    occupied = min(window.busy_seconds / window.seconds, 1.0) if seconds else 0.0
+    each = whole_idle * occupied / seconds if seconds else 0.0
     rows = _rows(window, tariff, scale, each, more_steps)
     cpu = dram = None
     if window.energy.cpu is not None or window.energy.dram is not None:
