@@ -19,7 +19,7 @@ from proxy.errors import RequestFault, error_object
 from scheduler.energy.bill_accounts import COMPONENTS, ENGINE_COMPONENTS, UNCERTAINTY
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from proxy.energy.config import EnergyConfig
     from proxy.energy.store import EnergyStore
@@ -40,9 +40,11 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 class EnergyDoor:
     """The question's both doors."""
 
-    def __init__(self, store: EnergyStore, config: EnergyConfig) -> None:
+    def __init__(self, store: EnergyStore, config: EnergyConfig, refresh: Callable[[], None] | None = None) -> None:
+        """`refresh` is called before each question: what has been booked by then is in the answer."""
         self._store = store
         self._config = config
+        self._refresh = refresh
 
     def register(self, router: Router) -> None:
         """On the data plane."""
@@ -66,6 +68,8 @@ class EnergyDoor:
     async def answer(self, parameters: Mapping[str, str], key: str | None) -> tuple[bytes, str]:
         """(body, content type) for the query's parameters. `key`: see Question. Raises RequestFault."""
         question, kind = read(parameters, key, time.time())
+        if self._refresh is not None:
+            self._refresh()
         try:
             found = await asyncio.wrap_future(self._store.ask(question))
         except StoreBusy as error:

@@ -41,7 +41,7 @@ class EnergyShell:
             folder.mkdir(parents=True, exist_ok=True)
         log = gateway.log.event
         self.store = EnergyStore(None if folder is None else folder / FILE_NAME, config.energy, log)
-        self.door = EnergyDoor(self.store, config.energy)
+        self.door = EnergyDoor(self.store, config.energy, self._keep)
         self.door.register(gateway.router)
         gateway.metrics.registry.register(EnergyMetrics(self._desk.bill, self._desk.budgets, self.store))
         self.metering = Metering(gateway, config, self._found)
