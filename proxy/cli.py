@@ -174,6 +174,7 @@ def _run(path: Path | None, overrides: dict[str, Any], process: VllmProcess | No
 
     from proxy.budgets import BudgetsFault
     from proxy.config_file import ConfigError, load
+    from proxy.energy.store_file import StoreFault
 
     def read() -> Config:
         return load(path, os.environ, overrides)
@@ -187,7 +188,7 @@ def _run(path: Path | None, overrides: dict[str, Any], process: VllmProcess | No
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
-    except (BudgetsFault, OSError) as error:
+    except (BudgetsFault, StoreFault, OSError) as error:
         print(f"joulegate: {error}", file=sys.stderr)
         return 1
 

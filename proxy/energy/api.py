@@ -168,7 +168,12 @@ def _row(question: Question, group: Group, config: EnergyConfig) -> dict[str, An
         "price": cost(group.by_hour, config.price_by_hour()),
     }
     if group.engine and question.key is None:
-        row["engine_joules"] = {name: group.engine.get(name, 0.0) for name in ENGINE_COMPONENTS}
+        here = {side for side in ("cpu", "dram") if group.engine.get(f"{side}_counter")}
+        row["engine_joules"] = {
+            name: group.engine.get(name, 0.0)
+            for name in ENGINE_COMPONENTS
+            if not name.startswith(("cpu", "dram")) or name.partition("_")[0] in here
+        }
     return row
 
 

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from scheduler.energy.budgets import JouleBudgets
 
 _COUNTERS = {"counter": "gpu", "cpu_counter": "cpu", "dram_counter": "dram"}
+_HOST = {_COUNTERS[name]: ENGINE_COMPONENTS.index(name) for name in _COUNTERS}
+"""Devices, and where their counters stand in an engine's amounts: where there is 0, nothing counts."""
+
+
+def _side(component: str) -> str:
+    return next((device for device in ("cpu", "dram") if component.startswith(device)), "gpu")
 
 
 class EnergyMetrics(Collector):
@@ -53,11 +59,15 @@ class EnergyMetrics(Collector):
             labels=["engine", "device", "source"],
         )
         for name, book in self._bill.engines.items():
+            here = {side for amounts in book.by_source.values() for side in _HOST if amounts[_HOST[side]]}
             for source, amounts in book.billed.items():
                 for component, value in zip(COMPONENTS[:UNCERTAINTY], amounts, strict=False):
-                    self._count(joules, (name, component, source), value)
+                    if _side(component) in here:
+                        self._count(joules, (name, component, source), value)
             for source, amounts in book.by_source.items():
                 for component, value in zip(ENGINE_COMPONENTS, amounts, strict=True):
+                    if _side(component) not in here:
+                        continue  # nothing counts it: absent, and not 0
                     if (device := _COUNTERS.get(component)) is not None:
                         metered.add_metric([name, device, source], value / MICRO)
                     elif component.endswith("residual"):

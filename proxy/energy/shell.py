@@ -121,7 +121,7 @@ class EnergyShell:
     def _keep(self) -> None:
         changes, engines = self._desk.bill.drain()
         if changes or engines:
-            self.store.add(changes, engines)
+            self.store.add(changes, engines, time.time() - (monotonic() - self._desk.booked_until))
 
     def _found(self, engine: Engine, meter: Meter, card: str | None) -> None:
         task = asyncio.get_running_loop().create_task(self._believe(engine, meter, card))

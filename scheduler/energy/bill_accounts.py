@@ -153,6 +153,12 @@ def weakest(sources: Iterable[Source]) -> Source:
     return next((source for source in reversed(SOURCES) if source in found), "unavailable")
 
 
+def named(amounts: Amounts) -> dict[str, float]:
+    """Joules by component. Processors and memory stand there only where something counts them: unknown is not 0."""
+    parts = zip(COMPONENTS[:UNCERTAINTY], amounts, strict=False)
+    return {name: value / MICRO for place, (name, value) in enumerate(parts) if place < CPU or value}
+
+
 def figure(accounts: Iterable[Account], pending: int = 0) -> Figure:
     """Some accounts' sum. `pending`: see Figure, in microjoules."""
     sums: dict[Source, Amounts] = {}
@@ -179,7 +185,7 @@ def figure_of(sums: dict[Source, Amounts], calls: int, pending: int = 0, *, comp
         (marginal + half) / MICRO,
         sum(total[:UNCERTAINTY]) / MICRO,
         weakest(sums),
-        {name: value / MICRO for name, value in zip(COMPONENTS[:UNCERTAINTY], total, strict=False)},
+        named(total),
         {source: sum(amounts[place] for place in MARGINAL) / MICRO for source, amounts in sums.items()},
         pending / MICRO,
         calls,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from scheduler.energy.bill_accounts import COMPONENTS, UNCERTAINTY
+from scheduler.energy.bill_accounts import COMPONENTS, UNCERTAINTY, named
 from scheduler.energy.bill_prices import MICRO
 from scheduler.energy.work import call_work
 
@@ -152,6 +152,6 @@ def shown(call: CallBill) -> Call:
         (marginal + half) / MICRO,
         sum(amounts[:UNCERTAINTY]) / MICRO,
         call.source,
-        {name: value / MICRO for name, value in zip(COMPONENTS[:UNCERTAINTY], amounts, strict=False)},
+        named(amounts),
         not call.unknown,
     )

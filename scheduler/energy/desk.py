@@ -32,6 +32,9 @@ class EnergyRules:
 
     window_seconds: float = 2.4
     accounts: int = 10_000
+    settled_calls: int = 16_384
+    prefixes_across_keys: bool = True
+    workflow_budgets: int = 10_000
     budgets_without_energy: Unavailable = "pass"
 
 
@@ -53,8 +56,17 @@ class EnergyDesk:
     def __init__(self, rules: EnergyRules, quotas: Iterable[JouleQuota], now: float) -> None:
         self.rules = rules
         self.engines: dict[str, EngineDesk] = {}
-        self.bill = Bill(BillLimits(accounts=rules.accounts))
-        self.budgets = JouleBudgets(quotas, now, unavailable=rules.budgets_without_energy)
+        self.booked_until = now
+        """The end of the last window that is in the bill."""
+        self.bill = Bill(
+            BillLimits(
+                accounts=rules.accounts,
+                settled_calls=rules.settled_calls,
+                prefixes_across_keys=rules.prefixes_across_keys,
+            )
+        )
+        without, workflows = rules.budgets_without_energy, rules.workflow_budgets
+        self.budgets = JouleBudgets(quotas, now, unavailable=without, workflows_max=workflows)
 
     def engine(self, name: str, now: float) -> EngineDesk:
         """An engine's desk, made when something can be told of its energy. Calls to others cost nothing here."""
@@ -186,6 +198,7 @@ class EnergyDesk:
             desk.last_learned = desk.model.learn(window)
             tariff = tariff_of(desk.model, window)
         desk.last_window = window
+        self.booked_until = max(self.booked_until, window.end)
         closed = self.bill.close(window, tariff)
         for call in closed.settled:
             self.budgets.settled(call.call_id, call.joules, now)
