@@ -385,10 +385,9 @@ def answer_speed() -> dict[str, float]:
     body = "".join(f'data: {{{head},"choices":[{event}]}}\n\n' for event in events).encode() + b"data: [DONE]\n\n"
     whole = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": " word" * 500}}]}).encode()
     assert answer_texts(body, stream=True) == answer_texts(whole, stream=False) == (" word" * 500,)
-    return {
-        "stream_us": median_us(lambda: answer_texts(body, stream=True)),
-        "whole_us": median_us(lambda: answer_texts(whole, stream=False)),
-    }
+    stream_us = median_us(lambda: answer_texts(body, stream=True))
+    whole_us = median_us(lambda: answer_texts(whole, stream=False))
+    return {"stream_us": stream_us, "whole_us": whole_us}
 
 
 def median_us(action: Callable[[], object], times: int = 201) -> float:

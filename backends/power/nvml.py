@@ -46,6 +46,7 @@ class NvmlDevice(PowerDevice):
         self.can_lock_clocks = True
         self._probed = False
         self._lost: str | None = None
+        self._lost_in = 0
         self._again = Backoff()
 
     @property
@@ -150,7 +151,7 @@ class NvmlDevice(PowerDevice):
         if self._lost is not None:
             if self._again.waiting():
                 raise Unavailable(reading, "lost", self._lost)
-            self._library.restart(self._handle_of)
+            self._library.restart(self._lost_in)
             self._lost = None
         try:
             if self._library.ensure(reading) != self._handle_of or self._handle is None:
@@ -159,7 +160,8 @@ class NvmlDevice(PowerDevice):
             answer = self._library.call(reading, lambda: function(handle))
         except Unavailable as gone:
             if gone.why == "lost":
-                self._lost = gone.detail
+                # The session that saw it lost, which may be newer than the handle: there was none yet.
+                self._lost, self._lost_in = gone.detail, self._library.generation
                 self._again.failed()
             raise
         self._again.succeeded()

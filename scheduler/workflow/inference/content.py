@@ -64,7 +64,8 @@ class ContentInference:
         place = Place(call, prompt, memory.sieve, counters)
         placement = Placement(*place.find(), prompt.fingerprint(), prompt.prefix)
         self._remember(call, prompt)
-        counters.evicted += memory.shrink()
+        if memory.bytes > memory.max_bytes:
+            counters.evicted += memory.shrink()
         return placement
 
     def answered(self, call_id: str, texts: str | Sequence[str], now: float) -> None:
@@ -100,8 +101,8 @@ class ContentInference:
     def _remember(self, call: Call, prompt: Prompt) -> None:
         key = call.key
         messages, prefixes = key.messages, key.prefixes
-        for digest in prompt.digests:
-            if digest not in messages:
+        for digest in [one for one in prompt.digests if one not in messages]:
+            if digest not in messages:  # it may stand there twice
                 messages[digest] = call
                 call.messages.append(digest)
         for one in prompt.prefix:

@@ -74,8 +74,7 @@ class Place:
             return 0
         for count in range(len(prompt.data) - 1, prompt.instructions, -1):
             same = key.lists.get(prompt.chains[count - 1])
-            candidates = [call for call in same if call.answered] if same is not None else []
-            if not candidates:
+            if same is None or not (candidates := [call for call in same if call.answered]):
                 continue
             digest = prompt.digests[count]
             first, text = key.messages.get(digest), key.texts.get(digest)

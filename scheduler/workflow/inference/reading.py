@@ -34,7 +34,7 @@ _MARKS = {role: _mark(role) for role in ("", "system", "developer", "user", "ass
 class Prompt:
     """A prompt, read once."""
 
-    __slots__ = ("_ends", "_seed", "chains", "data", "digests", "instructions", "plain", "prefix", "roles")
+    __slots__ = ("_ends", "_seed", "bare", "chains", "data", "digests", "instructions", "plain", "prefix", "roles")
 
     def __init__(self, segments: Sequence[Segment], model: str | None) -> None:
         self.roles = roles = [role for role, _ in segments]
@@ -49,6 +49,8 @@ class Prompt:
             self.chains.append(chain)
         self.plain = "" in roles
         """Texts without roles: no list of messages."""
+        self.bare = self.plain and len(roles) == 1
+        """One text without roles, as completions have it."""
         instructions = 0
         while instructions < len(roles) and roles[instructions] in INSTRUCTIONS:
             instructions += 1
@@ -59,20 +61,15 @@ class Prompt:
         self.prefix = self._prefixes()
         """See Placement."""
 
-    @property
-    def bare(self) -> bool:
-        """One text without roles, as completions have it."""
-        return self.plain and len(self.roles) == 1
-
     def lead_end(self, number: int, end: int) -> int:
         """Where in the text that prefixes are taken of the byte at `end` of this message stands."""
         return (self._ends[number - 1] if number else 0) + end
 
     def fingerprint(self) -> str:
         """See Placement."""
-        for role, data in zip(self.roles, self.data, strict=True):
+        for at, role in enumerate(self.roles):
             if role in INSTRUCTIONS:
-                return f"{number(data[:INSTRUCTIONS_BYTES], ~self._seed):016x}"
+                return f"{number(self.data[at][:INSTRUCTIONS_BYTES], ~self._seed):016x}"
         opening = self.data[0][:OPENING_BYTES].partition(b"\n")[0] if self.data else b""
         return f"{number(opening, self._seed):016x}"
 
