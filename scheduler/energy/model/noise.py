@@ -18,6 +18,8 @@ RELATIVE = 0.005
 """… what the equations leave out does."""
 RATE = 0.03
 SMALLEST, LARGEST = 0.01, 400.0
+VARIANCE_LEAST = 1e-12
+"""Seconds or joules, squared: below, what is left is rounding."""
 
 
 class Noise:
@@ -51,6 +53,8 @@ class Noise:
 
         One step of expectation maximisation: what of the residual is likely to be noise and not the coefficients'.
         """
+        if np.diag(noise).min() < VARIANCE_LEAST:
+            return  # a window in which nothing was done says nothing of how far one that did may be off
         share = noise @ np.linalg.inv(total)
         expected = noise - share @ noise + weight * np.outer(share @ residual, share @ residual)
         before = self.bound if bound else self.free
