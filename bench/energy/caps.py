@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-LOADS = {"light": 0.15, "medium": 0.45, "near saturation": 0.8}
+LOADS = {"light": 0.2, "medium": 0.5, "near saturation": 0.8}
 """Shares of the rate at which the engine has no idle time with PILOT_BATCH sequences in each step."""
+BUSIEST = "near saturation"
 PILOT_BATCH = 96.0
 PILOT_SECONDS = 600.0
 PILOT_WORKFLOWS = 40
@@ -80,9 +81,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibration", default="h200-llama-3.1-8b", metavar="NAME")
     parser.add_argument("--workload", action="append", choices=WORKLOADS, help="only this (may be given again)")
     parser.add_argument("--load", action="append", choices=tuple(LOADS), help="only this (may be given again)")
-    parser.add_argument("--seconds", type=float, default=900.0, help="of arrivals, simulated (default: 900)")
-    parser.add_argument("--warm-seconds", type=float, default=300.0, help="of them, not counted (default: 300)")
+    parser.add_argument(
+        "--seconds", type=float, default=800.0, help="of arrivals near saturation, longer below (default: 800)"
+    )
+    parser.add_argument("--warm-seconds", type=float, default=240.0, help="of them, not counted (default: 240)")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--told", action="store_true", help="the controller's model knows the truth and learns nothing")
     parser.add_argument("--every-cap", action="store_true", help="try each fixed cap, not only where the best must be")
 
 
@@ -112,12 +116,17 @@ def run(args: argparse.Namespace) -> int:
 def _rows(args: argparse.Namespace) -> Iterator[Row]:
     for workload in args.workload or WORKLOADS:
         full = capacity(args.calibration, workload)
-        busiest = Scene(args.calibration, workload, LOADS["near saturation"] * full, args.seconds, args.warm_seconds,
+        busiest = Scene(args.calibration, workload, LOADS[BUSIEST] * full, args.seconds, args.warm_seconds,
                         args.seed)  # fmt: skip
         default = calibrations.load(args.calibration).card.limit_watts_default
         targets = promised(Stage(busiest, Play(default)).run())
         for load in args.load or LOADS:
-            yield compare(busiest._replace(rate=LOADS[load] * full, targets=targets), load, every_cap=args.every_cap)
+            longer = LOADS[BUSIEST] / LOADS[load]  # as many workflows at each load
+            scene = busiest._replace(
+                rate=LOADS[load] * full, seconds=longer * args.seconds, warm_seconds=longer * args.warm_seconds,
+                targets=targets,
+            )  # fmt: skip
+            yield compare(scene, load, every_cap=args.every_cap, told=args.told)
 
 
 def capacity(calibration: str, workload: str) -> float:
@@ -148,7 +157,7 @@ def p95(values: tuple[float, ...]) -> float:
     return sorted(values)[ceil((1 - MISSES_MOST) * len(values)) - 1]
 
 
-def compare(scene: Scene, load: str, *, every_cap: bool = False) -> Row:
+def compare(scene: Scene, load: str, *, every_cap: bool = False, told: bool = False) -> Row:
     """A scene without a cap, under the best fixed one, and by the controller."""
     card = calibrations.load(scene.calibration).card
     step = RUNG_SHARE * card.limit_watts_default
@@ -178,7 +187,7 @@ def compare(scene: Scene, load: str, *, every_cap: bool = False) -> Row:
     rules = CapRules(
         mode="actuate", ttft_seconds_p95=scene.targets.ttft_seconds, itl_seconds_p95=scene.targets.itl_seconds
     )
-    controlled = Stage(scene, Play(None, rules)).run()
+    controlled = Stage(scene, Play(None, rules, None if told else 0.3)).run()
     return Row(scene.workload, load, scene.rate, scene.targets, free, caps[best], at(best), controlled)
 
 

@@ -111,7 +111,8 @@ class Play(NamedTuple):
 
     watts: float | None
     rules: CapRules | None = None
-    prior_off: float = 0.3
+    prior_off: float | None = 0.3
+    """The live model starts with each price off by this share. None: it is told the truth, and learns nothing."""
     every_decision: list[Decision] | None = None
     """Filled with each, where somebody wants to see them."""
 
@@ -221,7 +222,11 @@ class Caps:
         self._rules = play.rules
         self._kept = play.every_decision
         scene, calibration, engine = stage.scene, stage.calibration, stage.engine
-        self.model = EnergyModel(off(prior_of(calibration), play.prior_off, random.Random(scene.seed)))
+        self._learns = play.prior_off is not None
+        prior = prior_of(calibration)
+        if play.prior_off is not None:
+            prior = off(prior, play.prior_off, random.Random(scene.seed))
+        self.model = EnergyModel(prior)
         front = calibration.frontend.input_seconds + calibration.frontend.output_seconds
         maker = WindowMaker("twin", 0.0, WindowRule(2.4, front))
         self.watch = Watch(stage, engine, maker, Sight(streamed_share=1.0), scene.seed + 7, self._window)
@@ -251,7 +256,8 @@ class Caps:
         time.at(time.now + self._rules.interval_seconds, self._decide)
 
     def _window(self, window: Window) -> None:
-        self.model.learn(window)
+        if self._learns:
+            self.model.learn(window)
         self.recent.window(window)
         standing = self.controller.standing
         if window.end > self._stage.scene.warm_seconds:

@@ -329,7 +329,7 @@ class WindowMaker:
         why = set(pending.why) | reading.why
         start = self._start_joules
         energy = Energy() if start is None or end_joules is None else reading.used(start, end_joules)
-        if end_joules is None:
+        if start is None or end_joules is None:  # no sample told of an edge: the meter itself may be well
             why.add("samples_missing")
         elif energy.gpu is None:
             why.add("meter_unavailable")

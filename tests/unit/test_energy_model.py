@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from backends.twin import calibration as calibrations
 from backends.twin.prior import prior_of
 from scheduler.energy.model import CapPrior, EnergyModel, Interval, Prices, Prior
+from scheduler.energy.model.astray import PATIENCE, Astray
 from scheduler.energy.model.coverage import Coverage
 from scheduler.energy.model.drift import DriftTest
 from scheduler.energy.model.equations import Limits, forward, prior_values
@@ -180,6 +181,66 @@ def test_another_model_behind_the_engine_raises_the_alarm_and_is_learned() -> No
     assert sum(errors) / len(errors) < 0.03
 
 
+def test_one_that_has_gone_astray_begins_anew() -> None:
+    world, model = World(PRIOR, 6), EnergyModel(PRIOR)
+    for _ in range(40):
+        model.learn(world.window())
+    lost = model.export()
+    # Sure of prices that are none of this card's, as after a long run of windows that no equation fits.
+    lost["mean"] = [0.0, 0.0, 0.0, 1.0, 0.001, 0.6, 0.67, 0.8, 4.4, 1.0, 19.9, 1.1, 0.3, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    lost["covariance"] = (np.array(lost["covariance"]) * 1e-6).tolist()
+    lost["noise"]["free"] = [[400.0, 398.0], [398.0, 400.0]]
+    model = EnergyModel.restore(lost, PRIOR)
+    errors = []
+    for _ in range(60):
+        seen = world.window()
+        assert seen.energy.gpu is not None
+        learned = model.learn(seen)
+        errors.append(abs(learned.planned.joules.value / seen.energy.gpu - 1))
+        model.validate()
+    print(errors)
+    shown = model.describe()["drift"]
+    assert max(errors[:3]) > 0.3
+    assert shown["alarms"] + shown["begun_anew"] >= 1
+    assert sum(errors[40:]) / 20 < 0.03
+
+
+def test_numbers_that_are_none_send_it_back_to_its_prior() -> None:
+    world, model = World(PRIOR, 7), EnergyModel(PRIOR)
+    model.learn(world.window())
+    model._state.beliefs.mean[0] = float("nan")
+    model.learn(world.window())
+    model.validate()
+    assert model.describe()["drift"]["begun_anew"] == 1
+    assert model.drifting
+
+
+def test_the_prior_is_taken_back_only_after_many_bad_windows_in_a_row() -> None:
+    astray = Astray()
+    told = []
+    for _ in range(60):
+        told.append(astray.needs_prior(0.8) and astray.saw_prior(0.1))
+    assert PATIENCE <= told.index(True) < 3 * PATIENCE
+    astray = Astray()
+    # One of the engine's windows in ten cannot be foreseen at all: no reason to forget the others.
+    assert not any(
+        astray.needs_prior(2.0 if number % 10 == 0 else 0.01) and astray.saw_prior(0.1) for number in range(200)
+    )
+    # The prior would do no better: there is time for drift detection to put it right.
+    astray = Astray()
+    assert not any(astray.needs_prior(0.5) and astray.saw_prior(0.9) for _ in range(200))
+
+
+def test_a_prefill_that_is_over_before_the_limiter_knows_is_not_held_back() -> None:
+    work = Work(400.0, 400.0, 4e5, 0.0, 1600.0, 1e6, 4.0)
+    busy = []
+    for seconds in (1e-6, 0.03, 0.3):
+        values, _ = prior_values(replace(PRIOR, cap=PRIOR.cap._replace(average_seconds=seconds)))
+        busy.append(float(forward(values[None, :], work, Limits(350.0, 350.0)).busy_seconds[0]))
+    free = float(forward(values[None, :], work, Limits(None, None)).busy_seconds[0])
+    assert busy[0] > busy[1] > busy[2] >= free * 0.999
+
+
 # --- whatever it is shown ---
 
 NUMBERS = st.floats(0, 1e6)
@@ -213,6 +274,12 @@ def test_no_coefficient_is_ever_negative_or_infinite(windows: list[tuple]) -> No
         for interval in cost:
             if isinstance(interval, Interval):
                 assert 0 <= interval.low <= interval.value <= interval.high < float("inf")
+    idle = model.describe()["coefficients"]["idle_watts"]["value"]
+    for limit in (None, 250.0, 700.0):
+        for busy in (None, 0.0, 2.0, 5.0):
+            joules = model.predict_window(Work(100, 1000, 1e6, 0, 500, 1e5, 3), 5.0, limit, busy_seconds=busy).joules
+            most = max(5.0 * (3_000.0 if limit is None else min(3_000.0, 1.5 * limit)), 5.0 * idle)
+            assert 5.0 * idle * 0.999 <= joules.value <= joules.high <= most * 1.001
 
 
 @given(WINDOWS)

@@ -68,7 +68,7 @@ class Savings:
 
     def _settle(self, prior_watts: float | None, model: CostModel) -> Claim | None:
         windows, self._open = self._open, []
-        if not windows or prior_watts is None:
+        if not windows or prior_watts is None or model.drifting:  # who does not know the engine claims nothing
             return None
         work, joules, busy, limit = NOTHING, 0.0, 0.0, windows[0].limit_watts or 0.0
         seconds = sum(window.seconds for window in windows)

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from scheduler.energy.caps.rules import CapRules
     from scheduler.energy.caps.view import CardLimits, CostModel, Load
 
-RUNGS_A_STEP = 2
+RUNGS_A_STEP = 4
 """The longest step down is so many rungs: a finer ladder finds the best cap more closely."""
 
 
 class Ladder:
-    """Caps of one engine in watts of each GPU: from the prior limit down to the floor, in half steps."""
+    """Caps of one engine in watts of each GPU: from the prior limit down to the floor, in quarter steps."""
 
     def __init__(self, prior_watts: float, limits: CardLimits, rules: CapRules) -> None:
         self.prior_watts = prior_watts

@@ -33,7 +33,7 @@ class CapRules:
     """19 of 20 calls have a mean gap between their tokens of at most this."""
     slack_use: float = 0.5
     """Share of the tightest workflow's slack that a slower engine may use up; the rest is for surprises."""
-    margin_share: float = 0.05
+    margin_share: float = 0.02
     """A lower cap must keep each target with so much of it to spare; the present cap only the target itself. Without
     the gap between the two, a cap at the edge would go down and up for ever."""
     untargeted_stretch: float = 1.01
@@ -48,11 +48,11 @@ class CapRules:
     """The longest step down…"""
     step_seconds: float = 10.0
     """…and the least time from one to the next: so each step is seen in answers before the next."""
-    hysteresis_share: float = 0.01
+    hysteresis_share: float = 0.005
     """A step down must promise to save so much of the joules a token; noise alone promises less."""
     calm_seconds: float = 30.0
     """After a danger: no step down for so long."""
-    bar_seconds: float = 300.0
+    bar_seconds: float = 120.0
     """A cap under which a target was missed is not tried again for so long, nor any below it."""
 
     # --- what it looks at ---

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scheduler.energy.model.equations import CAP, DRAW, ENERGY, IDLE, SIZE, Limits, new_filter
+from scheduler.energy.model.astray import Astray
+from scheduler.energy.model.equations import CAP, DRAW, ENERGY, IDLE, SIZE, Limits, most_watts, new_filter
 from scheduler.energy.model.expect import Expected, expect, interval
 from scheduler.energy.model.noise import EDGE_SECONDS, Noise
 from scheduler.energy.model.results import CallCost, CapState, Interval, Learned, StepCost, TokenCost, WindowCost
-from scheduler.energy.model.state import ModelState, describe, exported, restored
+from scheduler.energy.model.state import JOULES_LEAST, ModelState, describe, exported, restored
 from scheduler.energy.work import Work, call_work
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ WANDER_PER_HOUR = 0.01
 """Variance (relative, squared) that coefficients gain an hour while all is well: ±10 % in an hour are believable."""
 DOUBT = 0.5
 """Relative standard error of every coefficient after an alarm."""
-IDLE_DOUBT, CAP_DOUBT = 0.02, 0.4
+IDLE_DOUBT, CAP_DOUBT = 0.02, 0.2
 """Of that, for what belongs to the card more than to the model on it."""
 DRIFTING_SECONDS = 60.0
 """So long after an alarm outliers count in full, and no further alarm is raised in the first third."""
@@ -33,6 +34,8 @@ SURELY_BOUND = 0.98
 SHARE_SECONDS = 0.08
 MOVED_NOISE = 4.0
 """A window in which the limit moved teaches with so many times the variance."""
+OVER_LIMIT = 1.5
+"""Times the limit, for as long as a window is, nothing draws on average: bursts that the limiter is too slow for do."""
 IDLE_BUSY_SECONDS = 0.02
 """A window with less than this and without work teaches idle power alone."""
 
@@ -42,6 +45,7 @@ class EnergyModel:
 
     def __init__(self, prior: Prior) -> None:
         self.prior = prior
+        self._most_watts = most_watts(prior)
         self._state = ModelState(new_filter(prior), Noise())
 
     # --- learning ---
@@ -115,6 +119,8 @@ class EnergyModel:
         expected = before if limits == _same(window.limit_watts) else self._expect(window.work, window.seconds, limits)
         # A draw that the cap sets says nothing of the demand but that it is higher: what energy prices say already.
         self._update(expected, window, busy, joules, ENERGY if held and expected.bound else None)
+        if self._astray(window, predicted.joules.value):
+            self._begin_anew()
         state.used += 1
         state.used_binding += limits.prefill is not None
         return Learned(True, (), predicted, planned, joules, covered if joules is not None else None, drift)
@@ -127,6 +133,31 @@ class EnergyModel:
         self.doubt()
         state.alarms += 1
         return True
+
+    def _astray(self, window: Window, predicted: float) -> bool:
+        """It has lost its way: what it predicts is far off, window after window, or is no number at all."""
+        state, joules = self._state, window.energy.gpu
+        beliefs = state.beliefs
+        if not (np.isfinite(beliefs.mean).all() and np.isfinite(beliefs.covariance).all()):
+            return True
+        if joules is None or joules < JOULES_LEAST or window.limit_moved:
+            return False
+        if not state.astray.needs_prior(abs(predicted / joules - 1)):
+            return False
+        first, noise, limit = new_filter(self.prior), Noise(), _same(window.limit_watts)
+        believed = expect(first, noise, window.work, window.seconds, limit, EDGE_SECONDS, self._most_watts)
+        value, _ = believed.given_busy(window.busy_seconds)
+        return state.astray.saw_prior(abs(value / joules - 1))
+
+    def _begin_anew(self) -> None:
+        """Back to the prior, with wide intervals, as after an alarm. Idle power is kept: other windows teach it."""
+        state, before = self._state, self._state.beliefs
+        state.beliefs, state.noise, state.astray = new_filter(self.prior), Noise(), Astray()
+        idle = before.mean[IDLE], before.covariance[IDLE, IDLE]
+        if np.isfinite(idle).all():
+            state.beliefs.mean[IDLE], state.beliefs.covariance[IDLE, IDLE] = idle
+        self.doubt()
+        state.begun_anew += 1
 
     def _update(
         self, expected: Expected, window: Window, busy: float, joules: float | None, kept: slice | None
@@ -205,10 +236,17 @@ class EnergyModel:
             quantile = state.idle.quantile
         cap: CapState = "none" if limit_watts is None else "binding" if expected.binding > 0.01 else "not_binding"
         return WindowCost(
-            interval(joules, quantile * error),
+            interval(joules, quantile * error, *self._possible(seconds, limit_watts)),
             interval(expected.busy_seconds, state.busy.quantile * expected.busy_error),
             cap,
         )
+
+    def _possible(self, seconds: float, limit_watts: float | None) -> tuple[float, float]:
+        """(least, most) joules of any work within so many seconds."""
+        most = self._most_watts
+        if limit_watts:
+            most = min(most, OVER_LIMIT * limit_watts)
+        return float(self._state.beliefs.values[IDLE]) * seconds, most * seconds
 
     def step(
         self, batch: float, context_tokens: float, prefill_tokens: float = 0.0, limit_watts: float | None = None
@@ -268,7 +306,7 @@ class EnergyModel:
         return interval(expected.busy_seconds, state.busy.quantile * expected.busy_error), joules, expected
 
     def _expect(self, work: Work, seconds: float, limits: Limits, edge_seconds: float = EDGE_SECONDS) -> Expected:
-        return expect(self._state.beliefs, self._state.noise, work, seconds, limits, edge_seconds)
+        return expect(self._state.beliefs, self._state.noise, work, seconds, limits, edge_seconds, self._most_watts)
 
     def _idle_error(self, seconds: float) -> float:
         beliefs = self._state.beliefs

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 # Places in the vector of coefficients.
 TIME = slice(0, 6)
 ENERGY = slice(6, 12)
-PROMPT, IDLE, ONSET, DECODE_EXPONENT, PREFILL_EXPONENT, DRAW = range(12, 18)
-CAP = slice(14, 18)
-SIZE = 18
+PROMPT, IDLE, ONSET, DECODE_EXPONENT, PREFILL_EXPONENT, DRAW, AVERAGE = range(12, 19)
+CAP = slice(14, 19)
+SIZE = 19
 NAMES = (
     *(f"time.{name}" for name in Prices._fields),
     *(f"energy.{name}" for name in Prices._fields),
@@ -35,11 +35,19 @@ UNITS = (
     *(f"J/{name}" for name in Prices._fields),
     "s/prompt",
     "W",
-    *("1" for _ in CapPrior._fields),
+    *("s" if name == "average_seconds" else "1" for name in CapPrior._fields),
 )
+STEP, PREFILL_TOKEN = Prices._fields.index("step"), Prices._fields.index("prefill_token")
 TINY = 1e-12
 IDLE_LEAST = 0.05
 """Of the prior: no card that is on draws nothing."""
+PRICE_LEAST = 0.1
+"""Of the prior, for the time and energy of a step and of a prompt token: no model does its work for nothing. Without
+this floor time prices run away to 0 under a cap: what is over the limit takes onset·energy/limit at an exponent near 1,
+whatever its time without the limit is, so nothing there holds them."""
+MOST_WATTS = 2.5
+"""Times the highest demand of any kind of work by the prior, whose energy may be 30 % too low and time as much too
+high."""
 BLUR_LEAST = 0.01
 """Steps of a window are not all alike: a limit begins to bind for some before it does for most."""
 
@@ -49,9 +57,13 @@ def new_filter(prior: Prior) -> Filter:
     values, errors = prior_values(prior)
     low, high = np.zeros(SIZE), np.full(SIZE, MOST)
     low[IDLE] = IDLE_LEAST
-    # Every card that was measured lies far within: memory-bound work loses clock first, and power never over the limit.
+    for prices in (TIME, ENERGY):
+        low[prices.start + STEP] = low[prices.start + PREFILL_TOKEN] = PRICE_LEAST
+    # Every card that was measured lies far within: memory-bound work loses clock first. Power settles below the limit,
+    # and bursts that the limiter is too slow for may carry its mean a little over.
     for place, least, most in (
-        (ONSET, 0.5, 1.3), (DECODE_EXPONENT, 0.0, 2.0), (PREFILL_EXPONENT, 0.0, 2.0), (DRAW, 0.9, 1.02)
+        (ONSET, 0.8, 1.0), (DECODE_EXPONENT, 0.4, 1.1), (PREFILL_EXPONENT, 0.4, 1.1), (DRAW, 0.95, 1.05),
+        (AVERAGE, 0.0, 0.3),
     ):  # fmt: skip
         low[place], high[place] = min(1.0, least / values[place]), max(1.0, most / values[place])
     return Filter(values, errors, (low, high))
@@ -68,8 +80,15 @@ def prior_values(prior: Prior) -> tuple[Floats, Floats]:
     relative[ENERGY] = prior.energy_uncertainty
     relative[IDLE] = prior.idle_uncertainty
     relative[CAP] = prior.cap_uncertainty
+    relative[AVERAGE] = 1.0
     relative[DRAW] = min(prior.cap_uncertainty, 0.01)  # 0.989 to 0.996 on every card that was measured
     return values, values * relative
+
+
+def most_watts(prior: Prior) -> float:
+    """More than this no work can draw, whatever is believed: watts of all GPUs together."""
+    kinds = (STEP, Prices._fields.index("context_token"), PREFILL_TOKEN, Prices._fields.index("attention_pair"))
+    return MOST_WATTS * (prior.idle_watts + max(prior.energy[kind] / prior.time[kind] for kind in kinds))
 
 
 class Forward(NamedTuple):
@@ -89,35 +108,72 @@ class Limits(NamedTuple):
     prefill: float | None
 
 
-def forward(coefficients: Floats, work: Work, limits: Limits, blur: float = 0.0) -> Forward:
+def forward(
+    coefficients: Floats, work: Work, limits: Limits, blur: float = 0.0, most: float = float("inf")
+) -> Forward:
     """Time and energy of work under power limits. `coefficients` has the shape (n, SIZE).
 
     A limit acts on a step and not on a window, and a step with prompt tokens may draw twice what a decode step draws.
     So the window is taken for two kinds of step: `prompts` of them with all of the prefill and their part of the
     decoding, the rest with decoding alone.
 
+    Nor does it act at once: a prefill that lasts less than the limiter's average takes to get there is not held back.
+    The average that a step with prompt tokens finds is taken to be the work's mean demand. Decoding lasts long, and
+    what comes before it draws more, so it feels all of the limit.
+
     `blur`: relative standard error of the demand. Where it is not known on which side of the limit the demand lies, its
     mean over both sides is taken: else the model would be sure of what follows from a belief that it is not sure of.
+    `most`: watts that no demand can be over.
     """
     c = coefficients
     decode, prefill = np.array(work[:4]), np.array(work[4:6])
     decode_seconds, decode_joules = c[:, 0:4] @ decode, c[:, 6:10] @ decode
     prefill_seconds = c[:, 4:6] @ prefill + c[:, PROMPT] * work.prompts
     prefill_joules = c[:, 10:12] @ prefill
-    mixed = min(1.0, work.prompts / work.steps) if work.steps > 0 else 1.0
+    mixed = _mixed_share(work)
     alone = 1 - mixed
-    pure = _under(c, alone * decode_seconds, alone * decode_joules, c[:, DECODE_EXPONENT], limits.decode, blur)
-    seconds, joules = mixed * decode_seconds + prefill_seconds, mixed * decode_joules + prefill_joules
+    above = most - c[:, IDLE]
+    pure_seconds = alone * decode_seconds
+    pure_joules = np.minimum(alone * decode_joules, above * np.maximum(pure_seconds, TINY))
+    pure = _under(c, pure_seconds, pure_joules, c[:, DECODE_EXPONENT], limits.decode, blur)
+    seconds = mixed * decode_seconds + prefill_seconds
+    joules = np.minimum(mixed * decode_joules + prefill_joules, above * np.maximum(seconds, TINY))
     share = prefill_seconds / np.maximum(seconds, TINY)
     exponent = c[:, DECODE_EXPONENT] * (1 - share) + c[:, PREFILL_EXPONENT] * share
-    both = _under(c, seconds, joules, exponent, limits.prefill, blur)
+    burst = None
+    if limits.prefill is not None:
+        burst = _Burst(
+            seconds / max(mixed * work.steps, 1.0),
+            c[:, IDLE] + (joules + pure_joules) / np.maximum(seconds + pure_seconds, TINY),
+        )
+    both = _under(c, seconds, joules, exponent, limits.prefill, blur, burst)
     busy = pure[0] + both[0]
     return Forward(busy, pure[1] + both[1], (pure[2] + both[2]) / np.maximum(busy, TINY))
 
 
+def _mixed_share(work: Work) -> float:
+    """Of the steps, those with prompt tokens: prompts fall into steps at random, several into some of them, and a step
+    that is none of theirs decodes something."""
+    steps = work.steps
+    if steps <= 1:
+        return 1.0 if work.prompts or not steps else 0.0
+    free = min((1 - 1 / steps) ** work.prompts, work.decode_tokens / steps)
+    return 1 - free
+
+
+class _Burst(NamedTuple):
+    """Steps that the limiter may be too slow for."""
+
+    seconds: Floats
+    """Each of them, without a limit."""
+    before_watts: Floats
+    """The average demand when they begin."""
+
+
 def _under(
-    c: Floats, seconds: Floats, joules: Floats, exponent: Floats, limit_watts: float | None, blur: float
-) -> tuple[Floats, Floats, Floats]:
+    c: Floats, seconds: Floats, joules: Floats, exponent: Floats, limit_watts: float | None, blur: float,
+    burst: _Burst | None = None,
+) -> tuple[Floats, Floats, Floats]:  # fmt: skip
     """Steps of one kind under a limit: (seconds, joules above idle, seconds in which it binds)."""
     if limit_watts is None:
         return seconds, joules, np.zeros_like(seconds)
@@ -128,8 +184,26 @@ def _under(
     held = np.maximum(c[:, DRAW] * limit_watts, idle)
     over, binding = _positive_part((demand - held) / spread)
     slow, _ = _positive_part((c[:, ONSET] * demand / limit_watts - 1) * (usual / spread))
-    slowed = seconds * (1 + slow * spread / usual) ** exponent
-    return slowed, (demand - over * spread - idle) * slowed, binding * slowed
+    slowdown = (1 + slow * spread / usual) ** exponent
+    if burst is None:
+        slowed = seconds * slowdown
+        return slowed, (demand - over * spread - idle) * slowed, binding * slowed
+    felt = _felt(burst, demand, np.maximum(over * spread, 1e-6 * usual), c[:, AVERAGE])
+    held_seconds, free_seconds = seconds * felt * slowdown, seconds * (1 - felt)
+    above = (demand - over * spread - idle) * held_seconds + (demand - idle) * free_seconds
+    return held_seconds + free_seconds, above, binding * held_seconds
+
+
+def _felt(burst: _Burst, demand: Floats, over: Floats, average_seconds: Floats) -> Floats:
+    """How much of a limit steps feel, 0 to 1: the mean over them of (average − held) / (demand − held) where that is
+    positive, `over` being demand − held and the average moving exponentially from what it was to the demand."""
+    constant = np.maximum(average_seconds, 1e-6)
+    gap = np.maximum(demand - burst.before_watts, 0.0)
+    lasts = np.maximum(burst.seconds, TINY)
+    left = np.maximum(lasts - constant * np.log(np.maximum(gap / over, 1.0)), 0.0)
+    missing = np.minimum(gap / over, 1.0) * constant * -np.expm1(-left / constant)
+    felt: Floats = np.clip((left - missing) / lasts, 0.0, 1.0)
+    return felt
 
 
 def _positive_part(z: Floats) -> tuple[Floats, Floats]:
@@ -140,14 +214,16 @@ def _positive_part(z: Floats) -> tuple[Floats, Floats]:
     return np.where(z > 20.0, z, width * np.log1p(np.exp(scaled))), 1 / (1 + np.exp(-scaled))
 
 
-def jacobian(values: Floats, scale: Floats, work: Work, limits: Limits, blur: float) -> tuple[Forward, Floats]:
+def jacobian(
+    values: Floats, scale: Floats, work: Work, limits: Limits, blur: float, most: float
+) -> tuple[Forward, Floats]:
     """(the forward model at `values`, d(busy seconds, joules above idle)/d(values / scale) of shape (2, SIZE)).
 
     By differences, over all coefficients in one call: 0.1 % of the prior is fine enough for every bend.
     """
     step = 1e-3
     shifted = np.vstack([values, values + np.diag(step * scale)])
-    result = forward(shifted, work, limits, blur)
+    result = forward(shifted, work, limits, blur, most)
     seconds, joules = result.busy_seconds, result.above_idle_joules
     slopes = np.vstack([(seconds[1:] - seconds[0]) / step, (joules[1:] - joules[0]) / step])
     return Forward(seconds[:1], joules[:1], result.binding[:1]), slopes

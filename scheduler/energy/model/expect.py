@@ -37,11 +37,15 @@ class Expected(NamedTuple):
     """(2, 2): with the coefficients' own uncertainty."""
     binding: float
     """Share of the busy time in which the cap binds."""
+    most_watts: float
+    """No work draws more."""
 
     def given_busy(self, busy_seconds: float) -> tuple[float, float]:
         """(joules, standard error) once the busy time is known: what it says of the joules is taken in."""
-        gain = float(self.total[1, 0] / self.total[0, 0])
-        variance = float(self.total[1, 1]) - gain * float(self.total[0, 1])
+        # A second more of busy time costs no more than the card can draw, whatever a covariance that is lost says.
+        gain = min(max(float(self.total[1, 0] / self.total[0, 0]), 0.0), self.most_watts)
+        both = float(self.total[0, 1])
+        variance = float(self.total[1, 1]) + gain * (gain * float(self.total[0, 0]) - 2 * both)
         return self.joules + gain * (busy_seconds - self.busy_seconds), _root(variance)
 
     @property
@@ -60,27 +64,31 @@ class Expected(NamedTuple):
         return _root(self.total[0, 0])
 
 
-def expect(beliefs: Filter, noise: Noise, work: Work, seconds: float, limits: Limits, edge_seconds: float) -> Expected:
-    """Of work within some seconds under limits. `edge_seconds`: see Noise; 0 for what has no edges."""
+def expect(
+    beliefs: Filter, noise: Noise, work: Work, seconds: float, limits: Limits, edge_seconds: float, most_watts: float
+) -> Expected:
+    """Of work within some seconds under limits. `edge_seconds`: see Noise; 0 for what has no edges. `most_watts`: what
+    no work draws more than."""
     values = beliefs.values
     blur = 0.0
     if limits.prefill is not None:
         blur = demand_error(values, beliefs.scale, beliefs.covariance, work)
-    result, slopes = jacobian(values, beliefs.scale, work, limits, blur)
+    result, slopes = jacobian(values, beliefs.scale, work, limits, blur, most_watts)
     busy = float(result.busy_seconds[0])
     above = float(result.above_idle_joules[0])
     slopes[1, IDLE] += seconds * beliefs.scale[IDLE]
     binding = float(result.binding[0])
-    watts = above / busy if busy > 1e-6 and above > 0 else float(values[IDLE])
+    watts = min(above / busy, most_watts) if busy > 1e-6 and above > 0 else float(values[IDLE])
     own = noise.covariance(busy, watts, edge_seconds, bound=binding > BOUND_SHARE)
     total = slopes @ beliefs.covariance @ slopes.T + own
-    return Expected(busy, float(values[IDLE]) * seconds + above, slopes, own, total, binding)
+    return Expected(busy, float(values[IDLE]) * seconds + above, slopes, own, total, binding, most_watts)
 
 
-def interval(value: float, half_width: float) -> Interval:
-    """Around a figure that cannot be negative."""
-    value = max(value, 0.0)
-    return Interval(value, max(value - half_width, 0.0), value + half_width)
+def interval(value: float, half_width: float, least: float = 0.0, most: float = float("inf")) -> Interval:
+    """Around a figure that cannot be negative, below `least` or over `most` (its upper bound neither). The lower bound
+    may be below `least`, which is a belief itself."""
+    value = min(max(value, least), max(most, least))
+    return Interval(value, max(value - half_width, 0.0), max(value, min(value + half_width, most)))
 
 
 def _root(variance: float) -> float:

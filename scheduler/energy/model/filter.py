@@ -17,6 +17,11 @@ MOST = 20.0
 """Times the prior: a coefficient beyond that is not learned but lost."""
 
 
+STEP_MOST = 1.0
+"""One window moves no coefficient by more than itself (or by more than 0.3 of the prior, where it is less)."""
+STEP_LEAST = 0.3
+
+
 class Filter:
     """Mean and covariance of coefficients divided by `scale`; never outside `bounds` (0 to 20, in units of the prior,
     where none are given), and never made less certain by time than `widest`.
@@ -76,20 +81,26 @@ class Filter:
         gain = np.linalg.solve(total, spread).T
         if kept is not None:
             gain[kept] = 0.0
-        self.mean = self.mean + gain @ residual
+        move = gain @ residual
+        room = STEP_MOST * np.maximum(self.mean, STEP_LEAST)
+        self.mean = self.mean + move * min(1.0, 1.0 / max(float(np.max(np.abs(move) / room)), 1e-12))
         left = np.eye(len(self.mean)) - gain @ slopes  # Joseph's form: stays symmetric and positive with any gain
-        self.covariance = left @ self.covariance @ left.T + gain @ (noise / weight) @ gain.T
-        self._not_negative()
+        after = left @ self.covariance @ left.T + gain @ (noise / weight) @ gain.T
+        self.covariance = (after + after.T) / 2
+        self._into_bounds()
         return weight
 
-    def _not_negative(self) -> None:
-        """Onto the nearest coefficients that are ≥ 0, near as the covariance measures; the worst one first."""
+    def _into_bounds(self) -> None:
+        """Onto the nearest coefficients that are not below their bounds, near as the covariance measures; the worst one
+        first. What is over its bound is cut off."""
+        low, high = self.bounds
         for _ in range(len(self.mean)):
-            place = int(np.argmin(self.mean))
-            if self.mean[place] >= 0:
+            below = low - self.mean
+            place = int(np.argmax(below))
+            if below[place] <= 0:
                 break
             variance = self.covariance[place, place]
             if variance > 0:
-                self.mean = self.mean - self.covariance[:, place] * (self.mean[place] / variance)
-            self.mean[place] = 0.0
-        self.mean = np.clip(self.mean, *self.bounds)
+                self.mean = self.mean + self.covariance[:, place] * (below[place] / variance)
+            self.mean[place] = low[place]
+        self.mean = np.clip(self.mean, low, high)

@@ -18,12 +18,16 @@ class Prices(NamedTuple):
 
 
 class CapPrior(NamedTuple):
-    """The cap layer: slowdown = max(1, onset·demand/limit)^exponent, draw = min(demand, draw·limit)."""
+    """The cap layer: slowdown = max(1, onset·demand/limit)^exponent, draw = min(demand, draw·limit), in so far as the
+    moving average of demand that the card's limiter acts on is over that already."""
 
     onset: float = 0.9
     decode_exponent: float = 0.8
     prefill_exponent: float = 0.85
     draw: float = 0.99
+    average_seconds: float = 0.05
+    """Time constant of that average. Bursts on an H200 said 0.03; of other cards nobody knows: 0 to 3 times this is
+    believed."""
 
 
 @dataclass(frozen=True)

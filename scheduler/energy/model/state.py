@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scheduler.energy.model.astray import Astray
 from scheduler.energy.model.coverage import Coverage
 from scheduler.energy.model.drift import DriftTest
 from scheduler.energy.model.equations import NAMES, SIZE, UNITS, new_filter, prior_values
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from scheduler.energy.model.filter import Filter
     from scheduler.energy.model.prior import Prior
 
-VERSION = 1
+VERSION = 2
 COVERAGES = ("given", "planned", "busy", "idle")
-COUNTS = ("used", "used_idle", "used_binding", "alarms")
+COUNTS = ("used", "used_idle", "used_binding", "alarms", "begun_anew")
 ERROR_RATE = 0.02
 JOULES_LEAST = 1.0
 """Of less, no relative error is taken."""
@@ -40,6 +41,7 @@ class ModelState:
     """Of joules of idle windows."""
     drift: DriftTest = field(default_factory=lambda: DriftTest(2))
     idle_drift: DriftTest = field(default_factory=lambda: DriftTest(1))
+    astray: Astray = field(default_factory=Astray)
     drifting_seconds: float = 0.0
     """What is left of the time after an alarm in which it learns fast."""
     last_end: float | None = None
@@ -48,6 +50,8 @@ class ModelState:
     used_idle: int = 0
     used_binding: int = 0
     alarms: int = 0
+    begun_anew: int = 0
+    """So often it had gone astray and went back to its prior."""
     marked: dict[str, int] = field(default_factory=dict)
     """Why a window taught nothing → how many."""
     relative_error: float | None = None
@@ -80,6 +84,7 @@ def exported(state: ModelState) -> dict[str, Any]:
         **{name: getattr(state, name).export() for name in COVERAGES},
         "drift": state.drift.export(),
         "idle_drift": state.idle_drift.export(),
+        "astray": state.astray.export(),
         "drifting_seconds": state.drifting_seconds,
         **{name: getattr(state, name) for name in COUNTS},
         "marked": dict(state.marked),
@@ -104,6 +109,7 @@ def restored(data: dict[str, Any], prior: Prior) -> ModelState:
             setattr(state, name, Coverage.restored(data[name]))
         state.drift = DriftTest.restored(data["drift"])
         state.idle_drift = DriftTest.restored(data["idle_drift"])
+        state.astray = Astray.restored(data["astray"])
         state.drifting_seconds = float(data["drifting_seconds"])
         for name in COUNTS:
             setattr(state, name, int(data[name]))
@@ -159,6 +165,7 @@ def describe(state: ModelState, prior: Prior) -> dict[str, Any]:
             "level": max(state.drift.level, state.idle_drift.level),
             "drifting": state.drifting_seconds > 0,
             "alarms": state.alarms,
+            "begun_anew": state.begun_anew,
         },
         "windows": {
             "used": state.used,
