@@ -31,6 +31,7 @@ from scheduler.events import (
 )
 from scheduler.patience import Patience
 from scheduler.policies import make_policy
+from scheduler.policies.base import View
 from scheduler.quotas import Quotas
 from scheduler.state import CallState, ReadyCalls
 from scheduler.workflow.book import WorkflowBook
@@ -83,6 +84,8 @@ class Scheduler:
         self._newly_ready: CallState | None = None
         self.workflows = WorkflowBook(config.workflow_limits)
         self.energy = EnergyDesk(config.energy, config.joule_quotas, now)
+        self.view = View(self.engines, self.calls, self.ready, self.workflows, self.energy)
+        self.policy.begin(self.view, now)
         self.draining = False
         self._sequence = 0
         self._wake_at: float | None = None
@@ -142,6 +145,7 @@ class Scheduler:
         self._newly_ready = call
         if event.workflow_id or event.watched:
             call.node = self.workflows.call_arrived(event, now)
+        self.policy.arrived(call, now)
 
     def _answered_here(self, event: AnsweredHere, now: float, actions: list[Action]) -> None:
         if (refusal := self._refusal(event.call_id, None)) is not None:
@@ -222,6 +226,7 @@ class Scheduler:
             actions.append(Reject(event.call_id, 502, event.reason, message, 1.0))
             self._forget(call, 0, now, event.reason)
             return
+        self.policy.ended(call, now)
         self._leave_engine(call)
         self.energy.left(event.call_id, engine.name, now)
         if call.node is not None:
@@ -229,6 +234,7 @@ class Scheduler:
         call.avoid = engine.name
         self.ready.add(call, front=True)
         self._newly_ready = call
+        self.policy.arrived(call, now)
 
     def _client_gone(self, event: ClientGone, now: float, actions: list[Action]) -> None:
         call = self.calls.get(event.call_id)
@@ -260,6 +266,7 @@ class Scheduler:
 
     def _policy_changed(self, event: PolicyChanged, now: float, actions: list[Action]) -> None:
         self.policy = make_policy(event.name, dict(event.options))
+        self.policy.begin(self.view, now)
 
     def _drain(self, event: Draining, now: float, actions: list[Action]) -> None:
         self.draining = True
@@ -290,6 +297,7 @@ class Scheduler:
             call.attempts += 1
             engine.in_flight += 1
             engine.breaker.sent()
+            self.policy.sent(call, engine, now)
             self.energy.sent(call.arrived, engine.name, now)
             if call.node is not None:
                 self.workflows.call_started(call.arrived.call_id, now)
@@ -336,6 +344,7 @@ class Scheduler:
         """The call is over, wherever it stands: free its place and settle its key's account. `reason`: why it has no
         answer, if it has none."""
         call_id = call.arrived.call_id
+        self.policy.ended(call, now)
         self.energy.stopped(call.arrived, call.engine, used_tokens, now)  # of no effect on one that finished
         if call.node is not None:
             self.workflows.call_failed(call_id, now, reason)  # of no effect on one that finished

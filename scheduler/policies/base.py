@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from scheduler.energy.desk import EnergyDesk
     from scheduler.state import CallState, EngineState, ReadyCalls
+    from scheduler.workflow.book import WorkflowBook
 
 
 class Choice(NamedTuple):
@@ -20,10 +22,23 @@ class Choice(NamedTuple):
     priority: int | None = None
 
 
+class View(NamedTuple):
+    """All that the scheduler knows: to be looked at, not to be changed."""
+
+    engines: Mapping[str, EngineState]
+    calls: Mapping[str, CallState]
+    """Held and running."""
+    ready: ReadyCalls
+    """Held."""
+    workflows: WorkflowBook
+    energy: EnergyDesk
+
+
 class Policy(ABC):
     """A policy decides one call at a time: the core carries a choice out and asks again until there is none.
 
-    It sees the state and changes nothing; it has no clock and no randomness, so that a log of events replays.
+    It sees the state and changes nothing; it has no clock and no randomness, so that a log of events replays. What
+    happens to calls is told to it as it happens, so that it need not look through them all for a decision.
     """
 
     name: ClassVar[str]
@@ -38,6 +53,18 @@ class Policy(ABC):
     @abstractmethod
     def next(self, ready: ReadyCalls, engines: Sequence[EngineState], now: float) -> Choice | float | None:
         """The next call to run; or a time at which to look again; or None: nothing until something happens."""
+
+    def begin(self, view: View, now: float) -> None:
+        """It decides from now on. There may be held and running calls already."""
+
+    def arrived(self, call: CallState, now: float) -> None:
+        """A call is held: it came, or an attempt failed and it is to be sent again."""
+
+    def sent(self, call: CallState, engine: EngineState, now: float) -> None:
+        """Its choice was carried out."""
+
+    def ended(self, call: CallState, now: float) -> None:
+        """A call is over, or its attempt has failed; `call.engine` says where it was, None: it was held."""
 
     @classmethod
     def options_errors(cls, options: Mapping[str, object]) -> list[tuple[str, str]]:
