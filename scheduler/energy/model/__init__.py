@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scheduler.energy.model.prior import CapPrior, Prices, Prior
 from scheduler.energy.model.results import CallCost, Interval, Learned, StepCost, TokenCost, WindowCost
+from scheduler.energy.model.steps import StepPrices
 
 if TYPE_CHECKING:
     from scheduler.energy.model.core import EnergyModel
@@ -22,6 +23,7 @@ __all__ = [
     "Prices",
     "Prior",
     "StepCost",
+    "StepPrices",
     "TokenCost",
     "WindowCost",
 ]

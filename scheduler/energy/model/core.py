@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scheduler.energy.model.astray import Astray
-from scheduler.energy.model.equations import CAP, DRAW, ENERGY, IDLE, SIZE, Limits, most_watts, new_filter
+from scheduler.energy.model.equations import CAP, DRAW, ENERGY, IDLE, SIZE, Limits, most_watts, new_filter, step_prices
 from scheduler.energy.model.expect import Expected, expect, interval
 from scheduler.energy.model.noise import EDGE_SECONDS, Noise
 from scheduler.energy.model.results import CallCost, CapState, Interval, Learned, StepCost, TokenCost, WindowCost
@@ -16,6 +16,7 @@ from scheduler.energy.work import Work, call_work
 
 if TYPE_CHECKING:
     from scheduler.energy.model.prior import Prior
+    from scheduler.energy.model.steps import StepPrices
     from scheduler.energy.window import Window
 
 WANDER_PER_HOUR = 0.01
@@ -47,6 +48,7 @@ class EnergyModel:
         self.prior = prior
         self._most_watts = most_watts(prior)
         self._state = ModelState(new_filter(prior), Noise())
+        self._prices: StepPrices | None = None
 
     # --- learning ---
 
@@ -57,6 +59,7 @@ class EnergyModel:
         """
         state = self._state
         known = window.energy.gpu
+        self._prices = None
         self._pass_time(window)
         if window.why:
             for why in window.why:
@@ -208,6 +211,7 @@ class EnergyModel:
         size[IDLE] = IDLE_DOUBT * relative
         size[CAP] = CAP_DOUBT * relative
         size[DRAW] = 0.0
+        self._prices = None
         self._state.beliefs.doubt(size)
         self._state.drifting_seconds = DRIFTING_SECONDS
 
@@ -263,6 +267,14 @@ class EnergyModel:
         variance = slopes @ self._state.beliefs.covariance @ slopes + ratio @ expected.noise @ ratio
         half = self._state.given.quantile * float(np.sqrt(max(variance, 0.0)))
         return StepCost(seconds, joules, interval(draw, half))
+
+    def prices(self) -> StepPrices:
+        """What is believed now, as plain floats: for whoever wants the seconds and joules of thousands of steps and no
+        intervals. The same object until something new is learned; ask again rather than keep it."""
+        if self._prices is None:
+            beliefs = self._state.beliefs
+            self._prices = step_prices(beliefs.values, beliefs.scale, beliefs.covariance, self._most_watts)
+        return self._prices
 
     def decode(self, batch: float, context_tokens: float, limit_watts: float | None = None) -> TokenCost:
         """A token of one among `batch` sequences of `context_tokens` each. ValueError for a batch below 1."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from scheduler.energy.model.filter import MOST, Filter
 from scheduler.energy.model.prior import CapPrior, Prices
+from scheduler.energy.model.steps import BLUR_LEAST, FLAT, LINEAR, TINY, WIDTH, Spread, StepPrices
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -38,7 +39,6 @@ UNITS = (
     *("s" if name == "average_seconds" else "1" for name in CapPrior._fields),
 )
 STEP, PREFILL_TOKEN = Prices._fields.index("step"), Prices._fields.index("prefill_token")
-TINY = 1e-12
 IDLE_LEAST = 0.05
 """Of the prior: no card that is on draws nothing."""
 PRICE_LEAST = 0.1
@@ -48,8 +48,6 @@ whatever its time without the limit is, so nothing there holds them."""
 MOST_WATTS = 2.5
 """Times the highest demand of any kind of work by the prior, whose energy may be 30 % too low and time as much too
 high."""
-BLUR_LEAST = 0.01
-"""Steps of a window are not all alike: a limit begins to bind for some before it does for most."""
 
 
 def new_filter(prior: Prior) -> Filter:
@@ -108,9 +106,7 @@ class Limits(NamedTuple):
     prefill: float | None
 
 
-def forward(
-    coefficients: Floats, work: Work, limits: Limits, blur: float = 0.0, most: float = float("inf")
-) -> Forward:
+def forward(coefficients: Floats, work: Work, limits: Limits, blur: float = 0.0, most: float = float("inf")) -> Forward:
     """Time and energy of work under power limits. `coefficients` has the shape (n, SIZE).
 
     A limit acts on a step and not on a window, and a step with prompt tokens may draw twice what a decode step draws.
@@ -132,7 +128,7 @@ def forward(
     prefill_joules = c[:, 10:12] @ prefill
     mixed = _mixed_share(work)
     alone = 1 - mixed
-    above = most - c[:, IDLE]
+    above = np.maximum(most - c[:, IDLE], 0.0)
     pure_seconds = alone * decode_seconds
     pure_joules = np.minimum(alone * decode_joules, above * np.maximum(pure_seconds, TINY))
     pure = _under(c, pure_seconds, pure_joules, c[:, DECODE_EXPONENT], limits.decode, blur)
@@ -209,9 +205,8 @@ def _felt(burst: _Burst, demand: Floats, over: Floats, average_seconds: Floats) 
 def _positive_part(z: Floats) -> tuple[Floats, Floats]:
     """(E max(0, z + N), P(z + N > 0)) for a standard normal N, which is taken for a logistic one of like width: it
     needs no error function, and is as smooth."""
-    width = 0.55
-    scaled = np.clip(z / width, -40.0, 40.0)
-    return np.where(z > 20.0, z, width * np.log1p(np.exp(scaled))), 1 / (1 + np.exp(-scaled))
+    scaled = np.clip(z / WIDTH, -FLAT, FLAT)
+    return np.where(z > LINEAR, z, WIDTH * np.log1p(np.exp(scaled))), 1 / (1 + np.exp(-scaled))
 
 
 def jacobian(
@@ -242,3 +237,20 @@ def demand_error(values: Floats, scale: Floats, covariance: Floats, work: Work) 
         return 0.0
     slopes = joules / total_joules - seconds / total_seconds
     return float(np.sqrt(max(float(slopes @ covariance @ slopes), 0.0)))
+
+
+def step_prices(values: Floats, scale: Floats, covariance: Floats, most: float) -> StepPrices:
+    """The coefficients as plain floats, with what `demand_error` makes of a decode step's three features."""
+    of_time = covariance[TIME, TIME] * np.outer(scale[TIME], scale[TIME])
+    of_energy = covariance[ENERGY, ENERGY] * np.outer(scale[ENERGY], scale[ENERGY])
+    of_both = covariance[TIME, ENERGY] * np.outer(scale[TIME], scale[ENERGY])
+    numbers = [float(value) for value in values]
+    return StepPrices(
+        Prices(*numbers[TIME]), Prices(*numbers[ENERGY]), numbers[PROMPT], numbers[IDLE], CapPrior(*numbers[CAP]),
+        most, _spread(of_time), _spread((of_both + of_both.T) / 2), _spread(of_energy),
+    )  # fmt: skip
+
+
+def _spread(of: Floats) -> Spread:
+    places = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
+    return Spread(*(float(of[place]) for place in places))
