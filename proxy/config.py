@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
@@ -16,7 +15,7 @@ from proxy.energy.config import EnergyConfig
 from proxy.parrot.config import ParrotConfig
 from proxy.power_config import PowerConfig
 from proxy.workflows.config import WorkflowsConfig
-from scheduler.policies import POLICIES
+from scheduler.policies import POLICIES, option_problems, unknown_policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,14 +114,12 @@ class PolicyConfig(Table):
     @classmethod
     def _known(cls, value: str) -> str:
         if value not in POLICIES:
-            near = get_close_matches(value, POLICIES, n=1)
-            hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(POLICIES)}"
-            raise ValueError(f"unknown policy {value!r}; {hint}")
+            raise ValueError(unknown_policy(value))
         return value
 
     @model_validator(mode="after")
     def _options(self) -> PolicyConfig:
-        if problems := POLICIES[self.name].options_errors(self.options):
+        if problems := option_problems(self.name, self.options):
             raise Problems([((option,), message) for option, message in problems])
         return self
 

@@ -22,8 +22,9 @@ from proxy.inner import InnerCalls
 from proxy.models import answer_models
 from proxy.own.request import OwnRequest
 from proxy.own.router import KEYLESS, PREFIXES, Router
+from proxy.policies import report_failed
 from proxy.routes import OTHER
-from scheduler.actions import Abort, Dispatch, Reject
+from scheduler.actions import Abort, Dispatch, PolicyFailed, Reject, WakeAt
 from scheduler.events import CallFailed, Draining, Tick
 
 if TYPE_CHECKING:
@@ -200,8 +201,12 @@ class Gateway:
         elif kind is Abort:
             assert isinstance(action, Abort)
             self.exchanges[action.call_id].abort()
+        elif kind is WakeAt:
+            assert isinstance(action, WakeAt)
+            self._wake_at(action.at - now)
         else:
-            self._wake_at(action.at - now)  # type: ignore[union-attr]  # WakeAt is what is left
+            assert isinstance(action, PolicyFailed)
+            report_failed(self, action)
 
     def _wake_at(self, seconds: float) -> None:
         at = self._loop.time() + max(0.0, seconds)

@@ -41,4 +41,13 @@ class WakeAt(NamedTuple):
     at: float
 
 
-Action = Dispatch | Reject | Abort | WakeAt
+class PolicyFailed(NamedTuple):
+    """The policy raised, or chose what cannot be done: `passthrough` decides from now on. Say so loudly; nothing else
+    is to be done. `hook`: the method."""
+
+    policy: str
+    hook: str
+    error: str
+
+
+Action = Dispatch | Reject | Abort | WakeAt | PolicyFailed

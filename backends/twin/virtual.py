@@ -6,7 +6,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from backends.twin.request import Finished, FirstToken
-from scheduler.actions import Abort, Dispatch, Reject
+from scheduler.actions import Abort, Dispatch, Reject, WakeAt
 from scheduler.events import CallFinished, ClientGone, Tick
 from scheduler.events import FirstToken as FirstTokenSeen
 
@@ -120,7 +120,7 @@ class World:
                 live.done(Answer(action.call_id, live.arrived_at, None, now, None, action.reason))
             elif isinstance(action, Abort):
                 self.engines[action.engine].abort(action.call_id, now)
-            elif action.at not in self._wakes:
+            elif isinstance(action, WakeAt) and action.at not in self._wakes:
                 self._wakes.add(action.at)
                 self.time.at(max(action.at, now), lambda at=action.at: self._wake(at))  # type: ignore[misc]
 
