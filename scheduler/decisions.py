@@ -21,6 +21,8 @@ ALTERNATIVES_MAX = 8
 RULES_MAX = 64
 """Of all policies; further ones are counted as `other`."""
 ANSWERED = "answered"
+_new: Any = tuple.__new__
+"""What a named tuple's own constructor calls: two a call are on every call's way."""
 AT_ONCE, TURN, RETRY = "at_once", "turn", "retry"
 """Rules of policies that say none: on arrival; when there was room; after a failed attempt."""
 
@@ -187,7 +189,7 @@ class DecisionLog:
             counts[name] += 1
         else:
             self._count_new(name)
-        call.sent = Sent(now, rule, engine.name, priority, engine.in_flight - 1, call.attempts, why, policy)
+        call.sent = _new(Sent, (now, rule, engine.name, priority, engine.in_flight - 1, call.attempts, why, policy))
         if len(engines) > 1:
             model = call.arrived.model
             others = [(o.name, o.in_flight) for o in engines if o is not engine and o.serves(model) and o.has_room(now)]
@@ -204,10 +206,10 @@ class DecisionLog:
     ) -> None:  # fmt: skip
         """A call is over."""
         arrived = call.arrived
-        record = Record(
+        record: Record = _new(Record, (
             arrived.call_id, arrived.key, arrived.workflow_id, arrived.node, call.arrived_at, call.held, call.sent,
             call.others, now, outcome, prompt_tokens, output_tokens, joules,
-        )  # fmt: skip
+        ))  # fmt: skip
         ring, place = self._ring, self._next
         if len(ring) < self.records_max:
             ring.append(record)
