@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 from scheduler.policies.base import Policy
 from scheduler.policies.fifo import Fifo
+from scheduler.policies.las import Las
 from scheduler.policies.options import Option, completed, problems
+from scheduler.policies.parrot import Parrot
 from scheduler.policies.passthrough import Passthrough
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (Passthrough, Fifo)}
+POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (Passthrough, Fifo, Parrot, Las)}
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 
