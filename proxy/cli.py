@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxy.cli_power import add_commands as add_power_commands
+from proxy.explain import add_command as add_explain_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         "--scheduling-policy", choices=("fcfs", "priority"), default="priority", help="(default: priority)"
     )
     twin.set_defaults(run=_twin)
+    add_explain_command(commands)
     add_power_commands(commands)
     return parser
 
@@ -264,8 +266,10 @@ def _hash_key(options: argparse.Namespace) -> int:
 
 
 def _replay(options: argparse.Namespace) -> int:
+    from proxy.policies import load_plugins
     from scheduler.eventlog import LogCut, LogFault, replay
 
+    load_plugins()
     events = different = 0
     try:
         with options.file.open(encoding="utf-8", errors="replace") as file:

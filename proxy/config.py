@@ -147,6 +147,8 @@ class LimitsConfig(Table):
     """waiting on one connection for the answer before theirs; over it 429 `pipeline_full`"""
     workflows: Count = 10_000
     """kept apart in the ledger; the one used longest ago is closed"""
+    decisions: Count = 4_096
+    """calls that are over whose decisions are remembered, for /admin/decisions"""
     response_roots: Count = 10_000
     """responses and sub-agents' sessions whose workflow is remembered; the one used longest ago is forgotten"""
     inner_answer_bytes: Count = 16_777_216

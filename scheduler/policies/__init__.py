@@ -23,8 +23,8 @@ _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 def unknown_policy(name: str) -> str:
     """What to say of a name that no policy has."""
     near = get_close_matches(name, POLICIES, n=1)
-    hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(POLICIES)}"
-    return f"unknown policy {name[:64]!r}; {hint}"
+    hint = f'did you mean "{near[0]}"? ' if near else ""
+    return f"unknown policy {name[:64]!r}; {hint}there are {', '.join(POLICIES)}"
 
 
 def option_problems(name: str, options: Mapping[str, object]) -> list[tuple[str, str]]:

@@ -1,9 +1,9 @@
 """`las`: least attained service first, as Autellix does it for programs of calls: what has had little goes first.
 
 Short workflows overtake long ones without anybody knowing lengths beforehand. Service is counted along the critical
-path (Autellix' ATLAS): a call has attained what the longest chain of calls before it took at engines; calls side by side
-do not add up. It is rounded to levels that double, so that workflows alike do not take turns and all end late; within a
-level the workflow that came first is first.
+path (Autellix' ATLAS): a call has attained what the longest chain of calls before it took at engines; what runs side by
+side does not add up. It is rounded to levels that double, so that workflows alike do not take turns and all end late;
+within a level the workflow that came first is first.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 A call goes before those of later workflows wherever it stands in its own, so that a join does not queue behind other
 people's maps; within a workflow the topologically first is first, and a task group goes out in a row, to one engine.
-Calls whose leading text is equal go to the engine that has it, unless that is much fuller than another. An engine with a
-latency-oriented call takes no more than `latency_in_flight`; the objective is deduced from the graph. Groups that fit
-nowhere do not wait: as many of them go as there is room.
+Calls whose leading text is equal go to the engine that has it, unless that is much fuller than another. An engine that
+has a latency-oriented call takes no more than `latency_in_flight`; the objective is deduced from the graph. Groups that
+fit nowhere do not wait: as many of them go as there is room.
 """
 
 from __future__ import annotations

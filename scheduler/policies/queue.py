@@ -21,8 +21,8 @@ Order = tuple[float, ...]
 
 
 class HeldQueue:
-    """A heap for each model. Entries of calls that are not held any more go when they come up, or when they are the most
-    of it.
+    """A heap for each model. Entries of calls that are not held any more go when they come up, or when they are the
+    most of it.
 
     One of `oldest_every` calls sent is the oldest: one before which `n` older ones are held is sent by the time of
     `(n + 1) · oldest_every` further calls that its model's engines take, whatever comes meanwhile.
