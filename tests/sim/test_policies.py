@@ -53,7 +53,7 @@ class FlowWorld(World):
         workflow_id, wide = f"d{self.declared}", rng.randrange(1, 5)
         maps = tuple(NodeSpec(f"map-{i}", prefix=(7, self.declared)) for i in range(wide))
         spec = WorkflowSpec(
-            "-", workflow_id, (*maps, NodeSpec("tool", after=("map-0",), tool=True),
+            "-", workflow_id, nodes=(*maps, NodeSpec("tool", after=("map-0",), tool=True),
             NodeSpec("end", after=(*[node.id for node in maps], "tool"), expected_output_tokens=40)),
             workflow_class=rng.choice([None, "interactive", "batch"]),
             deadline_seconds=rng.choice([None, 0.001, 5.0, 500.0]),
@@ -200,7 +200,8 @@ def test_las_counts_the_longest_way_and_not_the_sum() -> None:
     mind = scheduler("las", max_in_flight=64)
     maps = tuple(NodeSpec(f"m{i}") for i in range(20))
     mind.handle(
-        WorkflowDeclared("d", WorkflowSpec("-", "w", (*maps, NodeSpec("r", after=tuple(m.id for m in maps))))), 0.0
+        WorkflowDeclared("d", WorkflowSpec("-", "w", nodes=(*maps, NodeSpec("r", after=tuple(m.id for m in maps))))),
+        0.0,
     )
     for i in range(20):
         mind.handle(CallArrived(f"c{i}", "-", None, "w", 10, 10, f"m{i}"), 0.0)
@@ -213,7 +214,7 @@ def test_parrot_runs_a_join_before_the_maps_of_later_workflows() -> None:
     mind = scheduler("parrot", max_in_flight=2)
     for name in ("one", "two"):
         nodes = (NodeSpec("a"), NodeSpec("b"), NodeSpec("c", after=("a", "b")))
-        mind.handle(WorkflowDeclared(name, WorkflowSpec("-", name, nodes)), 0.0)
+        mind.handle(WorkflowDeclared(name, WorkflowSpec("-", name, nodes=nodes)), 0.0)
         for node in "ab":
             mind.handle(CallArrived(f"{name} {node}", "-", None, name, 10, 10, node), 0.0)
     assert mind.handle(CallFinished("one a", 10, 0, 10), 1.0) == [Dispatch("two a", "e0", 2)]
@@ -229,7 +230,7 @@ def test_parrot_sends_what_begins_alike_to_one_engine_and_groups_together() -> N
     mind = scheduler("parrot", 3)
     for number, text in enumerate([11, 22, 11, 22, 11, 22]):
         name = f"w{number}"
-        mind.handle(WorkflowDeclared(name, WorkflowSpec("-", name, (NodeSpec("a", prefix=(text,)),))), 0.0)
+        mind.handle(WorkflowDeclared(name, WorkflowSpec("-", name, nodes=(NodeSpec("a", prefix=(text,)),))), 0.0)
     where: dict[int, set[str]] = {11: set(), 22: set()}
     for number, text in enumerate([11, 22, 11, 22, 11, 22]):
         (said,) = mind.handle(CallArrived(f"c{number}", "-", None, f"w{number}", 10, 10, "a"), 0.0)
@@ -237,6 +238,6 @@ def test_parrot_sends_what_begins_alike_to_one_engine_and_groups_together() -> N
         where[text].add(said.engine)
     assert len(where[11]) == len(where[22]) == 1 and where[11] != where[22]
     nodes = (*(NodeSpec(f"m{i}") for i in range(6)), NodeSpec("end", after=tuple(f"m{i}" for i in range(6))))
-    mind.handle(WorkflowDeclared("g", WorkflowSpec("-", "g", nodes)), 0.0)
+    mind.handle(WorkflowDeclared("g", WorkflowSpec("-", "g", nodes=nodes)), 0.0)
     said = [mind.handle(CallArrived(f"g{i}", "-", None, "g", 10, 10, f"m{i}"), 0.0)[0] for i in range(6)]
     assert len({action.engine for action in said if isinstance(action, Dispatch)}) == 1
