@@ -19,6 +19,7 @@ DEMO_VENV := $(if $(wildcard .venv/deps.stamp),.venv,.venv-demo)
 PACKAGES := proxy scheduler backends workloads bench
 SUITES := tests/unit tests/sim tests/e2e tests/fuzz
 PYTEST_ARGS ?=
+SOAK_ARGS ?=
 DEMO_ARGS ?=
 
 BUILD_LOCK := deploy/requirements-build.lock
@@ -30,7 +31,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP_INSTALL := -m pip install --quiet --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-vllm lint format lock clean
+.PHONY: help install demo test test-vllm soak lint format lock clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -46,6 +47,9 @@ test: .venv/project.stamp ## the tests that need no engine (PYTEST_ARGS='-k name
 
 test-vllm: .venv-clients/project.stamp $(MODEL)/config.json ## unmodified clients, through the gateway, to a real vLLM on the CPU
 	$(CLIENTS_BIN)/python -m pytest tests/vllm $(PYTEST_ARGS)
+
+soak: .venv/project.stamp ## millions of events through every policy; prints the seed that fails (SOAK_ARGS='--events 10000000')
+	$(BIN)/python -m tests.sim.soak $(SOAK_ARGS)
 
 lint: .venv/project.stamp ## format, rules, types, imports between the rooms, sizes
 	$(BIN)/ruff format --check .

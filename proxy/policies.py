@@ -148,10 +148,8 @@ class PolicyDesk:
         failed = self._gateway.scheduler.deciding.failed
         if failed is None:
             return []
-        return [
-            f"policy {failed.policy} failed in {failed.hook} ({failed.error}): passthrough decides; "
-            "POST /admin/policy or SIGHUP sets one again"
-        ]
+        what = f"policy {failed.policy} failed in {failed.hook} ({failed.error}): passthrough decides"
+        return [f"{what}; POST /admin/policy or SIGHUP sets one again"]
 
     # --- its decisions ---
 

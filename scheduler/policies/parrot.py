@@ -35,7 +35,7 @@ class Parrot(Policy):
     options: ClassVar[Mapping[str, Option]] = {
         "max_in_flight": Option(256, "calls at once on each engine", least=1),
         "latency_in_flight": Option(256, "calls at once on an engine that has a latency-oriented one", least=1),
-        "affinity_calls": Option(32, "an engine that has the leading text may have so many calls more", least=0),
+        "affinity_calls": Option(8, "an engine that has the leading text may have so many calls more", least=0),
         "oldest_every": OLDEST_EVERY,
     }
 
@@ -46,8 +46,8 @@ class Parrot(Policy):
         self.queue = HeldQueue(options["oldest_every"])
         self.numbers: OrderedDict[tuple[str, str], int] = OrderedDict()
         """Workflows → their order of coming."""
-        self.places: OrderedDict[Hashable, str] = OrderedDict()
-        """Leading texts and task groups → the engine that was given one last."""
+        self.places: OrderedDict[Hashable, dict[str, None]] = OrderedDict()
+        """Leading texts and task groups → the engines that were given one."""
         self.number_of: dict[CallState, int] = {}
         self.urgent: dict[str, dict[CallState, None]] = {}
         """Latency-oriented calls by engine."""
@@ -94,7 +94,7 @@ class Parrot(Policy):
             self.urgent.setdefault(engine.name, {})[call] = None
         if call.node is not None and len(self.view.engines) > 1:
             for name in self._kin(call.node):
-                self.places[name] = engine.name
+                self.places.setdefault(name, {})[engine.name] = None
                 self.places.move_to_end(name)
             while len(self.places) > REMEMBERED_MAX:
                 self.places.popitem(last=False)
@@ -107,20 +107,20 @@ class Parrot(Policy):
         emptiest = min(fit, key=lambda engine: (engine.in_flight, engine.name))
         if call.node is None:
             return emptiest
+        most = emptiest.in_flight + self.affinity_calls
         for name in self._kin(call.node):
-            where = self.places.get(name)
-            for engine in fit:
-                if engine.name == where and engine.in_flight <= emptiest.in_flight + self.affinity_calls:
-                    return engine
+            if (where := self.places.get(name)) is None:
+                continue
+            having = [engine for engine in fit if engine.name in where and engine.in_flight <= most]
+            if having:
+                return min(having, key=lambda engine: (engine.in_flight, engine.name))
         return emptiest
 
     def _kin(self, node: Node) -> list[Hashable]:
-        """What draws it to an engine: its leading text, from the longest that others have too; then its groups."""
-        key, workflows = node.workflow.key, self.view.workflows
-        place, _ = workflows.prefix_company(node)
-        texts = node.prefix if place < 0 else node.prefix[: place + 1]
-        kin: list[Hashable] = [(key, text) for text in reversed(texts)]
-        kin += [(key, node.workflow.id, group.consumer.name) for group in workflows.task_groups(node)]
+        """What draws it to an engine: its leading text, the longest first; then its groups."""
+        key = node.workflow.key
+        kin: list[Hashable] = [(key, text) for text in reversed(node.prefix)]
+        kin += [(key, node.workflow.id, g.consumer.name) for g in self.view.workflows.task_groups(node)]
         return kin
 
     def _number(self, node: Node | None) -> int:

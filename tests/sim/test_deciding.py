@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -15,7 +15,7 @@ from scheduler.policies.base import Choice, Policy
 from scheduler.policies.options import Option
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 HOOKS = ("begin", "arrived", "sent", "ended", "next", "end")
 
@@ -24,7 +24,10 @@ class Faulty(Policy):
     """Sends at once while it is well, and raises where it is told to."""
 
     name = "faulty"
-    options = {"fails": Option("", "where", choices=("", *HOOKS, "choice", "engine")), "hold": Option(0.0, "seconds")}
+    options: ClassVar[Mapping[str, Option]] = {
+        "fails": Option("", "where", choices=("", *HOOKS, "choice", "engine")),
+        "hold": Option(0.0, "seconds"),
+    }
 
     def __init__(self, options: Any) -> None:
         self.fails, self.hold = options["fails"], options["hold"]

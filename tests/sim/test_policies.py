@@ -1,5 +1,5 @@
-"""What must hold of every policy that is registered, whatever happens: no call lost or run twice, none starves, the same
-events lead to the same actions, and nothing waits for nothing."""
+"""What must hold of every policy that is registered, whatever happens: no call lost or run twice, none starves, the
+same events lead to the same actions, and nothing waits for nothing."""
 
 from __future__ import annotations
 
