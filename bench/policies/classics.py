@@ -15,20 +15,19 @@ from backends.twin.engine import TwinEngine
 from backends.twin.virtual import World
 from bench.policies.cells import CALLS_MAX, Cell, Promise, traffic
 from bench.policies.lab import LIMITS, Run, play
-from bench.twin.play import Player
+from bench.twin.play import Player, calls_per_workflow
 from scheduler.core import Scheduler, SchedulerConfig
-from scheduler.events import CallFinished, EngineSpec, WorkflowDeclared
+from scheduler.events import EngineSpec, WorkflowDeclared
 from scheduler.workflow.spec import NodeSpec, WorkflowSpec
 from workloads.shapes import stream
 
 if TYPE_CHECKING:
-    from scheduler.actions import Action
-    from scheduler.events import Event
     from workloads.shapes import WorkflowShape
 
 NOTHING = Promise("nothing")
 CALIBRATION = "h200-llama-3.1-8b"
-BACKLOG_WORKFLOWS = 1_000
+STEADY_SECONDS = 600.0
+RATES, RATE_STEP = (10.0, 90.0), 2.5
 OVERLOAD = 1.2
 IN_FLIGHT = 256
 """The limit of all policies that have one, and of the engine's batch."""
@@ -44,36 +43,29 @@ class Means(NamedTuple):
 
 
 def capacity(workload: str, seed: int = 1, calibration: str = CALIBRATION) -> float:
-    """Calls a second that a lone engine answers while its batch is full: many workflows begin at once, all that was
-    answered by the last moment at which enough calls for a full batch were there."""
+    """The highest rate of calls a second that a lone engine keeps up with: after `STEADY_SECONDS` of arrivals there are
+    not more calls than fill its batch. Found by bisection, to `RATE_STEP`."""
+    low, high = RATES
+    while high - low > RATE_STEP:
+        middle = (low + high) / 2
+        if in_flight_at_the_end(workload, middle, seed, calibration) > IN_FLIGHT:
+            high = middle
+        else:
+            low = middle
+    return low
+
+
+def in_flight_at_the_end(workload: str, rate: float, seed: int, calibration: str) -> int:
+    """Calls that are under way when the arrivals of `STEADY_SECONDS` end, everything sent at once."""
     engine = TwinEngine(calibrations.load(calibration))
     config = SchedulerConfig((EngineSpec("twin", CALLS_MAX),), queue_calls=1_000_000, workflow_limits=LIMITS)
-    mind = _Counting(Scheduler(config, 0.0))
-    world = World(mind, {"twin": engine})
-    player = Player(world)
-    workflows = stream(workload, random.Random(f"capacity {workload} {seed}"))
-    for _ in range(BACKLOG_WORKFLOWS):
-        player.start(next(workflows))
-    world.time.run()
-    return mind.answered_then / mind.full_until
-
-
-class _Counting:
-    """A scheduler, and what it had answered by the last moment at which there were calls for a full batch."""
-
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
-        self._answered = self.answered_then = 0
-        self.full_until = 0.0
-
-    def handle(self, event: Event, now: float) -> list[Action]:
-        """As the scheduler does."""
-        actions = self._scheduler.handle(event, now)
-        if isinstance(event, CallFinished):
-            self._answered += 1
-            if len(self._scheduler.calls) >= IN_FLIGHT:
-                self.full_until, self.answered_then = now, self._answered
-        return actions
+    scheduler = Scheduler(config, 0.0)
+    world = World(scheduler, {"twin": engine})
+    rng = random.Random(f"capacity {workload} {seed}")
+    per_second = rate / calls_per_workflow(stream(workload, random.Random(0)))
+    Player(world).poisson(stream(workload, rng), per_second, STEADY_SECONDS, rng)
+    world.time.run(STEADY_SECONDS)
+    return len(scheduler.calls)
 
 
 def overload(seconds: float, seed: int = 1, workload: str = "composite") -> tuple[float, list[Means]]:
