@@ -33,6 +33,12 @@ IN_FLIGHT = 256
 """The limit of all policies that have one, and of the engine's batch."""
 
 
+JOINS = (("map-reduce", 12.0, 16), ("map-reduce", 24.0, 16), ("coding", 6.0, 32), ("coding", 12.0, 32))
+"""Workload, calls a second, and the limit in flight, for `ordered`: at the second rate of each calls wait."""
+SHARED = (("copilot", 2.0, 4), ("coding", 20.0, 4), ("composite", 20.0, 4))
+"""Workload, calls a second, engines, for `shared_prefixes`."""
+
+
 class Means(NamedTuple):
     """Of one run: mean seconds of its workflows, and tokens of prompts that engines computed."""
 

@@ -136,6 +136,12 @@ def test_a_policy_that_raises_is_relieved_loudly(
             assert 'joulegate_policy_info{asked_for="failing",policy="passthrough"} 1.0' in metrics
             await ask(joulegate, "POST", "/admin/policy", {"name": "fifo"})
             assert "notes" not in (await ask(joulegate, "GET", "/ready")).json
+            deciding = joulegate.app.gateway.scheduler.deciding
+            joulegate.app.policies.reload("passthrough", {})  # as SIGHUP does
+            assert deciding.policy.name == "passthrough", "what the file says, not what was set meanwhile"
+            before = deciding.policy
+            joulegate.app.policies.reload("passthrough", {})
+            assert deciding.policy is before, "nothing to change"
             await until(lambda: '"policy_failed"' in log.read_text(), "it is in the log")
 
     run(main)
