@@ -90,7 +90,7 @@ class Deciding:
                 if choice is None:
                     return None
                 if type(choice) is not Choice:
-                    return max(float(choice), now + SOONEST_SECONDS)  # type: ignore[arg-type]
+                    return max(now + SOONEST_SECONDS, float(choice))  # type: ignore[arg-type]  # in this order for NaN
                 call, engine, priority, _ = choice
                 if not (ready.holds(call) and engine.has_room(now) and engine in engines):
                     raise ImpossibleChoiceError(f"{call.arrived.call_id!r} to {engine.name!r}")

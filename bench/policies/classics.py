@@ -6,6 +6,7 @@ Each figure is a mean over workflows, in simulated seconds on the twin; the same
 from __future__ import annotations
 
 import random
+import sys
 from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,6 +23,8 @@ from scheduler.workflow.spec import NodeSpec, WorkflowSpec
 from workloads.shapes import stream
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from workloads.shapes import WorkflowShape
 
 NOTHING = Promise("nothing")
@@ -35,6 +38,7 @@ IN_FLIGHT = 256
 
 JOINS = (("map-reduce", 12.0, 16), ("map-reduce", 24.0, 16), ("coding", 6.0, 32), ("coding", 12.0, 32))
 """Workload, calls a second, and the limit in flight, for `ordered`: at the second rate of each calls wait."""
+JOINS_SECONDS, SHARED_SECONDS = 300.0, 200.0
 SHARED = (("copilot", 2.0, 4), ("coding", 20.0, 4), ("composite", 20.0, 4))
 """Workload, calls a second, engines, for `shared_prefixes`."""
 
@@ -155,3 +159,30 @@ def once(workflows: list[WorkflowShape]) -> int:
                     tokens += part.tokens
             seen.add(f"{so_far}|{workflow.id} {call.node}")  # what was decoded is cached too
     return tokens
+
+
+def lines(seconds: float, seed: int = 1) -> Iterator[str]:
+    """All of it as tables in Markdown, line by line as they are found. `seconds`: of arrivals under overload."""
+    rate, runs = overload(seconds, seed)
+    yield f"Composite at {rate:g} calls/s, {OVERLOAD:.0%} of what the engine keeps up with, {seconds:g} s of arrivals:"
+    yield from ("", "| policy | mean seconds of a workflow | to `passthrough` |", "| --- | --- | --- |")
+    yield from [f"| `{run.policy}` | {run.seconds:.1f} | {run.seconds / runs[0].seconds:.2f} |" for run in runs]
+    yield ""
+    yield "| workload | calls/s | `max_in_flight` | `fifo`, mean s | `parrot`, mean s | ratio |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for workload, rate, in_flight in JOINS:
+        fifo, parrot = ordered(workload, rate, in_flight, JOINS_SECONDS, seed)
+        shown = f"{fifo.seconds:.1f} | {parrot.seconds:.1f} | {parrot.seconds / fifo.seconds:.2f}"
+        yield f"| {workload} | {rate:g} | {in_flight} | {shown} |"
+    yield ""
+    yield "| workload | calls/s | engines | prompt tokens, each beginning once | computed under `fifo` | under `parrot` |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for workload, rate, engines in SHARED:
+        (fifo, parrot), needed = shared_prefixes(workload, rate, engines, SHARED_SECONDS, seed)
+        shown = " | ".join(f"{run.prefill_tokens:,} ({run.prefill_tokens / needed:.2f})" for run in (fifo, parrot))
+        yield f"| {workload} | {rate:g} | {engines} | {needed:,} | {shown} |"
+
+
+if __name__ == "__main__":
+    for line in lines(float(sys.argv[1]) if len(sys.argv) > 1 else 600.0):
+        print(line, flush=True)

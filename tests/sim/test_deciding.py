@@ -6,10 +6,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
+from backends.twin import calibration
+from backends.twin.prior import prior_of
 from scheduler.actions import Dispatch, PolicyFailed, WakeAt
 from scheduler.core import Scheduler, SchedulerConfig
 from scheduler.decisions import DecisionLog, Expected, Why, described, record_of
-from scheduler.events import CallArrived, CallFailed, CallFinished, ClientGone, EngineSpec, PolicyChanged, Tick
+from scheduler.events import (
+    CallArrived,
+    CallFailed,
+    CallFinished,
+    ClientGone,
+    EnergyPrior,
+    EngineSpec,
+    PolicyChanged,
+    Tick,
+)
 from scheduler.policies import POLICIES, make_policy, option_problems, register, unknown_policy
 from scheduler.policies.base import Choice, Policy
 from scheduler.policies.options import Option
@@ -120,6 +131,9 @@ def test_a_policy_with_impossible_options_changes_nothing() -> None:
 def test_a_policy_that_wants_to_look_again_at_once_does_not_turn_in_circles() -> None:
     mind = scheduler(hold=1e-9)
     assert mind.handle(arrived("c"), 1.0) == [WakeAt(1.001)]
+    mind = scheduler(hold=2.0)
+    mind.policy.next = lambda *_: float("nan")  # type: ignore[method-assign]
+    assert mind.handle(arrived("c"), 1.0) == [WakeAt(1.001)]
 
 
 def test_what_was_decided_is_remembered_with_what_came_of_it_and_the_regret() -> None:
@@ -154,6 +168,19 @@ def test_of_a_call_sent_at_once_the_alternative_is_later() -> None:
     mind.handle(ClientGone("d"), 4.0)
     record = mind.decisions.find("d")
     assert record is not None and record.outcome == "client_gone" and record.regret() is None
+
+
+def test_joules_are_set_against_those_that_were_predicted() -> None:
+    mind = scheduler()
+    mind.handle(EnergyPrior("a", prior_of(calibration.load("h200-llama-3.1-8b")), simulated=True), 0.0)
+    mind.handle(arrived("c"), 1.0)
+    mind.handle(CallFinished("c", 100, 0, 50), 2.5)
+    record = mind.decisions.find("c")
+    assert record is not None and record.joules is not None and record.joules > 0
+    regret = record.regret()
+    assert regret is not None and regret.joules == record.joules - 1.0
+    judged = mind.decisions.judged["faulty", "free"]
+    assert judged.joules_more - judged.joules_less == regret.joules
 
 
 def test_the_log_is_bounded_and_the_newest_is_first() -> None:
