@@ -175,7 +175,7 @@ def lines(seconds: float, seed: int = 1) -> Iterator[str]:
         shown = f"{fifo.seconds:.1f} | {parrot.seconds:.1f} | {parrot.seconds / fifo.seconds:.2f}"
         yield f"| {workload} | {rate:g} | {in_flight} | {shown} |"
     yield ""
-    yield "| workload | calls/s | engines | prompt tokens, each beginning once | computed under `fifo` | under `parrot` |"
+    yield "| workload | calls/s | engines | tokens, each beginning once | computed under `fifo` | under `parrot` |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for workload, rate, engines in SHARED:
         (fifo, parrot), needed = shared_prefixes(workload, rate, engines, SHARED_SECONDS, seed)

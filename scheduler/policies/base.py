@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from scheduler.policies.options import Option
     from scheduler.state import CallState, EngineState, ReadyCalls
     from scheduler.workflow.book import WorkflowBook
+    from scheduler.workflow.node import Node
 
 
 class Choice(NamedTuple):
@@ -80,6 +81,12 @@ class Policy(ABC):
 
     def ended(self, call: CallState, now: float) -> None:  # noqa: B027
         """A call is over, or its attempt has failed; `call.engine` says where it was, None: it was held."""
+
+
+def place_of(call: CallState) -> Node | None:
+    """The call's node, as long as its workflow's graph has it: a workflow may be cancelled while calls of it live."""
+    node = call.node
+    return None if node is None or node.over else node
 
 
 def with_room(engines: Sequence[EngineState], now: float, limit: int) -> list[EngineState]:

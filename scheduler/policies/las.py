@@ -13,7 +13,7 @@ from itertools import islice
 from math import frexp
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from scheduler.policies.base import Choice, Policy, fit_for, with_room
+from scheduler.policies.base import Choice, Policy, fit_for, place_of, with_room
 from scheduler.policies.options import Option
 from scheduler.policies.queue import OLDEST_EVERY, HeldQueue
 
@@ -74,7 +74,8 @@ class Las(Policy):
         attained, number = 0.0, call.sequence
         if (node := call.node) is not None:
             flow = self._flow(node)
-            attained, number = self._before(node, flow), flow.number
+            number = flow.number
+            attained = flow.most if place_of(call) is None else self._before(node, flow)
         else:
             self._numbers += 1
             number = self._numbers

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from scheduler.policies.base import Choice, Policy, fit_for, with_room
+from scheduler.policies.base import Choice, Policy, fit_for, place_of, with_room
 from scheduler.policies.options import Option
 from scheduler.policies.queue import OLDEST_EVERY, HeldQueue
 
@@ -65,7 +65,7 @@ class Parrot(Policy):
     def arrived(self, call: CallState, now: float) -> None:
         """In the order of its workflow, and there of its node."""
         node = call.node
-        number = self._number(node)
+        number = self._number(node)  # also of a workflow that is over
         self.number_of[call] = number
         self.queue.push(call, (number, 0 if node is None else node.level), self.view.ready)
 
@@ -92,23 +92,24 @@ class Parrot(Policy):
         self.queue.sent()
         if self._latency(call):
             self.urgent.setdefault(engine.name, {})[call] = None
-        if call.node is not None and len(self.view.engines) > 1:
-            for name in self._kin(call.node):
+        if (node := place_of(call)) is not None and len(self.view.engines) > 1:
+            for name in self._kin(node):
                 self.places.setdefault(name, {})[engine.name] = None
                 self.places.move_to_end(name)
             while len(self.places) > REMEMBERED_MAX:
                 self.places.popitem(last=False)
 
     def _latency(self, call: CallState) -> bool:
-        return call.node is None or self.view.workflows.objective(call.node) == "latency"
+        node = place_of(call)
+        return node is None or self.view.workflows.objective(node) == "latency"
 
     def _place(self, call: CallState, fit: Sequence[EngineState]) -> EngineState:
         """Where its leading text or its group is, the longest text first; else where there is least to do."""
         emptiest = min(fit, key=lambda engine: (engine.in_flight, engine.name))
-        if call.node is None:
+        if (node := place_of(call)) is None:
             return emptiest
         most = emptiest.in_flight + self.affinity_calls
-        for name in self._kin(call.node):
+        for name in self._kin(node):
             if (where := self.places.get(name)) is None:
                 continue
             having = [engine for engine in fit if engine.name in where and engine.in_flight <= most]

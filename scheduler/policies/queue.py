@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SPARE_ENTRIES = 64
 OLDEST_EVERY = Option(
-    16, "each so-manieth call that is sent is the one that has waited longest: the bound on starving", least=2
+    16, "one call in so many that are sent is the one that has waited longest, so that none starves", least=2
 )
 Order = tuple[float, ...]
 

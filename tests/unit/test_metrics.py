@@ -19,7 +19,7 @@ from proxy.call import Call, Outcome
 from proxy.identity import Identity
 from proxy.metrics import EngineGauges, GaugeSnapshot, Histogram, Metrics
 
-OF_WORKFLOWS = re.compile("joulegate_(workflow|parrot|batch|inference)")
+OF_WORKFLOWS = re.compile("joulegate_(workflow|parrot|batch|inference|policy|decision)")
 
 Labels = tuple[tuple[str, str], ...]
 
