@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from proxy import explain, policies
 from proxy.cli import main as joulegate_main
 from proxy.config_file import load
+from scheduler.decisions import Judged
 from scheduler.events import PolicyChanged
 from scheduler.policies import POLICIES, register
 from tests.e2e.harness import Answer, EngineRequest, RunningGateway, engine, gateway, run, until
+from tests.unit.test_metrics import OF_POLICIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CHAT = {"model": "m", "messages": []}
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+DOCUMENT = EXAMPLES.parent / "docs" / "observability.md"
 
 
 async def ask(
@@ -187,8 +192,12 @@ def test_a_decision_is_told_and_explained(capsys: pytest.CaptureFixture[str]) ->
             said = capsys.readouterr().out
             assert "by fifo, rule turn" in said and "unknown joules (unavailable)" in said
             assert await asyncio.to_thread(joulegate_main, ["explain", "nobody", "--control", url]) == 1
+            joulegate.app.gateway.scheduler.decisions.judged["fifo", "turn"] = Judged()
             metrics = (await ask(joulegate, "GET", "/metrics")).body.decode()
             assert 'joulegate_decisions_total{policy="fifo",rule="turn"} 1.0' in metrics
+            documented = re.findall(r"^\| `(joulegate_\w+)`", DOCUMENT.read_text(), re.MULTILINE)
+            exposed = {sample.name for family in text_string_to_metric_families(metrics) for sample in family.samples}
+            assert set(filter(OF_POLICIES.match, documented)) == set(filter(OF_POLICIES.match, exposed))
 
     run(main)
 
