@@ -2,7 +2,7 @@
 
     python -m tests.sim.soak --events 2000000
 
-A world of some two thousand events has a seed of its own; the first that fails is printed, with the command that plays
+A world of some four hundred events has a seed of its own; the first that fails is printed, with the command that plays
 it again.
 """
 
@@ -21,7 +21,7 @@ from tests.sim.test_policies import FlowWorld
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-STEPS = 2000
+STEPS = 400
 PROGRESS_SECONDS = 10.0
 
 
