@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scheduler.policies.fifo import Fifo
+from scheduler.policies.joule import Joule
 from scheduler.policies.passthrough import Passthrough
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from scheduler.policies.base import Policy
 
-POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (Passthrough, Fifo)}
+POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (Passthrough, Fifo, Joule)}
 
 
 def make_policy(name: str, options: Mapping[str, object]) -> Policy:

@@ -123,9 +123,10 @@ class Forecasts:
             usual, upper = known.output_tokens.median, known.output_tokens.upper
             if known is place and known.calls < SURE_FROM_VALUES and model is not None and model.calls:
                 upper = max(upper, model.output_tokens.upper)
-            prompt = (known.prompt_tokens if prompt is None else prompt) * known.uncached_share
-        elif prompt is None:
-            prompt = PROMPT_TOKENS_UNSEEN
+            context = known.prompt_tokens if prompt is None else prompt
+            uncached = context * known.uncached_share
+        else:
+            context = uncached = PROMPT_TOKENS_UNSEEN if prompt is None else prompt
         declared, most = node.expected_output_tokens, node.max_output_tokens
         if declared is not None:
             upper = max(declared, upper) if known is place and place is not None else declared
@@ -133,7 +134,12 @@ class Forecasts:
         if most is not None:
             usual, upper = min(usual, most), min(upper, most)
         node.output_tokens_forecast, node.output_tokens_upper = usual, upper
-        return self.durations.forecast(node.model, prompt, usual, upper)
+        return self.durations.forecast(node.model, uncached, usual, upper, context)
+
+    def uncached_share(self, node: Node) -> float:
+        """Of the node's estimated prompt tokens, those that the engine will have to compute."""
+        place = self.places.get((node.workflow.key, node.workflow.name, node.pattern))
+        return place.uncached_share if place is not None and place.calls else 1.0
 
     def pause(self, node: Node) -> Forecast:
         """A tool's run, or how long the client thinks before it makes this call; in seconds."""
