@@ -84,7 +84,7 @@ class Scheduler:
         self._newly_ready: CallState | None = None
         self.workflows = WorkflowBook(config.workflow_limits)
         self.energy = EnergyDesk(config.energy, config.joule_quotas, now)
-        self.view = View(self.engines, self.calls, self.ready, self.workflows, self.energy)
+        self.view = View(self.engines, self.calls, self.ready, self.workflows, self.energy, self.patience)
         self.policy.begin(self.view, now)
         self.draining = False
         self._sequence = 0

@@ -59,7 +59,9 @@ class Outcome(NamedTuple):
     """Of those with a deadline."""
     refused: int
     bound_joules: float
-    """Above idle power: each call at its marginal cost in full batches."""
+    """Above idle power; see `bound_joules`."""
+    plain_bound_joules: float
+    """Above idle power, at the equations' prices, without the card's limit."""
     idle_watts: float
     events: int
     mind_seconds: float
@@ -188,10 +190,12 @@ def outcome(run: Run, arrivals: Sequence[Arrival], engine: TwinEngine, player: P
         elif promise.seconds is not None:
             missed += each.seconds > promise.seconds
     totals = engine.totals
+    ended_at = max(each.finished_at for each in played)  # a timer of nobody's may have come much later
+    joules = engine.meter.joules - engine.costs.idle_watts * (engine.meter.now - ended_at)
     return Outcome(
-        run, len(played), engine.meter.joules, engine.meter.now, totals.busy_seconds, totals.steps,
+        run, len(played), joules, ended_at, totals.busy_seconds, totals.steps,
         totals.decode_tokens, stretches, tuple(each.seconds for each in played), missed,
-        sum(each.refused for each in played), bound_joules(arrivals, engine), engine.costs.idle_watts, mind.events, mind.seconds,
+        sum(each.refused for each in played), bound_joules(arrivals, engine), plain_bound_joules(engine), engine.costs.idle_watts, mind.events, mind.seconds,
     )  # fmt: skip
 
 
@@ -223,3 +227,14 @@ def bound_joules(arrivals: Sequence[Arrival], engine: TwinEngine) -> float:
     decode, prefill = costs.step(full, limit), costs.step(prompt, limit)
     above = [(step.watts - costs.idle_watts) * step.seconds for step in (decode, prefill)]
     return above[0] * tokens / BOUND_BATCH + above[1] * totals.prefill_tokens / chunk
+
+
+def plain_bound_joules(engine: TwinEngine) -> float:
+    """Each call's marginal cost by the equations, in steps of 256."""
+    energy, totals = engine.calibration.energy, engine.totals
+    return (
+        (energy.step / BOUND_BATCH + energy.decode_token) * totals.decode_tokens
+        + energy.context_token * totals.context_tokens
+        + energy.prefill_token * totals.prefill_tokens
+        + energy.attention_pair * totals.attention_pairs
+    )

@@ -15,7 +15,7 @@ class Margin:
 
     def kept(self) -> None:
         """A workflow that was held ended in time."""
-        self.value = max(self.least, self.value - self._down)
+        self.value = max(self.least, self.value - self._down * (1.0 + 4.0 * self.value))
 
     def missed(self) -> None:
         """It did not."""

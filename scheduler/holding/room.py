@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from math import floor, log2
+from math import exp, floor, log2
 from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.holding.arrivals import Arrivals
@@ -25,10 +25,11 @@ INFINITE = float("inf")
 class Rules(NamedTuple):
     """How a room decides."""
 
-    cover_share: float = 0.7
+    cover_share: float = 0.6
     """A call joins what runs if so much of its own time is covered by steps that are made anyway."""
+    patience: float = 0.0
     pad_seconds: float = 0.02
-    join_margin: float = 0.1
+    join_margin: float = 0.06
     """Joining may use up so much of the margin that work was begun with."""
     full_batch: float = 256.0
     """Sequences beyond which company saves nothing worth waiting for."""
@@ -41,6 +42,8 @@ class Rules(NamedTuple):
     """Company may lengthen what is not to be held by so much."""
     between_seconds: float = 0.25
     """Within this a client makes an urgent workflow's next call: till then, what it was promised counts."""
+    spread_from: float = 0.15
+    """Of several engines, one is given more until company lengthens its steps by so much."""
     ageing_seconds: float = 60.0
     """Service that a workflow got puts it behind others by no more than this."""
 
@@ -57,7 +60,8 @@ class Sent(NamedTuple):
 class Room:
     """Calls go in by `take`, come out of `next_sent`, and are told by `sent` and `ended`."""
 
-    def __init__(self, costs: StepCosts, rules: Rules, margin: Margin, now: float) -> None:
+    def __init__(self, name: str, costs: StepCosts, rules: Rules, margin: Margin, now: float) -> None:
+        self.name = name
         self.rules = rules
         self.margin = margin
         self.stepping = Stepping(costs, now)
@@ -82,6 +86,11 @@ class Room:
     def costs(self) -> StepCosts:
         """What its engine's steps cost."""
         return self.stepping.costs
+
+    def load(self) -> float:
+        """By how much what is here lengthens each step: the share that company adds to the steps' fixed time."""
+        waiting = sum(self.board.present.rate.values())  # seconds of work a second alone, of all that are here
+        return max(self.stepping.token_seconds / self.costs.step_seconds, waiting)
 
     # --- a call's life ---
 
@@ -141,6 +150,16 @@ class Room:
         if flow.urgent and flow.present:
             self._foresee(flow, now)
         return flow
+
+    def evacuate(self) -> list[CallState]:
+        """Nothing is held here any more: returns what was."""
+        calls = [call for call, flow in self.flow_of.items() if call in flow.held]
+        for call in calls:
+            flow = self.flow_of.pop(call)
+            self._let_go(call, flow)
+            self._place(flow)
+        self.queue.clear()
+        return calls
 
     def _let_go(self, call: CallState, flow: Flow) -> CallWork:
         work = flow.let_go(call)
@@ -254,10 +273,11 @@ class Room:
         """Calls whose steps are for the most part made anyway."""
         horizon, bearable = self._horizon(now), self._bearable(now)
         stepping, cover = self.stepping, self.rules.cover_share
+        patience = self.rules.patience
         room = self.rules.full_batch - len(stepping.running) - len(self.queued)
         step = stepping.step_seconds
         for bucket in sorted(self._waiting):
-            if cover * step * 2.0 ** (bucket / STEP_BUCKETS_AN_OCTAVE) > horizon or room < 1 or bearable <= 0.0:
+            if 0.2 * step * 2.0 ** (bucket / STEP_BUCKETS_AN_OCTAVE) > horizon or room < 1 or bearable <= 0.0:
                 return
             heap = self._waiting[bucket]
             while heap and room >= 1:
@@ -266,7 +286,12 @@ class Room:
                 if work is None:
                     heappop(heap)
                     continue
-                if cover * stepping.seconds_of(work) > horizon:
+                own = stepping.seconds_of(work)
+                flow = self.flow_of[call]
+                if patience:
+                    slack = max(flow.deadline - now - flow.held_tail, 0.0)
+                    cover = 1.0 - exp(-slack / (patience * own))
+                if cover * own > horizon:
                     break
                 lump = work.marginal_seconds
                 if lump > bearable:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from scheduler.energy.desk import EnergyDesk
+    from scheduler.patience import Patience
     from scheduler.state import CallState, EngineState, ReadyCalls
     from scheduler.workflow.book import WorkflowBook
 
@@ -32,6 +33,8 @@ class View(NamedTuple):
     """Held."""
     workflows: WorkflowBook
     energy: EnergyDesk
+    patience: Patience
+    """How long each may be held at most."""
 
 
 class Policy(ABC):

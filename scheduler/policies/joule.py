@@ -12,12 +12,12 @@ from __future__ import annotations
 from heapq import heappop
 from typing import TYPE_CHECKING, ClassVar
 
-from scheduler.holding.costs import costs_of
+from scheduler.holding.costs import StepCosts, costs_of
 from scheduler.holding.flow import AT_ONCE, Flow
 from scheduler.holding.margin import Margin
 from scheduler.holding.room import Room, Rules
 from scheduler.holding.work import IsolatedDurations, work_of_call
-from scheduler.policies.base import Choice, Policy
+from scheduler.policies.base import Choice, Policy, fit_for
 from scheduler.workflow.durations import LearnedDurations
 
 if TYPE_CHECKING:
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
 COSTS_SECONDS = 2.0
 """So often the costs of steps are asked for anew."""
+LEARNED_UNSEEN = (0.1, 5e-5, 0.012)
+PATIENCE_SECONDS = 1.0
+"""A call is sent so long before the queue would refuse it."""
+FLOWS_SWEPT = 1024
+"""At so many workflows without a call here, those that are closed are forgotten."""
 
 
 class Joule(Policy):
@@ -36,66 +41,72 @@ class Joule(Policy):
 
     name = "joule"
     uses_workflows = True
-    options: ClassVar[dict[str, str]] = {k: k for k in ("margin_pct", "cover_pct", "full", "start_full", "least_pct")}
+    options: ClassVar[dict[str, str]] = {k: k for k in ("margin_pct", "cover_pct", "full", "start_full", "least_pct", "priority")}
 
     def __init__(self, options: Mapping[str, object]) -> None:
         get = lambda name, value: float(options.get(name, value))
-        self.margin = Margin(0.005, get("margin_pct", 8) / 100, get("least_pct", 2) / 100, 1.0)
-        self.rules = Rules(cover_share=get("cover_pct", 70) / 100, full_batch=get("full", 256), start_full=get("start_full", 2))
+        self.margin = Margin(0.005, get("margin_pct", 8) / 100, get("least_pct", 2) / 100, 4.0)
+        self.rules = Rules(cover_share=get("cover_pct", 60) / 100, full_batch=get("full", 256), start_full=get("start_full", 2))
+        self.priority = get("priority", 1) > 0
+        self.rooms: dict[str, Room] = {}
+        self._room_of: dict[CallState, Room] = {}
+        self._flows: dict[tuple[str, object], Flow] = {}
+        self._sweep_at = FLOWS_SWEPT
 
     def begin(self, view: View, now: float) -> None:
         """Take over what is held and what runs."""
         self.view = view
-        self.rooms: dict[str, Room] = {}
-        self.room_of: dict[CallState, Room] = {}
-        self.flows: dict[object, Flow] = {}
         self._costs_at = now
         self._learned = view.workflows.forecasts.durations
         for call in sorted(view.calls.values(), key=lambda call: call.sequence):
-            if call.engine is None:
-                self.arrived(call, now)
-
-    def _room(self, name: str, now: float) -> Room:
-        room = self.rooms.get(name)
-        if room is None:
-            room = self.rooms[name] = Room(self._costs(name), self.rules, self.margin, now)
-            self.view.workflows.forecasts.durations = IsolatedDurations(room.costs)
-        return room
-
-    def _costs(self, name: str):
-        learned = self._learned.coefficients() if isinstance(self._learned, LearnedDurations) else (0.1, 5e-5, 0.012)
-        return costs_of(self.view.energy.engines.get(name), learned)
+            self.arrived(call, now)
+            if call.engine is not None and (room := self._room_of.get(call)) is not None:
+                room.sent(call, now)
 
     # --- a call's life ---
 
     def arrived(self, call: CallState, now: float) -> None:
         """It is held until its room says otherwise."""
-        node = call.node
-        workflow = node.workflow if node is not None else None
-        key = call if workflow is None else workflow
-        flow = self.flows.get(key)
-        if flow is None:
-            flow = self.flows[key] = Flow(key, workflow)
-        flow.deadline = self._deadline(workflow, now)
-        room = self._room(next(iter(self.view.engines)), now)
-        self.room_of[call] = room
+        workflow = call.node.workflow if call.node is not None else None
+        room = self._room(call, call if workflow is None else workflow, now)
+        if room is None:
+            return
+        flow = self._flow(room, call, workflow)
+        flow.deadline = self._deadline(call, workflow, now)
+        self._room_of[call] = room
         forecasts = self.view.workflows.forecasts
         room.take(call, flow, work_of_call(call, forecasts, room.costs), forecasts, now)
 
-    def _deadline(self, workflow: Workflow | None, now: float) -> float:
-        if workflow is None:
+    def _flow(self, room: Room, call: CallState, workflow: Workflow | None) -> Flow:
+        key = room.name, call if workflow is None else workflow
+        flow = self._flows.get(key)
+        if flow is None:
+            flow = self._flows[key] = Flow(key, workflow)
+            if len(self._flows) > self._sweep_at:
+                self._sweep()
+        return flow
+
+    def _sweep(self) -> None:
+        """Workflows whose end nobody told: their clients left, or they were idle for too long."""
+        for key, flow in list(self._flows.items()):
+            if not flow.present and flow.workflow is not None and flow.workflow.closed_at is not None:
+                flow.urgent = False
+                del self._flows[key]
+        self._sweep_at = FLOWS_SWEPT + 2 * len(self._flows)
+
+    def _deadline(self, call: CallState, workflow: Workflow | None, now: float) -> float:
+        if workflow is None or (workflow.deadline_at is None and workflow.effective_class == "interactive"):
             return AT_ONCE
-        if workflow.deadline_at is None and workflow.effective_class == "interactive":
-            return AT_ONCE
-        return workflow.end_allowed(now)
+        patience = self.view.patience.ends_at(call) - PATIENCE_SECONDS
+        return min(workflow.end_allowed(now), patience)
 
     def sent(self, call: CallState, engine: EngineState, now: float) -> None:
         """Its choice was carried out."""
-        self.room_of[call].sent(call, now)
+        self._room_of[call].sent(call, now)
 
     def ended(self, call: CallState, now: float) -> None:
-        """It is over."""
-        room = self.room_of.pop(call, None)
+        """It is over, or its attempt failed."""
+        room = self._room_of.pop(call, None)
         if room is None:
             return
         flow = room.ended(call, now)
@@ -103,31 +114,78 @@ class Joule(Policy):
             return
         workflow = flow.workflow
         if workflow is None or workflow.closed_at is not None or not workflow.graph.unfinished:
-            self.flows.pop(flow.key, None)
+            self._flows.pop(flow.key, None)
             flow.urgent = False
             if flow.deadline > AT_ONCE:
                 (self.margin.missed if now > flow.deadline else self.margin.kept)()
+
+    # --- engines ---
+
+    def _room(self, call: CallState, key: object, now: float) -> Room | None:
+        """Of the engine where the call will run: where its workflow is, else where it lengthens nobody's steps by much,
+        the first in the order of names that is so; else the one with the least work. None: no engine can take it."""
+        engines = [engine for engine in self.view.engines.values() if _usable(engine)]
+        fit = fit_for(call, engines) if engines else []
+        if not fit:
+            return None
+        rooms = [self._room_named(engine.name, now) for engine in fit]
+        if len(rooms) == 1:
+            return rooms[0]
+        for room in rooms:
+            if (flow := self._flows.get((room.name, key))) is not None and (flow.present or flow.workflow is not None):
+                return room
+        for room in rooms:
+            if room.load() < self.rules.spread_from:
+                return room
+        return min(rooms, key=lambda room: room.load())
+
+    def _room_named(self, name: str, now: float) -> Room:
+        room = self.rooms.get(name)
+        if room is None:
+            room = self.rooms[name] = Room(name, self._costs(name), self.rules, self.margin, now)
+            self.view.workflows.forecasts.durations = IsolatedDurations(room.costs)
+        return room
+
+    def _costs(self, name: str) -> StepCosts:
+        learned = self._learned.coefficients() if isinstance(self._learned, LearnedDurations) else LEARNED_UNSEEN
+        return costs_of(self.view.energy.engines.get(name), learned)
+
+    def _refresh_costs(self, now: float) -> None:
+        self._costs_at = now
+        for name, room in self.rooms.items():
+            room.stepping.costs = self._costs(name)
+        if self.rooms:
+            self.view.workflows.forecasts.durations = IsolatedDurations(next(iter(self.rooms.values())).costs)
+
+    def _move_from(self, room: Room, now: float) -> None:
+        """Its engine is gone or down: what is held for it is held for others."""
+        for call in room.evacuate():
+            self._room_of.pop(call, None)
+            self.arrived(call, now)
 
     # --- decisions ---
 
     def next(self, ready: ReadyCalls, engines: Sequence[EngineState], now: float) -> Choice | float | None:
         """What goes now, else when to look again."""
         if now - self._costs_at > COSTS_SECONDS:
-            self._costs_at = now
-            for name, room in self.rooms.items():
-                room.stepping.costs = self._costs(name)
-                self.view.workflows.forecasts.durations.costs = room.costs
+            self._refresh_costs(now)
         wake = float("inf")
-        for engine in engines:
-            room = self.rooms.get(engine.name)
-            if room is None or not room.held:
+        for name, room in list(self.rooms.items()):
+            if not room.held:
                 continue
-            if not room.queue:
-                wake = min(wake, room.decide(now))
+            engine = self.view.engines.get(name)
+            if engine is None or not _usable(engine):
+                self._move_from(room, now)
+                continue
             queue = room.queue
             while queue and queue[0].call not in room.queued:
-                heappop(queue)
+                heappop(queue)  # it was sent, or its client left
+            if not queue:
+                wake = min(wake, room.decide(now))
             if queue and engine.in_flight < room.rules.in_flight and engine.has_room(now):
-                sent = heappop(queue)
-                return Choice(sent.call, engine)
+                return Choice(queue[0].call, engine, int(1e3 * queue[0].order) if self.priority else None)
         return wake if wake < float("inf") else None
+
+
+def _usable(engine: EngineState) -> bool:
+    return not engine.removed and engine.breaker.state != "open"
