@@ -44,8 +44,10 @@ class Rules(NamedTuple):
     """Within this a client makes an urgent workflow's next call: till then, what it was promised counts."""
     spread_from: float = 0.15
     """Of several engines, one is given more until company lengthens its steps by so much."""
-    ageing_seconds: float = 60.0
-    """Service that a workflow got puts it behind others by no more than this."""
+    shortest_first: float = 10.0
+    """Under overload, a second of work that is left counts as so many seconds of waiting…"""
+    ageing_seconds: float = 300.0
+    """…but as no more than this: so nobody starves."""
 
 
 class Sent(NamedTuple):
@@ -211,8 +213,9 @@ class Room:
         """It can wait no longer."""
         flow.urgent = True
         order = flow.deadline
-        if order == AT_ONCE:
-            order = now + min(flow.attained, self.rules.ageing_seconds)
+        left = flow.held_tail + flow.left_marginal
+        if order < now + left:  # without a deadline, or with one that is lost: who needs least goes first
+            order = now + min(self.rules.shortest_first * left, self.rules.ageing_seconds)
         for call in flow.held:
             if call not in self.queued:
                 self._send(call, order, rule)
