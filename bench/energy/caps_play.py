@@ -14,21 +14,20 @@ from backends.twin.virtual import World
 from bench.energy.play import off
 from bench.energy.watch import Sight, Watch
 from bench.twin.play import Player
+from scheduler.actions import SetCap
 from scheduler.core import Scheduler, SchedulerConfig
 from scheduler.energy.caps import (
-    CapApplied,
     CapController,
     CapRules,
     CardLimits,
     EngineView,
     Recent,
     Savings,
-    SetCap,
     Slack,
 )
 from scheduler.energy.model import EnergyModel
 from scheduler.energy.windows import WindowMaker, WindowRule
-from scheduler.events import CallArrived, CallFinished, EngineSpec, FirstToken
+from scheduler.events import CallArrived, CallFinished, CapApplied, EngineSpec, FirstToken
 from workloads.shapes import KINDS, stream
 
 if TYPE_CHECKING:
@@ -298,8 +297,6 @@ class Caps:
             recent.load(now),
             recent.ttft(now),
             recent.itl(now),
-            float(len(engine.running)),
-            None,
             float(len(engine.requests) - len(engine.running)),
             None if last is None else now - last,
             self._slack(now),

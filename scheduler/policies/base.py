@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from scheduler.energy.caps.desk import CapsDesk
     from scheduler.energy.desk import EnergyDesk
     from scheduler.state import CallState, EngineState, ReadyCalls
     from scheduler.workflow.book import WorkflowBook
@@ -32,6 +33,8 @@ class View(NamedTuple):
     """Held."""
     workflows: WorkflowBook
     energy: EnergyDesk
+    caps: CapsDesk
+    """Told, by `propose`, what slack a policy leaves for a slower engine."""
 
 
 class Policy(ABC):

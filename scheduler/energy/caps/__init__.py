@@ -6,13 +6,11 @@ from scheduler.energy.caps.claims import Claim, Savings
 from scheduler.energy.caps.controller import CapController
 from scheduler.energy.caps.decision import Decision
 from scheduler.energy.caps.fleet import CapFleet
-from scheduler.energy.caps.messages import CapApplied, SetCap, SetClock
 from scheduler.energy.caps.recent import Recent
 from scheduler.energy.caps.rules import CapRules, CapRulesError
 from scheduler.energy.caps.view import CardLimits, CostModel, EngineView, Load, Seen, Slack
 
 __all__ = [
-    "CapApplied",
     "CapController",
     "CapFleet",
     "CapRules",
@@ -26,7 +24,5 @@ __all__ = [
     "Recent",
     "Savings",
     "Seen",
-    "SetCap",
-    "SetClock",
     "Slack",
 ]

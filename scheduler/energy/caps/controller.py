@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from scheduler.actions import SetCap, SetClock
 from scheduler.energy.caps.clock import clock_for
 from scheduler.energy.caps.danger import DangerWatch
 from scheduler.energy.caps.decision import Decision, Move, Why
 from scheduler.energy.caps.ladder import RUNGS_A_STEP, Ladder, Prices
-from scheduler.energy.caps.messages import CapApplied, SetCap, SetClock
 from scheduler.energy.caps.promises import Promises
 from scheduler.energy.caps.standing import Standing
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scheduler.energy.caps.promises import Broken
     from scheduler.energy.caps.rules import CapRules
     from scheduler.energy.caps.view import CostModel, EngineView, Load
+    from scheduler.events import CapApplied
 
 LOAD_FELL = 0.7
 """A cap that was barred under a load may be tried again under less than this share of it."""
@@ -217,7 +218,7 @@ class CapController:
         assert current is not None and prior is not None
         move: Move = "stay" if watts == current else "down" if watts < current else "up"
         action: SetCap | SetClock | None = None
-        if move != "stay" and self.rules.mode == "actuate":
+        if move != "stay" and self.rules.mode == "actuate" and view.may_set:
             action = self._action(view, watts, prior, f"{why}: {words}", free)
         return Decision(
             self.engine, now, move, why, words, watts, current, target if target is not None else watts, prior,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from scheduler.energy.caps.messages import SetCap, SetClock
+    from scheduler.actions import SetCap, SetClock
     from scheduler.energy.caps.price import Price
 
 Move = Literal["stay", "down", "up"]

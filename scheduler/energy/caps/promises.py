@@ -41,6 +41,7 @@ class Promises:
         self._ttft = self._carried(view.ttft, lambda price: price.first_token)
         self._itl = self._carried(view.itl, lambda price: price.step_seconds)
         self._slack = view.slack
+        self._stretch_allowed = view.stretch_allowed
 
     def _carried(self, seen: Iterable[Seen], measure: Callable[[Price], float]) -> float | None:
         values = [each.seconds / measure(self._prices.under(each.limit_watts)) for each in seen]
@@ -69,6 +70,9 @@ class Promises:
                     )
             elif seen is not None and seen * measure * unsure > target * keep:
                 return Broken(name, seen * measure * unsure, target * keep)
+        allowed = self._stretch_allowed
+        if allowed is not None and price.step_seconds * unsure > self._free.step_seconds * allowed:
+            return Broken("the policy's slack, stretch:", price.step_seconds / self._free.step_seconds, allowed)
         return self._late(price, unsure)
 
     def _late(self, price: Price, unsure: float) -> Broken | None:
@@ -76,7 +80,9 @@ class Promises:
         if slack is None or price.step_seconds <= self._now.step_seconds or slack.remaining_seconds <= 0:
             return None
         longer = (price.step_seconds / self._now.step_seconds * unsure - 1.0) * slack.remaining_seconds
-        allowed = self._rules.slack_use * max(slack.slack_seconds, 0.0)
+        # A policy that has said what is left for the cap knows what it uses of the slack itself.
+        use = self._rules.slack_use if self._stretch_allowed is None else 1.0
+        allowed = use * max(slack.slack_seconds, 0.0)
         return Broken("workflow later by, s:", longer, allowed) if longer > allowed else None
 
 

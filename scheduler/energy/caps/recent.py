@@ -25,22 +25,22 @@ class Recent:
 
     def __init__(self, rules: CapRules) -> None:
         self.rules = rules
-        self._calls: dict[str, tuple[float, float | None]] = {}
-        """Call → (sent at, first token at)."""
+        self._calls: dict[str, tuple[float, float | None, bool]] = {}
+        """Call → (sent at, first token at, its answer comes as a stream)."""
         self._ttft: deque[Seen] = deque(maxlen=SEEN_MAX)
         self._itl: deque[Seen] = deque(maxlen=SEEN_MAX)
         self._windows: deque[Window] = deque(maxlen=256)
 
-    def sent(self, call_id: str, now: float) -> None:
+    def sent(self, call_id: str, now: float, *, streamed: bool = True) -> None:
         """A call was given to the engine (again: it is tried once more)."""
         if len(self._calls) < CALLS_MAX:
-            self._calls[call_id] = (now, None)
+            self._calls[call_id] = (now, None, streamed)
 
     def first_token(self, call_id: str, now: float, limit_watts: float) -> None:
-        """The first event of a stream. Not to be told of answers that come whole: theirs is no first token."""
+        """The first event of a stream. Of an answer that comes whole nothing is noted: that is no first token."""
         call = self._calls.get(call_id)
-        if call is not None and call[1] is None:
-            self._calls[call_id] = (call[0], now)
+        if call is not None and call[1] is None and call[2]:
+            self._calls[call_id] = (call[0], now, True)
             self._ttft.append(Seen(now, now - call[0], limit_watts))
 
     def finished(self, call_id: str, output_tokens: int | None, now: float, limit_watts: float) -> None:
@@ -48,7 +48,7 @@ class Recent:
         call = self._calls.pop(call_id, None)
         if call is None or output_tokens is None or output_tokens < OUTPUT_LEAST:
             return
-        sent, first = call
+        sent, first, _ = call
         gaps = output_tokens if first is None else output_tokens - 1
         self._itl.append(Seen(now, (now - (sent if first is None else first)) / gaps, limit_watts))
 

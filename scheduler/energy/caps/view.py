@@ -103,9 +103,6 @@ class EngineView(NamedTuple):
     ttft: tuple[Seen, ...]
     """Of the calls of the last `horizon_seconds`, in the order of their times."""
     itl: tuple[Seen, ...]
-    running: float | None
-    """Sequences in the engine now; context_tokens: their tokens, all together."""
-    context_tokens: float | None
     waiting: float | None
     """In the engine's own queue (vllm:num_requests_waiting); calls that a policy holds back are not among them."""
     telemetry_seconds: float | None
@@ -117,3 +114,9 @@ class EngineView(NamedTuple):
     sequences_max: int = 256
     """vLLM's max_num_seqs."""
     sm_clock_max_mhz: float | None = None
+    limits_at: float | None = None
+    """When `limits` were read; None: just now."""
+    may_set: bool = True
+    """False: these cards are only looked at, whatever the mode."""
+    stretch_allowed: float | None = None
+    """By how much the policy lets steps grow: so many times as long as under the prior limit. None: it has not said."""
