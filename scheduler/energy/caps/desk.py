@@ -233,7 +233,7 @@ class CapsDesk:
     # --- looking ---
 
     def fresh(self, seen: dict[str, int]) -> list[Decision]:
-        """What was decided since `seen` (decisions by engine, brought up to date), for a log; the oldest may be gone."""
+        """What was decided since `seen` (decisions by engine, brought up to date), for a log; the oldest may miss."""
         found: list[Decision] = []
         for name, sight in self.engines.items():
             new = sight.decided - seen.get(name, 0)
