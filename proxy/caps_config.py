@@ -34,7 +34,7 @@ class CapsConfig(Table):
     """a lower cap must keep each target with so much of it to spare"""
     untargeted_stretch: Number = 1.01
     """where a target is missing: a step may take so many times as long as under the limit that was found"""
-    interval_seconds: Number = 3.0
+    interval_seconds: Number = 2.5
     """between two decisions, 2 to 5"""
     step_share: Number = 0.05
     """the longest step down"""
@@ -46,7 +46,7 @@ class CapsConfig(Table):
     """after a danger: no step down for so long"""
     bar_seconds: Number = 120.0
     """a cap that did not keep a target is not tried again for so long"""
-    horizon_seconds: Number = 300.0
+    horizon_seconds: Number = 900.0
     """how far back answers are looked at for p95"""
     load_seconds: Number = 30.0
     """how far back work is looked at for the load"""
@@ -58,7 +58,7 @@ class CapsConfig(Table):
     """see `danger_seconds`"""
     danger_calls: Whole = 4
     """and so many at least"""
-    queue_looks: Whole = 3
+    queue_looks: Whole = 4
     """the engine's own queue grew at so many decisions in a row: danger"""
     queue_calls: Whole = 8
     """a queue shorter than this is none"""

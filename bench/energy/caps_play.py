@@ -295,8 +295,8 @@ class Caps:
                 limits.highest_watts,
             ),
             recent.load(now),
-            recent.ttft(now),
-            recent.itl(now),
+            recent.ttft,
+            recent.itl,
             float(len(engine.requests) - len(engine.running)),
             None if last is None else now - last,
             self._slack(now),
@@ -313,6 +313,8 @@ class Caps:
                 continue
             end = workflow.projected_end(now)
             slack = Slack(end - now, workflow.deadline_at - end)
+            if slack.slack_seconds < -0.5 * slack.remaining_seconds:
+                continue
             if tightest is None or slack.bears < tightest.bears:
                 tightest = slack
         return tightest

@@ -9,7 +9,7 @@ from scheduler.energy.caps.clock import clock_for
 from scheduler.energy.caps.danger import DangerWatch
 from scheduler.energy.caps.decision import Decision, Move, Why
 from scheduler.energy.caps.ladder import RUNGS_A_STEP, Ladder, Prices
-from scheduler.energy.caps.promises import Promises
+from scheduler.energy.caps.promises import LATE, Promises
 from scheduler.energy.caps.standing import Standing
 
 if TYPE_CHECKING:
@@ -121,17 +121,20 @@ class CapController:
         here, free = prices[rung], prices[0]
         promises = Promises(self.rules, view, prices, here, free)
         if rung > 0 and (broken := promises.broken(here, spare=False)) is not None:
-            self._set_bar(current, now, load)
+            late = broken.promise == LATE
+            if not late:  # one workflow's lateness says nothing of what the others bear
+                self._set_bar(current, now, load)
             up = rung - 1
             while up > 0 and promises.broken(prices[up], spare=True) is not None:
                 up -= 1
-            return self._to(now, view, ladder.watts(up), "not_kept", str(broken), here=prices[up], free=free)
+            why: Why = "late" if late else "not_kept"
+            return self._to(now, view, ladder.watts(up), why, str(broken), here=prices[up], free=free)
         target, stop = self._target(rung, prices, promises, ladder)
         saved = 1.0 - prices[target].joules_per_token.value / here.joules_per_token.value
         heading = ladder.watts(target)
         if target == rung or saved < self.rules.hysteresis_share:
             binds = here.binding or prices[target].binding
-            why: Why = "best" if binds else "not_binding"
+            why = "best" if binds else "not_binding"
             words = f"{here.joules_per_token.value:.4g} J a token; " + (
                 f"lower: {stop}" if stop is not None else f"lower caps save under {self.rules.hysteresis_share:.1%}"
             )
@@ -190,13 +193,13 @@ class CapController:
             return "waiting", f"{self._calm_until - now:.0f} s of calm are still asked for"
         if (left := standing.last_down_at + rules.step_seconds - now) > 0:
             return "waiting", f"the next step may come in {left:.0f} s"
-        if len(view.itl) < rules.calls_least:
+        if view.itl.total < rules.calls_least:
             return (
                 "few_calls",
-                f"{len(view.itl)} answers in {rules.horizon_seconds:g} s, {rules.calls_least} are needed",
+                f"{view.itl.total} answers in {rules.horizon_seconds:g} s, {rules.calls_least} are needed",
             )
         since = standing.moved_at + view.settle_seconds
-        if not any(seen.at > since for seen in view.itl):
+        if view.itl.last_at <= since:
             return "few_calls", "nothing has been answered under the present cap"
         return None
 

@@ -206,8 +206,8 @@ class CapsDesk:
             cards.gpus,
             cards.limits,
             recent.load(now),
-            recent.ttft(now),
-            recent.itl(now),
+            recent.ttft,
+            recent.itl,
             sight.waiting,
             max(ages) if len(ages) == len(known) else None,
             settle_seconds=cards.settle_seconds,
@@ -266,6 +266,8 @@ class CapsDesk:
     def validate(self) -> None:
         """Every invariant. AssertionError otherwise."""
         for name, sight in self.engines.items():
+            sight.recent.ttft.validate()
+            sight.recent.itl.validate()
             assert len(sight.history) <= min(sight.decided, HISTORY_MAX)
             controller = self.fleet.controllers.get(name)
             if controller is not None and self.rules.mode == "observe":

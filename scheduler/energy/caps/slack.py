@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 LOOKED_MAX = 512
 """Workflows looked at for a decision; the calls that came first go first, as theirs are the nearest ends."""
 
+LOST_SHARE = 0.5
+"""A workflow that will be late by more than this share of what remains is lost: no cap makes an engine twice as fast,
+and it must not hold the others' cap for ever."""
+
 
 def tightest(calls: Mapping[str, CallState], now: float) -> dict[str, Slack]:
     """By engine. Only workflows of which an end was promised count: a deadline, or a class that was named."""
@@ -39,4 +43,5 @@ def _of(workflow: Workflow, now: float) -> Slack | None:
     if workflow.deadline_at is None and workflow.workflow_class is None:
         return None
     end = workflow.projected_end(now)
-    return Slack(end - now, workflow.end_allowed(now) - end)
+    remaining, slack = end - now, workflow.end_allowed(now) - end
+    return None if slack < -LOST_SHARE * remaining else Slack(remaining, slack)
