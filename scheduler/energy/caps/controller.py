@@ -42,6 +42,8 @@ class CapController:
         self.moves = 0
         self._danger = DangerWatch(rules)
         self._calm_until = float("-inf")
+        self._searched: Decision | None = None
+        """What the last search of the ladder led to."""
         self._bar: tuple[float, float, float] | None = None
         """A cap that was not kept, until when it is barred, and the useful tokens a second it was not kept under."""
 
@@ -127,14 +129,41 @@ class CapController:
             up = rung - 1
             while up > 0 and promises.broken(prices[up], spare=True) is not None:
                 up -= 1
+            self._searched = None
             why: Why = "late" if late else "not_kept"
             return self._to(now, view, ladder.watts(up), why, str(broken), here=prices[up], free=free)
+        decision = self._as_before(now, view, here, free)
+        if decision is None:
+            decision = self._searched = self._search(now, view, ladder, prices, promises)
+        return decision
+
+    def _as_before(self, now: float, view: EngineView, here: Price, free: Price) -> Decision | None:
+        """Nothing is broken: what the last search found holds until the next step might come. (A search prices the load
+        under many caps, which takes milliseconds.)"""
+        found, current = self._searched, self.standing.current_watts
+        assert current is not None
+        if found is None or now >= found.at + self.rules.step_seconds:
+            return None
+        if current == found.watts:
+            why: Why = found.why if found.move == "stay" else "waiting"
+            return self._to(now, view, current, why, found.words, here=here, free=free, target=found.target_watts)
+        if found.action is None and current == found.from_watts and found.watts is not None:  # it was only advised
+            return self._to(now, view, found.watts, found.why, found.words, here=found.predicted, free=free,
+                            target=found.target_watts)  # fmt: skip
+        return None
+
+    def _search(self, now: float, view: EngineView, ladder: Ladder, prices: Prices, promises: Promises) -> Decision:
+        """Where the steps lead from here, and the next of them."""
+        current = self.standing.current_watts
+        assert current is not None and view.limits is not None
+        rung = ladder.nearest(current)
+        here, free = prices[rung], prices[0]
         target, stop = self._target(rung, prices, promises, ladder)
         saved = 1.0 - prices[target].joules_per_token.value / here.joules_per_token.value
         heading = ladder.watts(target)
         if target == rung or saved < self.rules.hysteresis_share:
             binds = here.binding or prices[target].binding
-            why = "best" if binds else "not_binding"
+            why: Why = "best" if binds else "not_binding"
             words = f"{here.joules_per_token.value:.4g} J a token; " + (
                 f"lower: {stop}" if stop is not None else f"lower caps save under {self.rules.hysteresis_share:.1%}"
             )

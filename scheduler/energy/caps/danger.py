@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from scheduler.energy.caps.view import CostModel, EngineView
 
 
-MAY_MISS = 0.05
-"""A p95 is kept while no more than this share misses it."""
+MAY_MISS = 0.025
+"""Half of what a p95 allows to miss: once so much is spent, misses that come fast are a danger."""
 
 
 class Danger(NamedTuple):
@@ -58,7 +58,7 @@ class DangerWatch:
         return self._grew >= self._rules.queue_looks and waiting >= self._rules.queue_calls
 
     def _missed(self, now: float, seen: Answers) -> str | None:
-        """Misses come fast, and those of the horizon have used up what a p95 allows: a burst alone breaks nothing."""
+        """Misses come fast, and half of what a p95 allows over the horizon is spent: a burst alone breaks nothing."""
         rules = self._rules
         missed, calls = seen.look(now)
         if missed < rules.danger_calls or missed <= rules.danger_share * calls or seen.missed <= MAY_MISS * seen.total:

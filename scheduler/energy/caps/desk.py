@@ -222,7 +222,8 @@ class CapsDesk:
         said = decision.move, decision.why
         sight.counts[said] = sight.counts.get(said, 0) + 1
         before = sight.history[-1] if sight.history else None
-        if before is None or said != (before.move, before.why) or decision.move != "stay":
+        new = decision.action is not None or before is None or decision.watts != before.watts
+        if new or said != (before.move, before.why):  # type: ignore[union-attr]
             sight.history.append(decision)
             sight.decided += 1
 

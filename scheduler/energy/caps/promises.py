@@ -47,7 +47,7 @@ class Promises:
         self._stretch_allowed = view.stretch_allowed
 
     def _carried(self, seen: Answers, measure: Callable[[Price], float]) -> float | None:
-        return seen.quantile(SHARE, lambda limit_watts: measure(self._prices.under(limit_watts)))
+        return seen.quantile(SHARE, lambda limit_watts: self._prices.under(limit_watts, measure))
 
     def broken(self, price: Price, *, spare: bool) -> Broken | None:
         """The first promise that this cap would not keep; None: it keeps all.
