@@ -46,7 +46,7 @@ class CapsConfig(Table):
     """after a danger: no step down for so long"""
     bar_seconds: Number = 120.0
     """a cap that did not keep a target is not tried again for so long"""
-    horizon_seconds: Number = 900.0
+    horizon_seconds: Number = 1800.0
     """how far back answers are looked at for p95"""
     load_seconds: Number = 30.0
     """how far back work is looked at for the load"""

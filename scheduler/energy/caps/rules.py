@@ -56,7 +56,7 @@ class CapRules:
     """A cap under which a target was missed is not tried again for so long, nor any below it."""
 
     # --- what it looks at ---
-    horizon_seconds: float = 900.0
+    horizon_seconds: float = 1800.0
     """How far back answers are looked at for p95."""
     load_seconds: float = 30.0
     """How far back work is looked at for the offered load."""
