@@ -387,11 +387,8 @@ class Scheduler:
             assert use.running == running[name] >= 0, f"key {name} counts {use.running} running"
             assert use.budget_used_tokens >= 0
         assert not (self.draining and self.ready.count), "held while draining"
-        self.patience.validate()
-        self.ledger.validate()
-        self.workflows.validate()
-        self.energy.validate()
-        self.caps.validate()
+        for part in (self.patience, self.ledger, self.workflows, self.energy, self.caps):
+            part.validate()
         for call_id, call in self.calls.items():
             assert call.node is None or call.node.call_id in (call_id, None) or call.node.over, (
                 f"{call_id} lost its node"
