@@ -115,6 +115,7 @@ class App:
             metrics=self.metrics,
             energy=self.energy,
         )
+        await self.energy.capping.start()
         await self.own.start()
         port = await gateway.server.listen(listen.host, listen.port)
         self._listens = True
@@ -149,6 +150,7 @@ class App:
         running = len(gateway.exchanges)
         self.log.event("draining", calls=running, seconds=self.config.timeouts.drain_seconds)
         gateway.drain()
+        await self.energy.capping.close()  # first of all: whoever ends us may not wait for the calls
         await self.own.drain()
         for watch in self._watches.values():
             watch.stop()

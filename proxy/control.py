@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import logging
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import orjson
 from aiohttp import web
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Handler, Middleware
     from prometheus_client.core import Metric
 
+    from proxy.energy.capping import Capping
     from proxy.energy.shell import EnergyShell
     from proxy.metrics import Metrics
 
@@ -115,6 +117,7 @@ async def start_control(
 
         app.router.add_get("/admin/energy-model", get_energy_model)
         app.router.add_get("/admin/energy", energy.door.control)
+        add_caps(app, energy.capping)
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -134,6 +137,24 @@ async def start_control(
         raise
     bound: int = runner.addresses[0][1]
     return Control(runner, bound)
+
+
+def add_caps(app: web.Application, capping: Capping) -> None:
+    """What is decided of GPUs' limits, and the operator's word after somebody else has set one."""
+
+    async def get_caps(request: web.Request) -> web.Response:
+        return _json(capping.describe())
+
+    async def resume(request: web.Request) -> web.Response:
+        if (origin := request.headers.get("origin")) is not None and urlsplit(origin).netloc != request.host:
+            return _error(403, "host", "a page of another site may not do this")
+        engine = request.query.get("engine", "")
+        if not capping.resume(engine):
+            return _error(404, "not_found", "?engine= must name one of those in GET /admin/caps")
+        return _json({"resumed": engine})
+
+    app.router.add_get("/admin/caps", get_caps)
+    app.router.add_post("/admin/caps/resume", resume)
 
 
 @web.middleware

@@ -23,10 +23,12 @@ from proxy.models import answer_models
 from proxy.own.request import OwnRequest
 from proxy.own.router import KEYLESS, PREFIXES, Router
 from proxy.routes import OTHER
-from scheduler.actions import Abort, Dispatch, Reject
+from scheduler.actions import Abort, Dispatch, Reject, WakeAt
 from scheduler.events import CallFailed, Draining, Tick
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxy.calllog import CallLog
     from proxy.config import Config
     from proxy.engines import Engine
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from proxy.usage import Usage
     from proxy.watching import ContentWatch
     from proxy.workflows.config import WorkflowsConfig
-    from scheduler.actions import Action
+    from scheduler.actions import Action, SetCap, SetClock
     from scheduler.core import Scheduler
     from scheduler.energy.bill_calls import Estimate
     from scheduler.events import EngineStatus, Event
@@ -73,6 +75,8 @@ class Gateway:
         self.inner = InnerCalls(self, config.limits.inner_answer_bytes)
         self.watch: ContentWatch | None = None
         """Looks at content, while the policy (or the configuration) wants to know."""
+        self.set_power: Callable[[SetCap | SetClock], None] | None = None
+        """Carries out what is decided of GPUs' limits; answers with `CapApplied`."""
         self._loop = asyncio.get_running_loop()
         self._id_prefix = f"jg-{os.urandom(6).hex()}-"
         self._ids = 0
@@ -200,8 +204,10 @@ class Gateway:
         elif kind is Abort:
             assert isinstance(action, Abort)
             self.exchanges[action.call_id].abort()
-        else:
-            self._wake_at(action.at - now)  # type: ignore[union-attr]  # WakeAt is what is left
+        elif isinstance(action, WakeAt):
+            self._wake_at(action.at - now)
+        elif self.set_power is not None:  # what is left are GPUs' limits
+            self.set_power(action)  # type: ignore[arg-type]
 
     def _wake_at(self, seconds: float) -> None:
         at = self._loop.time() + max(0.0, seconds)

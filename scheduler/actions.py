@@ -41,4 +41,23 @@ class WakeAt(NamedTuple):
     at: float
 
 
-Action = Dispatch | Reject | Abort | WakeAt
+class SetCap(NamedTuple):
+    """Have each GPU of the engine limited to so many watts, all together. Answered by `CapApplied`."""
+
+    engine: str
+    watts: float
+    """Of each GPU."""
+    reason: str
+
+
+class SetClock(NamedTuple):
+    """Hold each GPU's SM clock at or under this; None = let it run free. Answered by `CapApplied`."""
+
+    engine: str
+    highest_mhz: float | None
+    watts: float
+    """Of each GPU: the cap that it stands for; comes back as `requested` of CapApplied."""
+    reason: str
+
+
+Action = Dispatch | Reject | Abort | WakeAt | SetCap | SetClock

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from scheduler.actions import Abort, Action, Dispatch, Reject, WakeAt
 from scheduler.breaker import BreakerRule
+from scheduler.energy.caps.desk import CapsDesk
+from scheduler.energy.caps.rules import CapRules
 from scheduler.energy.desk import EnergyDesk, EnergyRules
 from scheduler.energy.ledger import TokenLedger
 from scheduler.energy_events import EnergyEvents
@@ -65,6 +67,7 @@ class SchedulerConfig:
     workflow_limits: WorkflowLimits = field(default_factory=WorkflowLimits)
     energy: EnergyRules = field(default_factory=EnergyRules)
     joule_quotas: tuple[JouleQuota, ...] = ()
+    caps: CapRules = field(default_factory=CapRules)
 
 
 class Scheduler:
@@ -84,7 +87,9 @@ class Scheduler:
         self._newly_ready: CallState | None = None
         self.workflows = WorkflowBook(config.workflow_limits)
         self.energy = EnergyDesk(config.energy, config.joule_quotas, now)
-        self.view = View(self.engines, self.calls, self.ready, self.workflows, self.energy, self.patience)
+        self.caps = CapsDesk(config.caps, self.energy, self.calls, self.engines)
+        seen = self.engines, self.calls, self.ready, self.workflows, self.energy, self.patience, self.caps
+        self.view = View(*seen)
         self.policy.begin(self.view, now)
         self.draining = False
         self._sequence = 0
@@ -107,7 +112,7 @@ class Scheduler:
             Draining: self._drain,
             Tick: self._tick,
             **WorkflowEvents(self.workflows).handlers,
-            **EnergyEvents(self.energy).handlers,
+            **EnergyEvents(self.energy, self.caps).handlers,
         }
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -270,6 +275,7 @@ class Scheduler:
 
     def _drain(self, event: Draining, now: float, actions: list[Action]) -> None:
         self.draining = True
+        self.caps.stop()
         for call in list(self.ready):
             self._reject_held(call, 503, "draining", "the gateway is shutting down; try another instance", now, actions)
 
@@ -277,6 +283,7 @@ class Scheduler:
         self.workflows.expire(now)
         self.energy.timed(now)
         self._wake_at = None  # even if it comes early: what is still to be waited for is asked for anew
+        self.caps.tick(now, actions)
 
     # --- the shared steps ---
 
@@ -381,10 +388,8 @@ class Scheduler:
             assert use.running == running[name] >= 0, f"key {name} counts {use.running} running"
             assert use.budget_used_tokens >= 0
         assert not (self.draining and self.ready.count), "held while draining"
-        self.patience.validate()
-        self.ledger.validate()
-        self.workflows.validate()
-        self.energy.validate()
+        for part in (self.patience, self.ledger, self.workflows, self.energy, self.caps):
+            part.validate()
         for call_id, call in self.calls.items():
             assert call.node is None or call.node.call_id in (call_id, None) or call.node.over, (
                 f"{call_id} lost its node"

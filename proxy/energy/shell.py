@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from proxy.energy.api import EnergyDoor
+from proxy.energy.capping import Capping
+from proxy.energy.caps_metrics import CapsMetrics
 from proxy.energy.metering import Metering
 from proxy.energy.metrics import EnergyMetrics
 from proxy.energy.store import FILE_NAME, EnergyStore
@@ -44,7 +46,9 @@ class EnergyShell:
         self.door = EnergyDoor(self.store, config.energy, self._keep)
         self.door.register(gateway.router)
         gateway.metrics.registry.register(EnergyMetrics(self._desk.bill, self._desk.budgets, self.store))
-        self.metering = Metering(gateway, config, self._found)
+        gateway.metrics.registry.register(CapsMetrics(gateway.scheduler.caps))
+        self.capping = Capping(gateway, config)
+        self.metering = Metering(gateway, config, self._found, self.capping)
         self._state_path = None if config.state_dir is None else config.state_dir / STATE_FILE
         self._kept = _read(self._state_path, log)
         self._priors: dict[str, str] = {}
@@ -95,6 +99,7 @@ class EnergyShell:
         for task in list(self._believing):
             task.cancel()
         await self.metering.close()
+        await self.capping.close()
         now = monotonic()
         self._desk.close(now)
         self._keep()
@@ -103,6 +108,7 @@ class EnergyShell:
 
     async def tick(self) -> None:
         """Called every few seconds."""
+        await self.capping.tick()
         if monotonic() - self._saved_at >= SAVED_SECONDS:
             await self._save()
 

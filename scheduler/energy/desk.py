@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from scheduler.energy.bill import Bill, BillLimits
 from scheduler.energy.bill_prices import Tariff, tariff_of
@@ -38,10 +38,36 @@ class EnergyRules:
     budgets_without_energy: Unavailable = "pass"
 
 
+class Listener(Protocol):
+    """Who else wants to hear of it, as it happens: the cap controller."""
+
+    def sent(self, engine: str, call_id: str, now: float, *, streamed: bool) -> None:
+        """A call was given to an engine."""
+
+    def first_token(self, engine: str, call_id: str, now: float) -> None:
+        """The first event of its answer."""
+
+    def finished(self, engine: str, call_id: str, output_tokens: int | None, now: float) -> None:
+        """Its answer is complete."""
+
+    def gone(self, engine: str, call_id: str) -> None:
+        """It left the engine without a whole answer."""
+
+    def sampled(self, engine: str, sample: MeterSample) -> None:
+        """The engine's meter was read."""
+
+    def counted(self, engine: str, counters: Counters) -> None:
+        """The engine was probed."""
+
+    def window(self, engine: str, window: Window) -> None:
+        """A window has closed, and was learned from."""
+
+
 class EngineDesk:
     """One engine's windows and model."""
 
     def __init__(self, name: str, now: float, rules: EnergyRules) -> None:
+        self.name = name
         self.windows = WindowMaker(name, now, WindowRule(rules.window_seconds))
         self.model: EnergyModel | None = None
         self.simulated = False
@@ -56,6 +82,7 @@ class EnergyDesk:
     def __init__(self, rules: EnergyRules, quotas: Iterable[JouleQuota], now: float) -> None:
         self.rules = rules
         self.engines: dict[str, EngineDesk] = {}
+        self.listener: Listener | None = None
         self.booked_until = now
         """The end of the last window that is in the bill."""
         self.bill = Bill(
@@ -104,22 +131,29 @@ class EnergyDesk:
             prompt, limit = event.prompt_tokens_estimate, event.max_output_tokens
             desk.windows.sent(event.call_id, prompt, limit, now, streamed=event.streamed)
             self.bill.dispatched(event.call_id, event.key, event.workflow_id, event.model, engine, now)
+            if (listener := self.listener) is not None:
+                listener.sent(engine, event.call_id, now, streamed=event.streamed)
 
     def first_token(self, call_id: str, engine: str, now: float) -> None:
         """The first event of its stream."""
         if (desk := self.engines.get(engine)) is not None:
             desk.windows.first_token(call_id, now)
+            if (listener := self.listener) is not None:
+                listener.first_token(engine, call_id, now)
 
     def left(self, call_id: str, engine: str, now: float) -> None:
         """An attempt failed and the call is not over: it may be given to another engine."""
         if (desk := self.engines.get(engine)) is not None:
             desk.windows.failed(call_id, now)
+            self._gone(engine, call_id)
 
     def finished(self, event: CallFinished, engine: str, now: float) -> None:
         """A call was answered."""
         call_id, prompt, cached, output, seen = event
         if (desk := self.engines.get(engine)) is not None:
             desk.windows.finished(call_id, prompt, cached, output, now)
+            if (listener := self.listener) is not None:
+                listener.finished(engine, call_id, output if output is not None else seen or None, now)
             self._ended(call_id, prompt, cached, seen if output is None and seen else output, now)
         else:
             self.budgets.settled(call_id, None, now)
@@ -133,8 +167,13 @@ class EnergyDesk:
         elif (desk := self.engines.get(engine)) is None:
             self.budgets.settled(call_id, None, now)
         elif desk.windows.failed(call_id, now):
+            self._gone(engine, call_id)
             prompt = event.prompt_tokens_estimate
             self._ended(call_id, prompt, None, max(tokens_seen - prompt, 1), now)
+
+    def _gone(self, engine: str, call_id: str) -> None:
+        if (listener := self.listener) is not None:
+            listener.gone(engine, call_id)
 
     def _ended(
         self, call_id: str, prompt: float | None, cached: float | None, output: float | None, now: float
@@ -165,6 +204,8 @@ class EnergyDesk:
     def sampled(self, name: str, sample: MeterSample, now: float) -> None:
         """A meter was read. From then on the engine's calls are followed."""
         desk = self.engine(name, now)
+        if (listener := self.listener) is not None:
+            listener.sampled(name, sample)
         if (window := desk.windows.sample(sample)) is not None:
             self._close(desk, window, now)
 
@@ -173,6 +214,8 @@ class EnergyDesk:
         desk = self.engines.get(name)
         if desk is None:
             return
+        if (listener := self.listener) is not None:
+            listener.counted(name, counters)
         windows = desk.windows
         for call_id, tokens in progress:
             windows.progress(call_id, tokens, now)
@@ -198,6 +241,8 @@ class EnergyDesk:
             desk.last_learned = desk.model.learn(window)
             tariff = tariff_of(desk.model, window)
         desk.last_window = window
+        if (listener := self.listener) is not None:
+            listener.window(desk.name, window)
         self.booked_until = max(self.booked_until, window.end)
         closed = self.bill.close(window, tariff)
         for call in closed.settled:

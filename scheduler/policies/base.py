@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from scheduler.energy.caps.desk import CapsDesk
     from scheduler.energy.desk import EnergyDesk
     from scheduler.patience import Patience
     from scheduler.state import CallState, EngineState, ReadyCalls
@@ -35,6 +36,8 @@ class View(NamedTuple):
     energy: EnergyDesk
     patience: Patience
     """How long each may be held at most."""
+    caps: CapsDesk
+    """Told, by `propose`, what slack a policy leaves for a slower engine."""
 
 
 class Policy(ABC):
