@@ -8,7 +8,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 from backends.twin.calibration import CalibrationError
-from bench.energy.play import Play, Row, Scene, off
+from bench.energy.play import Play, Scene, off
 from bench.energy.rows import h200_rows
 from bench.energy.watch import Sight
 from bench.programs import BenchError
@@ -16,6 +16,8 @@ from bench.programs import BenchError
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
+
+    from bench.energy.report import Row
 
 __all__ = ["Play", "Scene", "add_options", "figures", "off", "run"]
 

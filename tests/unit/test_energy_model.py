@@ -18,6 +18,7 @@ from scheduler.energy.model.astray import PATIENCE, Astray
 from scheduler.energy.model.coverage import Coverage
 from scheduler.energy.model.drift import DriftTest
 from scheduler.energy.model.equations import Limits, forward, prior_values
+from scheduler.energy.model.noise import Noise
 from scheduler.energy.window import Energy, Why, Window
 from scheduler.energy.work import NOTHING, Work
 
@@ -376,6 +377,23 @@ def test_the_width_follows_what_was_held() -> None:
         held = [coverage.saw(rng.gauss(0, spread)) for _ in range(3000)]
         assert sum(held[500:]) / 2500 == pytest.approx(0.9, abs=0.01)
         assert coverage.quantile == pytest.approx(1.645 * spread, rel=0.25)
+
+
+@pytest.mark.parametrize(("alike", "times"), [(-1.0, 1.0), (0.0, 2**0.5), (1.0, 2.0)])
+def test_a_longer_window_is_as_far_off_as_its_parts_are_together(alike: float, times: float) -> None:
+    rng, noise = random.Random(3), Noise()
+    before, edge = 0.0, rng.gauss(0, 1)
+    for _ in range(3000):
+        after = rng.gauss(0, 1)
+        # What an edge takes from one window it gives to the next; or each for itself; or a wrong price, for all alike.
+        residual = after - edge if alike < 0 else after if not alike else before * 0.95 + after * 0.2
+        noise.saw_neighbours(2.5, before, residual)
+        before, edge = residual, after
+    usual = noise.covariance(1.25, 300.0, seconds=2.5)
+    twice = noise.covariance(2.5, 300.0, seconds=5.0)
+    assert (twice[1, 1] / usual[1, 1]) ** 0.5 == pytest.approx(times, rel=0.15)
+    assert Noise.restored(noise.export()).neighbours == noise.neighbours
+    assert (noise.covariance(1.25, 300.0) == usual).all()
 
 
 def test_the_drift_test_is_quiet_on_noise_and_quick_on_a_shift() -> None:

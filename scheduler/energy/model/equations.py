@@ -181,12 +181,13 @@ def _under(
     over, binding = _positive_part((demand - held) / spread)
     slow, _ = _positive_part((c[:, ONSET] * demand / limit_watts - 1) * (usual / spread))
     slowdown = (1 + slow * spread / usual) ** exponent
+    drawn = np.maximum(demand - over * spread - idle, 0.0)  # above idle, in so far as the limit is felt
     if burst is None:
         slowed = seconds * slowdown
-        return slowed, (demand - over * spread - idle) * slowed, binding * slowed
+        return slowed, drawn * slowed, binding * slowed
     felt = _felt(burst, demand, np.maximum(over * spread, 1e-6 * usual), c[:, AVERAGE])
     held_seconds, free_seconds = seconds * felt * slowdown, seconds * (1 - felt)
-    above = (demand - over * spread - idle) * held_seconds + (demand - idle) * free_seconds
+    above = drawn * held_seconds + (demand - idle) * free_seconds
     return held_seconds + free_seconds, above, binding * held_seconds
 
 
