@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from scheduler.energy.window import Window
     from workloads.shapes import WorkflowShape
 
+
 class Scene(NamedTuple):
     """What is played."""
 

@@ -404,6 +404,11 @@ def test_the_drift_test_is_quiet_on_noise_and_quick_on_a_shift() -> None:
     test = DriftTest(1)
     assert [test.saw(4.0) for _ in range(3)] == [False, False, True]
     assert test.level == 0.0
+    # What comes at once again must be clearer, and what comes much later need not.
+    assert [test.saw(4.0) for _ in range(6)] == [False] * 5 + [True]
+    for _ in range(3000):
+        test.saw(0.0)
+    assert [test.saw(4.0) for _ in range(3)] == [False, False, True]
 
 
 def test_blurred_and_sharp_limits_agree_far_from_the_limit() -> None:

@@ -39,6 +39,8 @@ OVER_LIMIT = 1.5
 """Times the limit, for as long as a window is, nothing draws on average: bursts that the limiter is too slow for do."""
 NORMAL = 1.645
 """Standard errors that hold nine of ten of a normal distribution."""
+USUAL_WINDOWS = 100
+"""Until so many were seen, intervals may be wide for want of knowledge."""
 CLOSE_SECONDS = 1e-6
 """Windows that are no further apart adjoin."""
 IDLE_BUSY_SECONDS = 0.02
@@ -148,12 +150,13 @@ class EnergyModel:
 
     def _drift(self, before: Expected, busy: float, joules_standardised: float) -> bool:
         state = self._state
-        # Where it takes more than 1.645 standard errors to hold nine of ten, as many more are nobody's fault.
+        # Where it takes more than 1.645 standard errors to hold nine of ten, as many more are nobody's fault: once it is
+        # known that they are the noise's, and not those of prices that are still to be learned.
+        usual = [max(coverage.quantile / NORMAL, 1.0) for coverage in (state.busy, state.given)]
+        if state.given.seen < USUAL_WINDOWS:
+            usual = [1.0, 1.0]
         busy_standardised = (busy - before.busy_seconds) / before.busy_error
-        alarm = state.drift.saw(
-            busy_standardised / max(state.busy.quantile / NORMAL, 1.0),
-            joules_standardised / max(state.given.quantile / NORMAL, 1.0),
-        )
+        alarm = state.drift.saw(busy_standardised / usual[0], joules_standardised / usual[1])
         if not alarm or state.drifting_seconds > DRIFTING_SECONDS * 2 / 3:
             return False
         self.doubt()
