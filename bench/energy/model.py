@@ -188,6 +188,8 @@ def _line(name: str, scene: Scene, play: Play) -> dict[str, object]:
 def _within(results: list[dict[str, object]], everything: Figures) -> bool:
     """The musts of the energy work: of each scene with the engine's counters; the interval's of all together."""
     ok = 0.87 <= everything.covered <= 0.93
+    if not ok:
+        print(f"not within 87-93 %: {everything.covered:.2%} of the windows were held by their interval")
     for key, most in (("start", 0.03), ("settled", 0.02), ("swapped", 0.02)):
         for each in results:
             found = each[key]

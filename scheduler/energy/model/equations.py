@@ -86,7 +86,7 @@ def prior_values(prior: Prior) -> tuple[Floats, Floats]:
 def most_watts(prior: Prior) -> float:
     """More than this no work can draw, whatever is believed: watts of all GPUs together."""
     kinds = (STEP, Prices._fields.index("context_token"), PREFILL_TOKEN, Prices._fields.index("attention_pair"))
-    return MOST_WATTS * (prior.idle_watts + max(prior.energy[kind] / prior.time[kind] for kind in kinds))
+    return float(MOST_WATTS * (prior.idle_watts + max(prior.energy[kind] / prior.time[kind] for kind in kinds)))
 
 
 class Forward(NamedTuple):
