@@ -150,8 +150,8 @@ class EnergyModel:
 
     def _drift(self, before: Expected, busy: float, joules_standardised: float) -> bool:
         state = self._state
-        # Where it takes more than 1.645 standard errors to hold nine of ten, as many more are nobody's fault: once it is
-        # known that they are the noise's, and not those of prices that are still to be learned.
+        # Where it takes more than 1.645 standard errors to hold nine of ten, as many more are nobody's fault: once it
+        # is known that they are the noise's, and not those of prices that are still to be learned.
         usual = [max(coverage.quantile / NORMAL, 1.0) for coverage in (state.busy, state.given)]
         if state.given.seen < USUAL_WINDOWS:
             usual = [1.0, 1.0]

@@ -11,8 +11,8 @@ ALARM = 8.0
 CLIP = 4.0
 """One outlier alone raises no alarm."""
 HIGHER, HIGHEST, LOWER = 2.0, 4.0, 1 / 400
-"""Each alarm raises the bar for the next, up to four times: equations that do not fit would raise one after another, and
-each of them forgets what was learned. The bar comes down again in some 400 windows."""
+"""Each alarm raises the bar for the next, up to four times: equations that do not fit would raise one after another,
+and each of them forgets what was learned. The bar comes down again in some 400 windows."""
 
 
 class DriftTest:

@@ -154,7 +154,7 @@ def _mixed_share(work: Work) -> float:
     if steps <= 1:
         return 1.0 if work.prompts or not steps else 0.0
     free = min((1 - 1 / steps) ** work.prompts, work.decode_tokens / steps)
-    return 1 - free
+    return float(1 - free)
 
 
 class _Burst(NamedTuple):
