@@ -75,7 +75,8 @@ def template(
     except orjson.JSONEncodeError:  # reading takes deeper ones than writing
         raise RequestFault(400, "invalid_workflow", f"{place()} is nested too deeply", param=place()) from None
     if literal or b"{{" not in data:
-        return Template((data,), (), len(data))
+        # A copy: orjson writes into a buffer of its own and hands over at least 4 KiB with however short a text.
+        return Template((bytes(memoryview(data)),), (), len(data))
     parts = _PLACEHOLDER.split(data)  # JSON text, a name, JSON text, …
     names = [name.decode("ascii") for name in parts[1::2]]
     if all(map(known, names)):

@@ -94,12 +94,12 @@ def parse(body: Mapping[str, Any], bounds: Bounds) -> Submission:
     if len(given) > bounds.nodes:
         message = f"nodes: {len(given)} are over the limit of {bounds.nodes} (workflows.nodes)"
         raise RequestFault(413, "workflow_too_large", message, param="nodes")
-    ids = _ids(given)
+    known = frozenset(_ids(given))
     inputs = _inputs(body.get("inputs"))
     nodes: list[NodePlan] = []
     size = 0
     for at, item in enumerate(given):
-        nodes.append(plan := _node(item, at, ids, inputs, declared, bounds.request_bytes))
+        nodes.append(plan := _node(item, at, known, inputs, declared, bounds.request_bytes))
         if plan.request is not None and (size := size + plan.request.size_bytes) > bounds.all_bytes:
             message = (
                 f"nodes: their requests have over {bounds.all_bytes} bytes (workflows.held_bytes), inputs included"
@@ -118,7 +118,7 @@ def parse(body: Mapping[str, Any], bounds: Bounds) -> Submission:
         _number(body, "deadline_ms"),
         _number(body, "energy_budget_joules"),
         tuple(nodes),
-        _outputs(body.get("outputs"), tuple(nodes), ids),
+        _outputs(body.get("outputs"), tuple(nodes), known),
         declared,
         _switch(body, "stream", ""),
         _switch(body, "background", ""),
@@ -156,18 +156,18 @@ def _inputs(given: Any) -> dict[str, bytes]:
 
 
 def _node(
-    item: dict[str, Any], at: int, ids: dict[str, int], inputs: dict[str, bytes], declared: bool, bytes_max: int
+    item: dict[str, Any], at: int, known: frozenset[str], inputs: dict[str, bytes], declared: bool, bytes_max: int
 ) -> NodePlan:
     if not _NODE_MEMBERS.issuperset(item):
         _only(item, _NODE_MEMBERS, f"nodes[{at}].")
     get = item.get
-    tool, request, endpoint = get("tool"), get("request"), get("endpoint", ENDPOINTS[0])
+    node_id, tool, request, endpoint = item["id"], get("tool"), get("request"), get("endpoint", ENDPOINTS[0])
     if tool is not None:
         tool = _switch(item, "tool", f"nodes[{at}].")
     if request is None and not tool and not declared:
         what = 'is missing: the body of a call (or "tool": true, or mode "declared")'
         _refuse(f"nodes[{at}].request", what)
-    after = _after(item["after"], at, item["id"], ids) if "after" in item else ()
+    after = _after(after, at, node_id, known) if (after := get("after")) is not None else ()
     cut, model, limit = None, None, None
     data_from: tuple[str, ...] = ()
     if request is not None:
@@ -182,16 +182,18 @@ def _node(
         cut = template(
             request,
             inputs,
-            ids.__contains__,
+            known.__contains__,
             lambda: f"nodes[{at}].request",
             literal=literal,
             bytes_max=bytes_max,
         )
         if cut.references:
             data_from = tuple(dict.fromkeys(cut.references))
-            if item["id"] in data_from:
-                _refuse(f"nodes[{at}].request", f"needs the output of the node itself, {item['id']!r}", "cycle")
-        model, limit = _model(request, at), _limit(request)
+            if node_id in data_from:
+                _refuse(f"nodes[{at}].request", f"needs the output of the node itself, {node_id!r}", "cycle")
+        model, limit = request.get("model"), _limit(request)
+        if model is not None and not isinstance(model, str):
+            _refuse(f"nodes[{at}].request.model", "must be a string")
     if endpoint not in ENDPOINTS:
         _refuse(f"nodes[{at}].endpoint", f"must be one of {', '.join(ENDPOINTS)}")
     tokens, retry, seconds = get("expected_output_tokens"), get("retry", 0), get("expected_seconds")
@@ -201,39 +203,42 @@ def _node(
         _refuse(f"nodes[{at}].retry", f"must be a whole number of further attempts, 0 to {RETRY_MAX}")
     if seconds is not None:
         seconds = _number(item, "expected_seconds", f"nodes[{at}].")
-    return NodePlan(item["id"], after, endpoint, cut, model, tokens, limit, seconds, tool is True, retry, data_from)
+    return NodePlan(node_id, after, endpoint, cut, model, tokens, limit, seconds, tool is True, retry, data_from)
 
 
-def _after(given: Any, at: int, node_id: str, ids: dict[str, int]) -> tuple[str, ...]:
-    if given is None:
-        return ()
+def _after(given: Any, at: int, node_id: str, known: frozenset[str]) -> tuple[str, ...]:
+    """All names at once, since nearly always all are good."""
     if not isinstance(given, list):
         _refuse(f"nodes[{at}].after", "must be a list of node ids")
+    try:
+        good = known.issuperset(given) and node_id not in given
+    except TypeError:  # a list or an object among them
+        good = False
+    if not good:
+        _refuse_after(given, at, node_id, known)
+    return tuple(given) if len(given) < 2 else tuple(dict.fromkeys(given))
+
+
+def _refuse_after(given: list[Any], at: int, node_id: str, known: frozenset[str]) -> NoReturn:
+    """Say which name it is."""
     for number, name in enumerate(given):
-        if not isinstance(name, str) or name not in ids:
+        if not isinstance(name, str) or name not in known:
             _refuse(f"nodes[{at}].after[{number}]", f"there is no node {str(name)[:128]!r}", "unknown_node")
         if name == node_id:
             _refuse(f"nodes[{at}].after[{number}]", f"{node_id!r} cannot wait for itself", "cycle")
-    return tuple(dict.fromkeys(given))
+    raise AssertionError(given)
 
 
-def _outputs(given: Any, nodes: tuple[NodePlan, ...], ids: dict[str, int]) -> tuple[str, ...]:
+def _outputs(given: Any, nodes: tuple[NodePlan, ...], known: frozenset[str]) -> tuple[str, ...]:
     if given is None:
-        waited_for = {name for node in nodes for name in (*node.after, *node.data_from)}
+        waited_for = set[str]().union(*[node.after for node in nodes], *[node.data_from for node in nodes])
         return tuple([node.id for node in nodes if node.id not in waited_for])
     if not isinstance(given, list):
         _refuse("outputs", "must be a list of node ids")
     for at, name in enumerate(given):
-        if not isinstance(name, str) or name not in ids:
+        if not isinstance(name, str) or name not in known:
             _refuse(f"outputs[{at}]", f"there is no node {str(name)[:128]!r}", "unknown_node")
     return tuple(dict.fromkeys(given))
-
-
-def _model(request: dict[str, Any], at: int) -> str | None:
-    model = request.get("model")
-    if model is not None and not isinstance(model, str):
-        _refuse(f"nodes[{at}].request.model", "must be a string")
-    return model
 
 
 def _limit(request: dict[str, Any]) -> int | None:

@@ -85,26 +85,22 @@ class Forecasts:
     def predict_all(self, nodes: Iterable[Node]) -> None:
         """Durations and output tokens of all nodes of one workflow, noted in them. Siblings are often alike in all that
         counts here."""
-        known: dict[tuple[object, ...], tuple[SecondsForecast, float, float]] = {}
+        known: dict[tuple[object, ...], tuple[float, float, float, float]] = {}
         for node in nodes:
-            if node.tool:
-                forecast = self._predict_tool(node)
-            else:
-                kind = (
-                    node.pattern,
-                    node.model,
-                    node.prompt_tokens_estimate,
-                    node.expected_output_tokens,
-                    node.max_output_tokens,
-                )
-                same = known.get(kind)
-                if same is None:
-                    forecast = self.predict(node)
-                    known[kind] = forecast, node.output_tokens_forecast, node.output_tokens_upper
-                else:
-                    forecast, node.output_tokens_forecast, node.output_tokens_upper = same
-            node.seconds, spread = forecast
-            node.variance = spread * spread
+            kind = (
+                node.pattern,
+                node.model,
+                node.prompt_tokens_estimate,
+                node.expected_output_tokens,
+                node.max_output_tokens,
+                node.expected_seconds,
+                node.tool,
+            )
+            same = known.get(kind)
+            if same is None:
+                seconds, spread = self.predict(node)
+                same = known[kind] = (seconds, spread * spread, node.output_tokens_forecast, node.output_tokens_upper)
+            node.seconds, node.variance, node.output_tokens_forecast, node.output_tokens_upper = same
 
     def _predict_tool(self, node: Node) -> SecondsForecast:
         usual, upper = self.pause(node)
