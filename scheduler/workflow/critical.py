@@ -16,6 +16,8 @@ from scheduler.workflow.lazyheap import LazyMaxHeap
 from scheduler.workflow.node import STARTED_STATES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from scheduler.workflow.dag import Dag
     from scheduler.workflow.node import Node
 
@@ -92,6 +94,23 @@ class CriticalPath:
             return False
         node.tail_seconds, node.tail_mean, node.tail_variance = tail, mean, variance
         return True
+
+    def compute(self, nodes: Iterable[Node]) -> None:
+        """`recompute` for all nodes of a new graph, of which none is over or has a remainder; the last come first."""
+        behind = self._behind
+        for node in nodes:
+            tail = mean = variance = 0.0
+            own = node.variance
+            if followers := behind[node]:
+                upper = -1.0
+                for successor in followers:
+                    if successor.tail_seconds > tail:  # noqa: PLR1730  (max() is a call, once an edge)
+                        tail = successor.tail_seconds
+                    candidate = successor.tail_mean + sqrt(own + successor.tail_variance)
+                    if candidate > upper:
+                        upper, mean, variance = candidate, successor.tail_mean, successor.tail_variance
+            seconds = node.seconds
+            node.tail_seconds, node.tail_mean, node.tail_variance = tail + seconds, mean + seconds, variance + own
 
     def refresh(self, *changed: Node) -> None:
         """These nodes' predictions or successors changed: bring their tails and those of their ancestors up to date."""

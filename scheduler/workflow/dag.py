@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from scheduler.workflow.node import Node
-    from scheduler.workflow.spec import EdgeKind
+    from scheduler.workflow.spec import EdgeKind, NodeSpec
 
     Reason = dict[str, Any]
     Base = nx.DiGraph[Node]
@@ -19,6 +19,8 @@ else:
 
 _SAID: dict[EdgeKind, Reason] = {kind: {"kind": kind, "confidence": 1.0} for kind in ("declared", "data", "inferred")}
 """What stands at an edge that a client said: one table for all such edges, which nobody may write to."""
+_NO_ATTRIBUTES: dict[str, Any] = {}
+"""Of every node that came so: all that is known of a node stands in itself."""
 
 
 class Dag(Base):
@@ -34,27 +36,32 @@ class Dag(Base):
         """By node what waits for it: the table itself, for reading; it stays the same as long as the graph is there."""
         return self._succ
 
-    def fill(self, nodes: Mapping[str, Node], edges: Mapping[str, Mapping[str, EdgeKind]]) -> int:
-        """Into an empty graph: all nodes, each behind those it waits for, and by name their edges; counts the edges.
+    def fill(self, nodes: Mapping[str, Node], specs: Iterable[NodeSpec]) -> int:
+        """Into an empty graph: all nodes, in the order of their specifications, with their edges; counts the edges.
 
-        Notes in each node what it waits for, and its level.
+        Notes in each node what it waits for, and its level. KeyError, and the graph is of no use, if one waits for a
+        name that is not there, or that does not come before it.
         """
-        successors, predecessors, attributes = self._succ, self._pred, self._node
+        successors, predecessors, named = self._succ, self._pred, nodes.__getitem__
+        declared, data = _SAID["declared"], _SAID["data"]
         count = 0
-        for name, node in nodes.items():
-            attributes[node] = {}
-            successors[node] = {}
-            predecessors[node] = own = {}
-            if before := edges[name]:
+        for node, spec in zip(nodes.values(), specs, strict=True):
+            _, after, data_from = spec[:3]
+            own = dict.fromkeys(map(named, after), declared)
+            if data_from:
+                own.update(dict.fromkeys(map(named, data_from), data))
+            if own:
                 level = 0
-                for other, kind in before.items():
-                    producer = nodes[other]
-                    own[producer] = successors[producer][node] = _SAID[kind]
+                for producer, reason in own.items():
+                    successors[producer][node] = reason  # it is not in there if it does not come before
                     if producer.level >= level:
                         level = producer.level + 1
                 node.level = level
-                node.waiting_for = len(before)
-                count += len(before)
+                node.waiting_for = len(own)
+                count += len(own)
+            predecessors[node] = own
+            successors[node] = {}
+        self._node.update(dict.fromkeys(successors, _NO_ATTRIBUTES))
         return count
 
     def give_reason(self, before: Node, after: Node, kind: EdgeKind, confidence: float) -> None:

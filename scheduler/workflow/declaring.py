@@ -1,7 +1,8 @@
-"""Is a declared workflow a graph that can be run? All is checked before anything is made."""
+"""Is a declared workflow a graph that can be run? Then it is made; if not, nothing of it is kept."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import networkx as nx
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 SHOWN_NAMES = 8
 SHOWN_CHARACTERS = 64
-_NO_EDGES: dict[str, EdgeKind] = {}
-"""Of every node that waits for nothing; nobody writes to it."""
 
 
 def shown(name: str) -> str:
@@ -28,59 +27,34 @@ def shown(name: str) -> str:
     return repr(name if len(name) <= SHOWN_CHARACTERS else name[: SHOWN_CHARACTERS - 1] + "…")
 
 
-def check(spec: WorkflowSpec, limits: WorkflowLimits) -> tuple[dict[str, dict[str, EdgeKind]], Sequence[NodeSpec]]:
-    """Each node's edges (by the name of what it waits for), and all nodes in an order in which each comes behind those.
+def check(spec: WorkflowSpec, limits: WorkflowLimits) -> list[NodeSpec]:
+    """All nodes in an order in which each comes behind those it waits for.
 
-    Raises GraphFault: 413 for too many nodes or edges; 400 for none, duplicates, unknown names, self-edges, cycles.
+    Raises GraphFault: 413 for too many edges; 400 for duplicates, unknown names, self-edges, cycles.
     """
-    count = len(spec.nodes)
-    if count > limits.nodes_per_workflow:
-        message = f"the workflow has {count} nodes; at most {limits.nodes_per_workflow} are allowed"
-        raise GraphFault(413, "too_many_nodes", message, "nodes")
-    if not count and not spec.run_here:  # where the gateway runs it, it may add the nodes as they come to be known
-        raise GraphFault(400, "no_nodes", "a workflow needs one node at least", "nodes")
-    edges: dict[str, dict[str, EdgeKind]] = dict.fromkeys([node.id for node in spec.nodes], _NO_EDGES)
-    if len(edges) < count:
-        raise _duplicate_fault(spec)
-    total = 0
-    in_order = True
-    seen: set[str] = set()
+    by_name: dict[str, NodeSpec] = {}
     for index, node in enumerate(spec.nodes):
-        node_id, after, data_from = node[:3]
-        if after or data_from:
-            own: dict[str, EdgeKind] = dict.fromkeys(after, "declared")
-            if data_from:
-                own.update(dict.fromkeys(data_from, "data"))
-            if not seen.issuperset(own):
-                in_order = False
-                _check_names(node, index, edges)
-            edges[node_id] = own
-            total += len(own)
-        seen.add(node_id)
+        if node.id in by_name:
+            raise GraphFault(400, "duplicate_node", f"there are two nodes {shown(node.id)}", f"nodes[{index}].id")
+        by_name[node.id] = node
+    total = 0
+    edges: dict[str, dict[str, EdgeKind]] = {}
+    for index, node in enumerate(spec.nodes):
+        edges[node.id] = own = _read_edges(node, index, by_name)
+        total += len(own)
         if total > limits.edges_per_workflow:
             message = f"the workflow has more than {limits.edges_per_workflow} edges, which is the most that is allowed"
             raise GraphFault(413, "too_many_edges", message, "nodes")
-    for index, name in enumerate(spec.outputs):
-        if name not in edges:
-            raise GraphFault(400, "unknown_node", f"there is no node {shown(name)}", f"outputs[{index}]")
-    if in_order:
-        return edges, spec.nodes
-    by_name = {node.id: node for node in spec.nodes}
-    return edges, [by_name[name] for name in _topological(edges)]
+    return [by_name[name] for name in _topological(edges)]
 
 
-def _duplicate_fault(spec: WorkflowSpec) -> GraphFault:
-    seen: set[str] = set()
-    for index, node in enumerate(spec.nodes):
-        if node.id in seen:
-            return GraphFault(400, "duplicate_node", f"there are two nodes {shown(node.id)}", f"nodes[{index}].id")
-        seen.add(node.id)
-    raise AssertionError(spec)
-
-
-def _check_names(node: NodeSpec, index: int, known: Container[str]) -> None:
-    """What does not wait for earlier nodes only: does it wait for others that there are?"""
-    for field, names in (("after", node.after), ("data_from", node.data_from)):
+def _read_edges(node: NodeSpec, index: int, known: Container[str]) -> dict[str, EdgeKind]:
+    own: dict[str, EdgeKind] = {}
+    kinds: tuple[tuple[str, tuple[str, ...], EdgeKind], ...] = (
+        ("after", node.after, "declared"),
+        ("data_from", node.data_from, "data"),
+    )
+    for field, names, kind in kinds:
         for place, name in enumerate(names):
             if name not in known:
                 message = f"node {shown(node.id)} waits for {shown(name)}, which does not exist"
@@ -88,10 +62,12 @@ def _check_names(node: NodeSpec, index: int, known: Container[str]) -> None:
             if name == node.id:
                 message = f"node {shown(name)} waits for itself"
                 raise GraphFault(400, "self_edge", message, f"nodes[{index}].{field}[{place}]")
+            own[name] = kind
+    return own
 
 
 def _topological(edges: dict[str, dict[str, EdgeKind]]) -> list[str]:
-    """Kahn's algorithm, for a declaration that does not stand in order, as most do."""
+    """Kahn's algorithm."""
     waits_for = {name: len(before) for name, before in edges.items()}
     behind: dict[str, list[str]] = {name: [] for name in edges}
     for name, before in edges.items():
@@ -125,13 +101,34 @@ def _cycle_fault(cycle: list[str], edges: dict[str, dict[str, EdgeKind]]) -> Gra
 
 def build(workflow: Workflow, spec: WorkflowSpec, forecasts: Forecasts) -> None:
     """Fill an empty workflow with the nodes of a specification. Raises GraphFault and leaves it as it was."""
-    edges, order = check(spec, workflow.limits)
-    nodes = {node.id: make_node(workflow, node) for node in order}
-    workflow.graph.fill(nodes, edges)
+    limits, count = workflow.limits, len(spec.nodes)
+    if count > limits.nodes_per_workflow:
+        message = f"the workflow has {count} nodes; at most {limits.nodes_per_workflow} are allowed"
+        raise GraphFault(413, "too_many_nodes", message, "nodes")
+    if not count and not spec.run_here:  # where the gateway runs it, it may add the nodes as they come to be known
+        raise GraphFault(400, "no_nodes", "a workflow needs one node at least", "nodes")
+    nodes = _filled(workflow, spec)
     forecasts.predict_all(nodes.values())
-    recompute = workflow.graph.critical.recompute
-    for node in reversed(nodes.values()):
-        recompute(node)
+    workflow.graph.critical.compute(reversed(nodes.values()))
+
+
+def _filled(workflow: Workflow, spec: WorkflowSpec) -> dict[str, Node]:
+    """Most declarations are good, and each node stands behind those it waits for: so that is tried first. `check` finds
+    the order of the others, or says what is wrong."""
+    order: Sequence[NodeSpec] = spec.nodes
+    nodes = {node.id: make_node(workflow, node) for node in order}
+    for index, name in enumerate(spec.outputs):
+        if name not in nodes:
+            raise GraphFault(400, "unknown_node", f"there is no node {shown(name)}", f"outputs[{index}]")
+    most = sum([len(node[1]) + len(node[2]) for node in order])
+    if len(nodes) == len(order) and most <= workflow.limits.edges_per_workflow:
+        with suppress(KeyError):
+            workflow.graph.fill(nodes, order)
+            return nodes
+    order = check(spec, workflow.limits)
+    nodes = {node.id: make_node(workflow, node) for node in order}
+    workflow.graph.fill(nodes, order)
+    return nodes
 
 
 def make_node(workflow: Workflow, spec: NodeSpec) -> Node:

@@ -12,10 +12,10 @@ from scheduler.workflow.node import OVER_STATES, Edge
 from scheduler.workflow.order import admit_edge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Sequence
 
     from scheduler.workflow.node import Node, NodeState
-    from scheduler.workflow.spec import EdgeKind
+    from scheduler.workflow.spec import EdgeKind, NodeSpec
 
 EDGE_RANK = {"inferred": 0, "declared": 1, "data": 2}
 """A stronger reason replaces a weaker one."""
@@ -56,15 +56,19 @@ class WorkflowGraph:
         self.unfinished += not node.over
         self.version += 1
 
-    def fill(self, nodes: dict[str, Node], edges: Mapping[str, Mapping[str, EdgeKind]]) -> None:
-        """Everything at once into an empty graph: nodes in an order in which each comes behind those it waits for, by
-        name its edges. Tails are the caller's to compute."""
+    def fill(self, nodes: dict[str, Node], specs: Sequence[NodeSpec]) -> None:
+        """Everything at once into an empty graph: nodes as specified, each behind those it waits for. Tails are the
+        caller's to compute. KeyError, and the graph is empty, if they do not stand in such an order."""
         assert not self.nodes
+        try:
+            self.edge_count = self.dag.fill(nodes, specs)
+        except KeyError:
+            self.dag.clear()
+            raise
         for number, node in enumerate(nodes.values()):
             node.number = node.order = number
         self._next_number = self.unfinished = len(nodes)
         self.nodes = nodes
-        self.edge_count = self.dag.fill(nodes, edges)
         self.version += 1
 
     def edge(self, before: Node, after: Node) -> Edge | None:
