@@ -14,7 +14,7 @@ from proxy.energy.answer import UNAVAILABLE
 from proxy.errors import RequestFault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from proxy.inner import InnerCall
     from proxy.workflows.submission import NodePlan, Submission
@@ -73,11 +73,25 @@ class NodeRun:
         """Characters in `pieces`."""
         self.error: dict[str, Any] | None = None
         self.usage: dict[str, int | None] | None = None
-        self.energy: dict[str, object] = dict(UNAVAILABLE)
+        self.energy: dict[str, object] = UNAVAILABLE
         """What its call is thought to have used, as its end said it."""
         self.attempts = 0
         self.ready_at: float | None = None
         self.inner: InnerCall | None = None
+
+
+def linked(plans: Iterable[NodePlan]) -> dict[str, NodeRun]:
+    """By name the nodes of a run that has not begun, each known to those it waits for."""
+    nodes = {plan[0][0]: NodeRun(plan) for plan in plans}  # by its spec's id
+    for node in nodes.values():
+        _, after, data_from = node.plan[0][:3]
+        before = (*after, *data_from) if data_from else after
+        if len(before) > 1:
+            before = tuple(dict.fromkeys(before))
+        node.waits_for = len(before)
+        for name in before:
+            nodes[name].consumers.append(node)
+    return nodes
 
 
 class HeldBytes:
@@ -90,16 +104,18 @@ class HeldBytes:
 class WorkflowRun:
     """The graph of one submission, being worked off. `listeners` hear of each change: (event, node)."""
 
-    def __init__(self, run_id: str, key_name: str, submission: Submission, now: float, held: HeldBytes) -> None:
+    def __init__(
+        self, run_id: str, key_name: str, submission: Submission, nodes: dict[str, NodeRun], now: float, held: HeldBytes
+    ) -> None:
         self.id = run_id
         self.key_name = key_name
-        self.submission = submission._replace(nodes=())  # each stands in its node
+        self.submission = submission._replace(specs=(), plans=())  # each stands in its node
         self._held = held
         self.status = "running"
         self.created_unix_seconds = time()
         self.started_at = now
         self.finished_at: float | None = None
-        self.nodes = {plan.id: NodeRun(plan) for plan in submission.nodes}
+        self.nodes = nodes
         self.ready: deque[NodeRun] = deque()
         """To be started by the runner."""
         self.listeners: list[Listener] = []
@@ -107,16 +123,7 @@ class WorkflowRun:
         self.trace_fields: dict[bytes, bytes] = {}
         """The submitter's trace, which the calls belong to."""
         self.held_bytes = 0
-        nodes = self.nodes
-        for node in nodes.values():
-            plan = node.plan
-            before = (*plan.after, *plan.data_from)
-            if len(before) > 1:
-                before = tuple(dict.fromkeys(before))
-            node.waits_for = len(before)
-            for name in before:
-                nodes[name].consumers.append(node)
-        self._hold(sum([plan.request.size_bytes for plan in submission.nodes if plan.request is not None]))
+        self._hold(submission.request_bytes)
 
     @property
     def over(self) -> bool:
@@ -131,7 +138,7 @@ class WorkflowRun:
 
     def outputs_of(self, plan: NodePlan) -> dict[str, str]:
         """What a node's request is filled with."""
-        return {name: self.nodes[name].output or "" for name in plan.data_from}
+        return {name: self.nodes[name].output or "" for name in plan.spec.data_from}
 
     def sent(self, node: NodeRun) -> None:
         """The node's call has been written to an engine."""

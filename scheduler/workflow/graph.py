@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from scheduler.workflow.node import Node, NodeState
-    from scheduler.workflow.spec import EdgeKind, NodeSpec
+    from scheduler.workflow.spec import NodeSpec
 
 EDGE_RANK = {"inferred": 0, "declared": 1, "data": 2}
 """A stronger reason replaces a weaker one."""
