@@ -126,6 +126,12 @@ class WorkflowRun:
         self._hold(submission.request_bytes)
 
     @property
+    def outputs(self) -> Iterable[str]:
+        """The names of the nodes whose outputs the user waits for: given, or those that nobody waits for."""
+        given = self.submission.outputs
+        return given or [name for name, node in self.nodes.items() if not node.consumers]
+
+    @property
     def over(self) -> bool:
         """Nothing runs and nothing will."""
         return self.status != "running"

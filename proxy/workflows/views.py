@@ -33,9 +33,7 @@ def summary(run: WorkflowRun) -> dict[str, Any]:
         "object": "workflow",
         "name": run.submission.name,
         "status": run.status,
-        "outputs": {
-            name: run.nodes[name].output for name in run.submission.outputs if run.nodes[name].output is not None
-        },
+        "outputs": {name: run.nodes[name].output for name in run.outputs if run.nodes[name].output is not None},
         "failed": [node.plan.id for node in nodes if node.status is NodeStatus.FAILED],
         "skipped": [node.plan.id for node in nodes if node.status is NodeStatus.SKIPPED],
         "created": int(run.created_unix_seconds),

@@ -42,25 +42,31 @@ class Dag(Base):
         Notes in each node what it waits for, and its level. KeyError, and the graph is of no use, if one waits for a
         name that is not there, or that does not come before it.
         """
-        successors, predecessors, named = self._succ, self._pred, nodes.__getitem__
-        declared, data = _SAID["declared"], _SAID["data"]
+        successors, predecessors = self._succ, self._pred
+        said, quoted = _SAID["declared"], _SAID["data"]
+        behind: dict[str, tuple[Node, dict[Node, Reason]]] = {}
+        """By name the nodes so far, each with what waits for it."""
         count = 0
         for node, spec in zip(nodes.values(), specs, strict=True):
-            _, after, data_from = spec[:3]
-            own = dict.fromkeys(map(named, after), declared)
-            if data_from:
-                own.update(dict.fromkeys(map(named, data_from), data))
-            if own:
+            name, after, data_from = spec[:3]
+            predecessors[node] = own = {}
+            if after or data_from:
                 level = 0
-                for producer, reason in own.items():
-                    successors[producer][node] = reason  # it is not in there if it does not come before
+                for other in after:
+                    producer, followers = behind[other]
+                    own[producer] = followers[node] = said
+                    if producer.level >= level:
+                        level = producer.level + 1
+                for other in data_from:
+                    producer, followers = behind[other]
+                    own[producer] = followers[node] = quoted
                     if producer.level >= level:
                         level = producer.level + 1
                 node.level = level
                 node.waiting_for = len(own)
                 count += len(own)
-            predecessors[node] = own
-            successors[node] = {}
+            successors[node] = followers = {}
+            behind[name] = node, followers
         self._node.update(dict.fromkeys(successors, _NO_ATTRIBUTES))
         return count
 

@@ -107,12 +107,12 @@ def build(workflow: Workflow, spec: WorkflowSpec, forecasts: Forecasts) -> None:
         raise GraphFault(413, "too_many_nodes", message, "nodes")
     if not count and not spec.run_here:  # where the gateway runs it, it may add the nodes as they come to be known
         raise GraphFault(400, "no_nodes", "a workflow needs one node at least", "nodes")
-    nodes = _filled(workflow, spec)
-    forecasts.predict_all(nodes.values())
+    nodes, order = _filled(workflow, spec)
+    forecasts.predict_all(nodes.values(), order)
     workflow.graph.critical.compute(reversed(nodes.values()))
 
 
-def _filled(workflow: Workflow, spec: WorkflowSpec) -> dict[str, Node]:
+def _filled(workflow: Workflow, spec: WorkflowSpec) -> tuple[dict[str, Node], Sequence[NodeSpec]]:
     """Most declarations are good, and each node stands behind those it waits for: so that is tried first. `check` finds
     the order of the others, or says what is wrong."""
     order: Sequence[NodeSpec] = spec.nodes
@@ -124,11 +124,11 @@ def _filled(workflow: Workflow, spec: WorkflowSpec) -> dict[str, Node]:
     if len(nodes) == len(order) and most <= workflow.limits.edges_per_workflow:
         with suppress(KeyError):
             workflow.graph.fill(nodes, order)
-            return nodes
+            return nodes, order
     order = check(spec, workflow.limits)
     nodes = {node.id: make_node(workflow, node) for node in order}
     workflow.graph.fill(nodes, order)
-    return nodes
+    return nodes, order
 
 
 def make_node(workflow: Workflow, spec: NodeSpec) -> Node:

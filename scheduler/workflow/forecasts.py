@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from scheduler.workflow.node import Node
-    from scheduler.workflow.spec import WorkflowLimits
+    from scheduler.workflow.spec import NodeSpec, WorkflowLimits
 
 OUTPUT_TOKENS_UNSEEN = (256.0, 1024.0)
 PROMPT_TOKENS_UNSEEN = 512.0
@@ -82,20 +82,12 @@ class Forecasts:
         place = self.places.get((workflow.key, workflow.name, node.pattern))
         return self._predict_call(node, place, self.models.get((workflow.key, node.model)))
 
-    def predict_all(self, nodes: Iterable[Node]) -> None:
-        """Durations and output tokens of all nodes of one workflow, noted in them. Siblings are often alike in all that
-        counts here."""
+    def predict_all(self, nodes: Iterable[Node], specs: Iterable[NodeSpec]) -> None:
+        """Durations and output tokens of all nodes of one workflow, just made as specified, noted in them. Siblings are
+        often alike in all that counts here."""
         known: dict[tuple[object, ...], tuple[float, float, float, float]] = {}
-        for node in nodes:
-            kind = (
-                node.pattern,
-                node.model,
-                node.prompt_tokens_estimate,
-                node.expected_output_tokens,
-                node.max_output_tokens,
-                node.expected_seconds,
-                node.tool,
-            )
+        for node, spec in zip(nodes, specs, strict=True):
+            kind = (node.pattern, spec[3:9])  # tokens, model, whether it is a tool, its seconds
             same = known.get(kind)
             if same is None:
                 seconds, spread = self.predict(node)
