@@ -14,7 +14,7 @@ from proxy.energy.answer import UNAVAILABLE
 from proxy.errors import RequestFault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from proxy.inner import InnerCall
     from proxy.workflows.submission import NodePlan, Submission
@@ -38,6 +38,8 @@ class NodeStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+_PLANNED, _FAILED = NodeStatus.PLANNED, NodeStatus.FAILED
+"""Said once: to take a member out of an enumeration is a call, and runs have many nodes."""
 OVER = frozenset((NodeStatus.FINISHED, NodeStatus.FAILED, NodeStatus.SKIPPED, NodeStatus.CANCELLED))
 
 
@@ -62,7 +64,7 @@ class NodeRun:
 
     def __init__(self, plan: NodePlan) -> None:
         self.plan = plan
-        self.status = NodeStatus.PLANNED
+        self.status = _PLANNED
         self.waits_for = 0
         """Nodes before it that are not finished."""
         self.consumers: list[NodeRun] = []
@@ -85,9 +87,11 @@ def linked(plans: Iterable[NodePlan]) -> dict[str, NodeRun]:
     nodes = {plan[0][0]: NodeRun(plan) for plan in plans}  # by its spec's id
     for node in nodes.values():
         _, after, data_from = node.plan[0][:3]
-        before = (*after, *data_from) if data_from else after
+        if not after and not data_from:
+            continue
+        before: Collection[str] = (*after, *data_from) if data_from else after
         if len(before) > 1:
-            before = tuple(dict.fromkeys(before))
+            before = dict.fromkeys(before)
         node.waits_for = len(before)
         for name in before:
             nodes[name].consumers.append(node)
@@ -168,7 +172,7 @@ class WorkflowRun:
             node.pieces = []
         for consumer in node.consumers:
             consumer.waits_for -= 1
-            if not consumer.waits_for and consumer.status is NodeStatus.PLANNED:
+            if not consumer.waits_for and consumer.status is _PLANNED:
                 self._make_ready(consumer, now)
         self._end_if_done(now)
 
@@ -183,7 +187,7 @@ class WorkflowRun:
         todo = deque(node.consumers)
         while todo:
             behind = todo.popleft()
-            if behind.status is NodeStatus.PLANNED:
+            if behind.status is _PLANNED:
                 behind.status = NodeStatus.SKIPPED
                 message = f"not run, because node {node.plan.id!r} failed"
                 behind.error = {"status": None, "code": "skipped", "message": message, "node": node.plan.id}
@@ -262,7 +266,7 @@ class WorkflowRun:
 
     def _end_if_done(self, now: float) -> None:
         if not self.unfinished and not self.over:
-            failed = any(node.status is NodeStatus.FAILED for node in self.nodes.values())
+            failed = any(node.status is _FAILED for node in self.nodes.values())
             self._end("failed" if failed else "completed", now)
 
     def _end(self, status: str, now: float) -> None:

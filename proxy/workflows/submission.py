@@ -204,7 +204,7 @@ def _nodes(
                 if node_id in data_from:
                     _refuse(f"nodes[{at}].request", f"needs the output of the node itself, {node_id!r}", "cycle")
             elif not declared:
-                cut = Template((copied(data),), (), count)
+                cut = new(Template, ((copied(data),), (), count))
             size += count
             if size > bounds.all_bytes:
                 what = f"over {bounds.all_bytes} bytes (workflows.held_bytes), inputs included"
@@ -215,11 +215,11 @@ def _nodes(
         elif not tool and not declared:
             what = 'is missing: the body of a call (or "tool": true, or mode "declared")'
             _refuse(f"nodes[{at}].request", what)
-        # As `NodeSpec(…)`, which is a function in Python with defaults: twice as long.
+        # `new` is what `NodeSpec(…)` comes to, by way of a function in Python that takes twice as long.
         spec = new(NodeSpec, (node_id, after, data_from, tokens, limit, estimate, model, tool, seconds, (), None))
         specs.append(spec)
         if not declared:
-            plans.append(NodePlan(spec, endpoint, cut, retry))
+            plans.append(new(NodePlan, (spec, endpoint, cut, retry)))
     return specs, plans, size
 
 
