@@ -15,7 +15,12 @@ class TokenSeconds:
     """A token lasts a second, exactly."""
 
     def forecast(
-        self, model: str | None, uncached_tokens: float, output_tokens: float, output_tokens_upper: float
+        self,
+        model: str | None,
+        uncached_tokens: float,
+        output_tokens: float,
+        output_tokens_upper: float,
+        context_tokens: float = 0.0,
     ) -> SecondsForecast:
         return SecondsForecast(output_tokens, 0.0)
 
