@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from scheduler.workflow.node import Node
-    from scheduler.workflow.spec import WorkflowLimits
+    from scheduler.workflow.spec import NodeSpec, WorkflowLimits
 
 OUTPUT_TOKENS_UNSEEN = (256.0, 1024.0)
 PROMPT_TOKENS_UNSEEN = 512.0
@@ -82,29 +82,17 @@ class Forecasts:
         place = self.places.get((workflow.key, workflow.name, node.pattern))
         return self._predict_call(node, place, self.models.get((workflow.key, node.model)))
 
-    def predict_all(self, nodes: Iterable[Node]) -> None:
-        """Durations and output tokens of all nodes of one workflow, noted in them. Siblings are often alike in all that
-        counts here."""
-        known: dict[tuple[object, ...], tuple[SecondsForecast, float, float]] = {}
-        for node in nodes:
-            if node.tool:
-                forecast = self._predict_tool(node)
-            else:
-                kind = (
-                    node.pattern,
-                    node.model,
-                    node.prompt_tokens_estimate,
-                    node.expected_output_tokens,
-                    node.max_output_tokens,
-                )
-                same = known.get(kind)
-                if same is None:
-                    forecast = self.predict(node)
-                    known[kind] = forecast, node.output_tokens_forecast, node.output_tokens_upper
-                else:
-                    forecast, node.output_tokens_forecast, node.output_tokens_upper = same
-            node.seconds, spread = forecast
-            node.variance = spread * spread
+    def predict_all(self, nodes: Iterable[Node], specs: Iterable[NodeSpec]) -> None:
+        """Durations and output tokens of all nodes of one workflow, just made as specified, noted in them. Siblings are
+        often alike in all that counts here."""
+        known: dict[tuple[object, ...], tuple[float, float, float, float]] = {}
+        for node, spec in zip(nodes, specs, strict=True):
+            kind = (node.pattern, spec[3:9])  # tokens, model, whether it is a tool, its seconds
+            same = known.get(kind)
+            if same is None:
+                seconds, spread = self.predict(node)
+                same = known[kind] = (seconds, spread * spread, node.output_tokens_forecast, node.output_tokens_upper)
+            node.seconds, node.variance, node.output_tokens_forecast, node.output_tokens_upper = same
 
     def _predict_tool(self, node: Node) -> SecondsForecast:
         usual, upper = self.pause(node)
