@@ -101,7 +101,8 @@ class Scenes:
         self.finished: dict[str, float] = {}
         self.sides: list[Side] = []
         front = calibration.frontend.input_seconds + calibration.frontend.output_seconds
-        maker = WindowMaker("twin", 0.0, WindowRule(2.4, front))
+        self._random = random.Random(scene.seed + 11)
+        self._maker = maker = WindowMaker("twin", 0.0, WindowRule(2.4, front))
         scheduler = Scheduler(SchedulerConfig((EngineSpec("twin", 4096),), "passthrough"), 0.0)
         self.watch = Watch(scheduler, engine, maker, scene.sight, scene.seed + 7, self._window)
         self.world = World(self, {"twin": engine})
@@ -134,7 +135,9 @@ class Scenes:
                 arrived = self._arrived.pop(action.call_id)
                 marks = self._marks[action.call_id] if self.scene.sight.prefixes_known else ()
                 started = time.process_time()
-                self.bill.dispatched(action.call_id, "-", arrived.workflow_id, "m", "twin", now, marks)
+                self.bill.dispatched(
+                    action.call_id, "-", arrived.workflow_id, "m", "twin", now, marks, self._estimate(arrived)
+                )
                 self.seconds += time.process_time() - started
         if isinstance(event, CallFinished):
             cached = event.cached_tokens if self.scene.sight.cached_reported else None
@@ -145,6 +148,12 @@ class Scenes:
             if guess is not None and guess.joules is not None:
                 self.estimates[event.call_id] = guess.joules
         return actions
+
+    def _estimate(self, arrived: CallArrived) -> float:
+        """Of the prompt's length: as wrong as the windows' own."""
+        sight = self.scene.sight
+        wrong = sight.estimate_bias * self._random.lognormvariate(0.0, sight.estimate_spread)
+        return arrived.prompt_tokens_estimate * wrong * self._maker.prompt_ratio
 
     def _window(self, window: Window) -> None:
         if self.scene.prices != "given":

@@ -83,7 +83,7 @@ class Bill:
 
     def dispatched(
         self, call_id: str, key: str, workflow_id: str, model: str | None, engine: str,
-        now: float | None = None, marks: Marks = (),
+        now: float | None = None, marks: Marks = (), prompt_tokens: float = 0.0,
     ) -> None:  # fmt: skip
         """A call is given to an engine, for its first time or again. Named as in CallArrived and Dispatch.
 
@@ -104,7 +104,7 @@ class Bill:
         call.open_at.append(engine)
         book = self._engine(engine)
         if now is not None:
-            call.place = book.crowd.enter(now)
+            call.place = book.crowd.enter(now, prompt_tokens - book.cached(prompt_tokens, marks))
         account.calls += 1
         self.accounts.touched[account] = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.energy.bill_accounts import COMPONENTS, UNCERTAINTY, named
+from scheduler.energy.bill_limit import left_of
 from scheduler.energy.bill_prices import MICRO
 from scheduler.energy.work import call_work
 
@@ -127,7 +128,7 @@ def estimate(
         + tariff.decode_token * work.decode_tokens
         + tariff.context_token * (work.context_tokens - again)
         + tariff.repeated_token * again
-    ) + company.scale * tariff.prefill_left * (
+    ) + company.scale * left_of(tariff, work.prefill_tokens) * (
         tariff.prefill_token * work.prefill_tokens + tariff.attention_pair * work.attention_pairs
     )
     half = (tariff.relative_error + company.error) * joules

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.energy.bill_accounts import COMPONENTS, CPU, CPU_IDLE, DRAM, DRAM_IDLE, IDLE, MARGINAL, UNCERTAINTY
+from scheduler.energy.bill_limit import left_of
 from scheduler.energy.bill_prices import MICRO
 from scheduler.energy.work import NOTHING
 
@@ -143,7 +144,9 @@ def _rows(
     window: Window, tariff: Tariff, scale: float, idle_each_second: float, more_steps: Mapping[int, float]
 ) -> list[Row]:
     """Of each call, with what earlier windows were told wrong: `price`, written out, since it runs for each share."""
-    others, of_prefill = MICRO * scale * tariff.decode_left, MICRO * scale * tariff.prefill_left
+    others, of_prefill, curve = MICRO * scale * tariff.decode_left, MICRO * scale, tariff.prefill_curve
+    if not curve:
+        of_prefill *= tariff.prefill_left
     step, decode, context, repeated, prefill, pair = tariff[:6]
     step, decode, context, repeated = step * others, decode * others, context * others, repeated * others
     prefill, pair, half = prefill * of_prefill, pair * of_prefill, tariff.relative_error
@@ -154,7 +157,10 @@ def _rows(
         steps, decoded, read, again, computed, pairs, _ = work
         if more_steps:
             steps += more_steps.get(len(rows), 0.0)
-        for_prefill, for_decode = round(prefill * computed + pair * pairs), round(decode * decoded)
+        own = prefill * computed + pair * pairs
+        if curve and own:
+            own *= left_of(tariff, computed)
+        for_prefill, for_decode = round(own), round(decode * decoded)
         for_context, for_step = round(context * read + repeated * again), round(step * steps)
         doubt = int(half * abs(for_prefill + for_decode + for_context + for_step))
         idle = int(idle_each_second * seconds)
