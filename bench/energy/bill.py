@@ -109,8 +109,7 @@ class Scenes:
         self.player = Player(self.world)
         self._arrived: dict[str, CallArrived] = {}
         self._marks: dict[str, tuple[tuple[str, float], ...]] = {}
-        self._prefixes: dict[str, tuple[str, float]] = {}
-        self.watch.prefix_of = self._prefixes.get
+        self.watch.prefixes_of = lambda call_id: self._marks.get(call_id, ())
 
     def run(self) -> Row:
         """All of it."""
@@ -179,8 +178,6 @@ class Scenes:
                 call_id = f"{workflow.id}/{call.node}"
                 self._marks[call_id] = tuple(marks)
                 self.truth.call(call_id, tuple(marks))
-                if marks:
-                    self._prefixes[call_id] = marks[0]
             yield workflow
 
     def _row(self) -> Row:

@@ -12,8 +12,9 @@ from scheduler.energy.bill_prefix import SharedPrefixes
 from scheduler.energy.bill_prices import MICRO
 
 if TYPE_CHECKING:
+    from scheduler.energy.batch import Prefixes
     from scheduler.energy.bill_accounts import Account, Change, Figure, Source
-    from scheduler.energy.bill_calls import Call, Estimate, Marks
+    from scheduler.energy.bill_calls import Call, Estimate
     from scheduler.energy.bill_engine import EngineChange
     from scheduler.energy.bill_prices import Tariff
     from scheduler.energy.bill_split import WindowBill
@@ -83,7 +84,7 @@ class Bill:
 
     def dispatched(
         self, call_id: str, key: str, workflow_id: str, model: str | None, engine: str,
-        now: float | None = None, marks: Marks = (), prompt_tokens: float = 0.0,
+        now: float | None = None, marks: Prefixes = (), prompt_tokens: float = 0.0,
     ) -> None:  # fmt: skip
         """A call is given to an engine, for its first time or again. Named as in CallArrived and Dispatch.
 

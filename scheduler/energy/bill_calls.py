@@ -10,14 +10,10 @@ from scheduler.energy.bill_prices import MICRO
 from scheduler.energy.work import call_work
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
+    from scheduler.energy.batch import Prefixes
     from scheduler.energy.bill_accounts import Account, Amounts, Source
     from scheduler.energy.bill_crowd import Place
     from scheduler.energy.bill_prices import Tariff
-
-Marks = tuple[tuple["Hashable", float], ...]
-"""Growing beginnings of a prompt that other calls may have too: (what names it, its tokens) each."""
 
 
 class Estimate(NamedTuple):
@@ -55,7 +51,7 @@ class CallBill:
     unknown = False
     """Of some of its time nobody knows the energy."""
 
-    def __init__(self, call_id: str, key: str, workflow: str, model: str, marks: Marks, account: Account) -> None:
+    def __init__(self, call_id: str, key: str, workflow: str, model: str, marks: Prefixes, account: Account) -> None:
         self.id = call_id
         self.key = key
         self.workflow = workflow

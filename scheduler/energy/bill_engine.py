@@ -15,8 +15,9 @@ from scheduler.energy.bill_split import split
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping
 
+    from scheduler.energy.batch import Prefixes
     from scheduler.energy.bill_accounts import Account, Amounts, Source
-    from scheduler.energy.bill_calls import CallBill, Marks
+    from scheduler.energy.bill_calls import CallBill
     from scheduler.energy.bill_prices import Tariff
     from scheduler.energy.bill_split import Side, WindowBill
     from scheduler.energy.window import Window
@@ -65,7 +66,7 @@ class EngineBook:
         """Beginnings of prompts that it was sent."""
         self._drained: dict[Source, Amounts] = {}
 
-    def cached(self, prompt_tokens: float, marks: Marks) -> float:
+    def cached(self, prompt_tokens: float, marks: Prefixes) -> float:
         """How much of a prompt will be found in the engine's cache: as far as somebody else's began so, else as much as
         of others lately."""
         if not marks:

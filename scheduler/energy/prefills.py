@@ -38,8 +38,11 @@ class PrefillWatch:
     def add(self, call: LiveCall) -> None:
         """It was sent."""
         self._waiting[id(call)] = call
-        if call.prefix is not None and not call.cached_known and call.prefix[0] in self._prefixes:
-            call.cached_forecast = call.prefix[1]
+        if call.prefixes and not call.cached_known:
+            for key, tokens in call.prefixes:
+                if key not in self._prefixes:
+                    break
+                call.cached_forecast = tokens
 
     def probe(self, prompt_tokens: float | None, cached_tokens: float | None) -> list[LiveCall]:
         """The engine's counters moved by so much since the last probe (None = not known): the calls that are known to
@@ -61,11 +64,11 @@ class PrefillWatch:
         for call in fresh:
             call.counted = True
             self._waiting.pop(id(call), None)
-            if call.prefix is not None:
-                self._prefixes[call.prefix[0]] = None
-                self._prefixes.move_to_end(call.prefix[0])
-                if len(self._prefixes) > PREFIXES_MAX:
-                    self._prefixes.popitem(last=False)
+            for key, _ in call.prefixes:
+                self._prefixes[key] = None
+                self._prefixes.move_to_end(key)
+        while len(self._prefixes) > PREFIXES_MAX:
+            self._prefixes.popitem(last=False)
         self._share_cached(fresh, cached_tokens)
         if not self._waiting:  # nothing that could still show: what is left are errors of estimates
             self._prompt_tokens = self._cached_tokens = 0.0

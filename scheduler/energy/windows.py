@@ -13,8 +13,7 @@ from scheduler.energy.samples import Reading, joules_at
 from scheduler.energy.window import CallShare, Energy, Window, work_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
+    from scheduler.energy.batch import Prefixes
     from scheduler.energy.window import Counters, MeterSample, Why
     from scheduler.energy.work import Work
 
@@ -95,10 +94,10 @@ class WindowMaker:
 
     def sent(
         self, call_id: str, prompt_tokens: float, max_output_tokens: float | None, now: float, *,
-        streamed: bool, cached_tokens: float | None = None, prefix: tuple[Hashable, float] | None = None,
+        streamed: bool, cached_tokens: float | None = None, prefixes: Prefixes = (),
     ) -> None:  # fmt: skip
         """A call was given to the engine. `prompt_tokens`: the gateway's estimate; `cached_tokens`: a forecast, if
-        there is one; `prefix`: (what names it, its tokens) if others with the same are read from one cache.
+        there is one; `prefixes`: beginnings of its prompt, growing, that others may have and that are then read from one cache.
 
         A call that is retried is sent again under its id once `failed` was told. ValueError if it is there already.
         """
@@ -111,7 +110,7 @@ class WindowMaker:
         self._clock.sent(self.rule.frontend_seconds)
         limit = float("inf") if max_output_tokens is None else max_output_tokens
         call = LiveCall(
-            call_id, prompt_tokens * self.prompt_ratio, prompt_tokens, cached_tokens, limit, prefix, now,
+            call_id, prompt_tokens * self.prompt_ratio, prompt_tokens, cached_tokens, limit, prefixes, now,
             streamed=streamed,
         )  # fmt: skip
         self._calls[call_id] = call

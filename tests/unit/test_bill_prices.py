@@ -6,7 +6,8 @@ import pytest
 
 from backends.twin.calibration import load
 from backends.twin.prior import prior_of
-from scheduler.energy.bill_crowd import Crowd
+from scheduler.energy.bill_crowd import Crowd, Pace
+from scheduler.energy.bill_limit import left_of
 from scheduler.energy.bill_prices import Tariff, prefill_joules, price, tariff_of
 from scheduler.energy.bill_scale import IdleWatch, Scale
 from scheduler.energy.model import EnergyModel
@@ -37,6 +38,10 @@ def test_a_limit_that_binds_makes_prefill_cheaper_before_decoding() -> None:
     assert loose.prefill_left == pytest.approx(1.0, abs=0.01)
     assert tight.prefill_left < 0.95
     assert tight.prefill_left <= tight.decode_left
+    left = [left_of(tight, tokens) for tokens in (10.0, 500.0, 1000.0, 3000.0, 1e5)]
+    assert left == sorted(left, reverse=True), "the longer a prompt, the more of it the limit holds back"
+    assert left[0] > left[-1] + 0.05
+    assert left_of(loose, 3000.0) == pytest.approx(1.0, abs=0.01)
 
 
 def test_a_window_without_work_says_nothing_of_a_limit() -> None:
@@ -130,9 +135,26 @@ def test_calls_share_the_time_in_which_they_are_together() -> None:
 
 def test_a_newcomer_waits_for_the_step_that_runs() -> None:
     crowd = Crowd()
-    crowd.steps_take(0.02)
+    crowd.steps_take(0.02, Pace())
     first = crowd.enter(0.0)
     late = crowd.enter(1.0)
     assert crowd.leave(late, 1.01) == pytest.approx(0.5)  # gone before it was in any step
     assert crowd.leave(first, 2.0) == pytest.approx(1.0)
     assert crowd.part(crowd.enter(3.0), 3.0) == pytest.approx(1.0)
+
+
+def test_while_a_prompt_is_computed_no_steps_are_shared() -> None:
+    crowd = Crowd()
+    crowd.steps_take(0.0, Pace(0.01, 0.0, 0.001))
+    first = crowd.enter(0.0)
+    crowd.enter(1.0, prompt_tokens=1000.0)  # a second of prefill, in which nobody gets a token
+    assert crowd.leave(first, 3.0) == pytest.approx((1 + 0.5) / 2, abs=0.01)
+
+
+def test_steps_of_many_calls_take_longer_and_are_fewer() -> None:
+    crowd = Crowd()
+    crowd.steps_take(0.0, Pace(0.01, 0.03, 0.0))
+    first = crowd.enter(0.0)
+    crowd.enter(1.0)
+    # 100 steps alone, then 25 of two.
+    assert crowd.leave(first, 2.0) == pytest.approx((100 + 25 / 2) / 125, abs=0.01)

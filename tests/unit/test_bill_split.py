@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.energy.bill_accounts import COMPONENTS, CPU, CPU_IDLE, IDLE, STEP, UNCERTAINTY
+from scheduler.energy.bill_limit import POINTS
 from scheduler.energy.bill_prices import Tariff
 from scheduler.energy.bill_split import Idle, split
 from scheduler.energy.window import Energy
@@ -29,7 +30,11 @@ shares = st.builds(
 joules = st.one_of(st.none(), st.floats(0, 1e7, allow_nan=False))
 energies = st.builds(Energy, joules, joules, joules)
 prices = st.floats(0, 10, allow_nan=False)
-tariffs = st.builds(Tariff, *[prices] * 6, st.floats(0, 1000), st.floats(0, 1), st.floats(0.3, 1), st.floats(0.3, 1))
+left = st.floats(0.3, 1)
+curves = st.one_of(st.just(()), st.tuples(*[left] * POINTS))
+tariffs = st.builds(
+    Tariff, *[prices] * 6, st.floats(0, 1000), st.floats(0, 1), left, left, prefill_curve=curves, seconds=st.none()
+)
 watts = st.one_of(st.none(), st.floats(0, 1000))
 
 

@@ -64,7 +64,7 @@ def test_steps_are_shared_with_whoever_decodes() -> None:
 def test_a_shared_prefix_is_read_again_by_all_but_one() -> None:
     feed = Feed()
     for name in "abcd":
-        feed.maker.sent(name, 1000, None, feed.now, streamed=True, prefix=("system", 800.0))
+        feed.maker.sent(name, 1000, None, feed.now, streamed=True, prefixes=(("system", 800.0),))
         feed.maker.first_token(name, feed.now)
         feed.prompts += 1000
     for tick in range(1, 26):
