@@ -38,7 +38,8 @@ def test_a_limit_that_binds_makes_prefill_cheaper_before_decoding() -> None:
     assert loose.prefill_left == pytest.approx(1.0, abs=0.01)
     assert tight.prefill_left < 0.95
     assert tight.prefill_left <= tight.decode_left
-    left = [left_of(tight, tokens) for tokens in (10.0, 500.0, 1000.0, 3000.0, 1e5)]
+    usual = tariff_of(model(), made._replace(limit_watts=600.0))
+    left = [left_of(usual, tokens) for tokens in (10.0, 500.0, 1000.0, 3000.0, 1e5)]
     assert left == sorted(left, reverse=True), "the longer a prompt, the more of it the limit holds back"
     assert left[0] > left[-1] + 0.05
     assert left_of(loose, 3000.0) == pytest.approx(1.0, abs=0.01)
