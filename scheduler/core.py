@@ -111,7 +111,7 @@ class Scheduler:
             PolicyChanged: self._policy_changed,
             Draining: self._drain,
             Tick: self._tick,
-            **WorkflowEvents(self.workflows).handlers,
+            **WorkflowEvents(self.workflows, self.energy, self.calls).handlers,
             **EnergyEvents(self.energy, self.caps).handlers,
         }
 
@@ -305,8 +305,10 @@ class Scheduler:
             engine.in_flight += 1
             engine.breaker.sent()
             self.policy.sent(call, engine, now)
-            self.energy.sent(call.arrived, engine.name, now)
-            if call.node is not None:
+            if call.node is None:
+                self.energy.sent(call.arrived, engine.name, now)
+            else:
+                self.energy.sent(call.arrived, engine.name, now, call.node.prefix)
                 self.workflows.call_started(call.arrived.call_id, now)
             actions.append(Dispatch(call.arrived.call_id, engine.name, priority))
         newly, self._newly_ready = self._newly_ready, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from proxy.config import Config
     from proxy.energy.metering import Meter
+    from proxy.energy.otel import HardwareMetrics
     from proxy.engines import Engine
     from proxy.gateway import Gateway
 
@@ -59,6 +61,11 @@ class EnergyShell:
         if budgets := self._kept.get("budgets"):
             passed = max(0.0, time.time() - float(self._kept.get("saved_unix_seconds", time.time())))
             gateway.tell(JouleBudgetsRestored(tuple((key, used, ends - passed) for key, used, ends in budgets)))
+        self._hardware: HardwareMetrics | None = None
+        if config.tracing.otlp_endpoint and config.tracing.metrics_seconds:
+            from proxy.energy.otel import HardwareMetrics, readings_of
+
+            self._hardware = HardwareMetrics(config.tracing, partial(readings_of, self.metering))
         self._drain_now()
 
     def describe(self) -> dict[str, Any]:
@@ -98,6 +105,8 @@ class EnergyShell:
             self._timer.cancel()
         for task in list(self._believing):
             task.cancel()
+        if self._hardware is not None:
+            await asyncio.to_thread(self._hardware.close)
         await self.metering.close()
         await self.capping.close()
         now = monotonic()

@@ -109,6 +109,13 @@ class Bill:
         account.calls += 1
         self.accounts.touched[account] = None
 
+    def placed(self, call_id: str, marks: Prefixes) -> None:
+        """A call's prompt was looked at since it was dispatched. `marks`: as in `dispatched`."""
+        call = self._live.get(call_id)
+        if call is not None and not call.marks:
+            call.marks = marks
+            self._engine(call.account.name.engine).cached(0.0, marks)
+
     def guess(
         self, call_id: str, prompt_tokens: float | None, cached_tokens: float | None, output_tokens: float | None,
         now: float | None = None,
@@ -121,9 +128,13 @@ class Bill:
         call = self._live.get(call_id)
         if call is None:
             return None
+        if call.over_at is not None:
+            return call.estimate
+        tokens = prompt_tokens, cached_tokens, output_tokens
+        if call.guess is not None and call.guess[0] == tokens:
+            return call.guess[1]
         book, place = self.engines[call.account.name.engine], call.place
         part = None if place is None else book.crowd.part(place, book.crowd.at if now is None else now)
-        tokens = prompt_tokens, cached_tokens, output_tokens
         guess = estimate(call, *tokens, book.tariff, book.company, part)
         call.guess = tokens, guess
         return guess

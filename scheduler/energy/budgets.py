@@ -133,6 +133,13 @@ class JouleBudgets:
             self.settled(oldest, call.joules, now)
         return None
 
+    def declare(self, key: str, workflow_id: str, budget_joules: float | None, now: float) -> None:
+        """A workflow was announced: from now on its calls are held to this, whatever was used under its id before.
+        None: it has no budget, unless a call says one."""
+        self.by_workflow.pop((key, workflow_id), None)
+        if budget_joules is not None:
+            self._workflow(key, workflow_id, budget_joules, now)
+
     def ended(self, call_id: str, estimated_joules: float | None) -> None:
         """A call is over: until its bill is settled, it is reckoned with what it is thought to have used.
 

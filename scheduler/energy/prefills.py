@@ -38,6 +38,10 @@ class PrefillWatch:
     def add(self, call: LiveCall) -> None:
         """It was sent."""
         self._waiting[id(call)] = call
+        self.foretell(call)
+
+    def foretell(self, call: LiveCall) -> None:
+        """As much of its prompt is thought to be cached as of its beginnings was seen prefilled."""
         if call.prefixes and not call.cached_known:
             for key, tokens in call.prefixes:
                 if key not in self._prefixes:

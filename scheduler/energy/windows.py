@@ -118,6 +118,13 @@ class WindowMaker:
         if not streamed:
             self._joining.append((now + self.first_token_seconds, call))
 
+    def placed(self, call_id: str, prefixes: Prefixes) -> None:
+        """How its prompt begins, found out since it was sent; of use as long as it is not prefilled."""
+        call = self._calls.get(call_id)
+        if call is not None and not call.joined:
+            call.prefixes = prefixes
+            self._prefills.foretell(call)
+
     def first_token(self, call_id: str, now: float) -> None:
         """The first event of a stream. Of a call that is not there: nothing happens, here and below."""
         call = self._calls.get(call_id)
