@@ -33,7 +33,7 @@ class HardwareMetrics:
         except ImportError:
             raise TracingFault("tracing.otlp_endpoint needs the exporter: pip install 'joulegate[otlp]'") from None
         endpoint = config.otlp_endpoint.rstrip("/").removesuffix("/v1/traces") + "/v1/metrics"
-        exporter = OTLPMetricExporter(endpoint=endpoint, timeout=EXPORT_SECONDS)  # type: ignore[arg-type]  # whole seconds, it says
+        exporter = OTLPMetricExporter(endpoint=endpoint, timeout=EXPORT_SECONDS)
         self._provider = MeterProvider(
             [PeriodicExportingMetricReader(exporter, export_interval_millis=1e3 * config.metrics_seconds)],
             Resource.create({"service.name": config.service_name}),

@@ -105,7 +105,8 @@ def tariff_of(model: Model, window: Window | None = None) -> Tariff:
     description = model.describe()
     coefficients: Mapping[str, Mapping[str, Any]] = description["coefficients"]
     prices, seconds = (
-        Prices(*(float(coefficients[f"{what}.{name}"]["value"]) for name in Prices._fields)) for what in ("energy", "time")
+        Prices(*(float(coefficients[f"{what}.{name}"]["value"]) for name in Prices._fields))
+        for what in ("energy", "time")
     )
     seen = description["residuals"]["relative_error"]
     if seen is None:

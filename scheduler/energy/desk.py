@@ -136,11 +136,16 @@ class EnergyDesk:
             return
         windows, prompt = desk.windows, event.prompt_tokens_estimate
         prefixes = _beginnings(prefix, windows.prompt_ratio) if prefix else ()
-        windows.sent(
-            event.call_id, prompt, event.max_output_tokens, now, streamed=event.streamed, prefixes=prefixes
-        )
+        windows.sent(event.call_id, prompt, event.max_output_tokens, now, streamed=event.streamed, prefixes=prefixes)
         self.bill.dispatched(
-            event.call_id, event.key, event.workflow_id, event.model, engine, now, prefixes, prompt * windows.prompt_ratio
+            event.call_id,
+            event.key,
+            event.workflow_id,
+            event.model,
+            engine,
+            now,
+            prefixes,
+            prompt * windows.prompt_ratio,
         )
         if (listener := self.listener) is not None:
             listener.sent(engine, event.call_id, now, streamed=event.streamed)

@@ -130,3 +130,47 @@ def test_a_budget_of_joules_refuses_the_next_call(twin: str) -> None:
             assert (await running.post("/v1/chat/completions", {**ASK, **place})).status == 200
 
     run(main)
+
+
+def test_a_declared_budget_holds_for_calls_that_say_none_in_both_modes(twin: str) -> None:
+    async def main() -> None:
+        async with gateway(twin) as running:
+            await metered(running)
+            nodes = [{"id": "a", "request": ASK}]
+            done = (
+                await running.post("/v1/workflows", {"id": "run", "energy_budget_joules": 1.0, "nodes": nodes})
+            ).json
+            assert done["status"] == "failed"
+            assert done["nodes"][0]["attempts"] == 1, "trying again would not help"
+            fault = done["nodes"][0]["error"]
+            assert (fault["status"], fault["code"]) == (429, "workflow_joule_budget")
+
+            plan = {"id": "declared", "mode": "declared", "energy_budget_joules": 1.0, "nodes": [{"id": "a"}]}
+            assert (await running.post("/v1/workflows", plan)).status < 300
+            refused = await running.post(
+                "/v1/chat/completions", ASK, "x-workflow-id: declared\r\nx-workflow-node: a\r\n"
+            )
+            refused.assert_error(429, "workflow_joule_budget")
+            assert (await running.post("/v1/chat/completions", ASK, "x-workflow-id: other\r\n")).status == 200
+
+    run(main)
+
+
+def test_calls_whose_prompts_begin_alike_share_what_the_beginning_cost(twin: str) -> None:
+    async def main() -> None:
+        async with gateway(twin, workflows={"inference": "on"}) as running:
+            await metered(running)
+            system = {"role": "system", "content": "You are a careful assistant. " * 290}
+            for number in range(2):
+                user = {"role": "user", "content": f"question {number}"}
+                assert (await running.post("/v1/chat/completions", {**ASK, "messages": [system, user]})).status == 200
+            desk = running.app.gateway.scheduler.energy
+            await until(lambda: len(desk.bill.prefixes) >= 3, "both calls to be settled")
+            await until(lambda: not desk.bill._live, "both calls to be settled")
+            bills = [desk.bill.call(call_id) for call_id in desk.bill._settled]
+            prefills = [bill.components["prefill"] for bill in bills]
+            assert 0.5 < prefills[1] / prefills[0] <= 1, (
+                "the second found it in the cache, and pays its part all the same"
+            )
+
+    run(main)
