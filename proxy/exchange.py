@@ -199,14 +199,13 @@ class Exchange:
             if ended:
                 body += reader.end()
         if head.chunked:
-            if body:
-                out += b"%x\r\n%b\r\n" % (len(body), body)
+            out += b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             if ended:
                 out += self._gateway.joules.last_chunk(call, reader) if head.trailers else CHUNKED_END
         else:
             out += body
-        if self._held_answer is not None and (out := self._held_answer.feed(out, reader, ended=ended)):
-            self._held_answer = None
+        if self._held_answer is not None:
+            out = self._let_go(self._held_answer, out, ended)
         if out:
             self.client.write(out)
         if ended:
@@ -218,10 +217,10 @@ class Exchange:
         self._upstream = None
         self._attempt_failed(reason, detail)
 
-    def cancel(self, fault: RequestFault) -> None:
-        """Its workflow is ended from outside: the client gets this error, the engine is free."""
+    def cancel(self, fault: RequestFault, outcome: Outcome = Outcome.REFUSED) -> None:
+        """It is ended with its workflow, or its time is up: the client gets this error, the engine is free."""
         self.abort()
-        self._fail(Outcome.REFUSED, fault, engine_fault=False)
+        self._fail(outcome, fault, engine_fault=False)
 
     def engine_down(self, engine: Engine, detail: str) -> None:
         """Its probes have given this engine up. What has begun to be answered goes on, what has not may go elsewhere:
@@ -263,11 +262,7 @@ class Exchange:
         if up is None and self._upstream is not None and call.sent_at is not None:
             up = answer_up(call, timeouts, now, paused_at=self._paused_at, last_chunk_at=self._last_chunk_at)
         if up is not None:
-            self._time_up(*up)
-
-    def _time_up(self, reason: str, message: str) -> None:
-        self.abort()
-        self._fail(Outcome.TIMEOUT, RequestFault(504, reason, message), engine_fault=False)
+            self.cancel(RequestFault(504, *up), Outcome.TIMEOUT)
 
     # --- inside ---
 
@@ -304,6 +299,11 @@ class Exchange:
         self._admitted = None
         self._release()
         return head
+
+    def _let_go(self, held: HeldAnswer, out: bytes, ended: bool) -> bytes:
+        if out := held.feed(out, self._reader, ended=ended):
+            self._held_answer = None
+        return out
 
     def _first_body(self, now: float, ended: bool) -> None:
         self.call.first_byte_at = now

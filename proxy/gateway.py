@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from proxy.http.request import Request
     from proxy.metrics import Metrics
     from proxy.tracing import Tracing
-    from proxy.usage import Usage
     from proxy.watching import ContentWatch
     from proxy.workflows.config import WorkflowsConfig
     from scheduler.actions import Action, SetCap, SetClock

@@ -1,4 +1,4 @@
-"""What does a power limit leave of a call's price? Long prompts lose most, since the limiter is too slow for short ones."""
+"""What does a power limit leave of a call's price? Long prompts lose most: the limiter is too slow for short ones."""
 
 from __future__ import annotations
 

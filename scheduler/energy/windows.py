@@ -97,7 +97,7 @@ class WindowMaker:
         streamed: bool, cached_tokens: float | None = None, prefixes: Prefixes = (),
     ) -> None:  # fmt: skip
         """A call was given to the engine. `prompt_tokens`: the gateway's estimate; `cached_tokens`: a forecast, if
-        there is one; `prefixes`: beginnings of its prompt, growing, that others may have and that are then read from one cache.
+        there is one; `prefixes`: beginnings of its prompt, growing: others that have the same read it from one cache.
 
         A call that is retried is sent again under its id once `failed` was told. ValueError if it is there already.
         """
