@@ -100,8 +100,8 @@ class Bill:
             if len(self._live) > self.limits.live_calls:
                 self._give_up()
         else:
-            self._leave(call, now)
-            call.account = account
+            self._leave(call, self.engines[call.account.name.engine], now)
+            call.account, call.guess = account, None
         call.open_at.append(engine)
         book = self._engine(engine)
         if now is not None:
@@ -133,8 +133,8 @@ class Bill:
         tokens = prompt_tokens, cached_tokens, output_tokens
         if call.guess is not None and call.guess[0] == tokens:
             return call.guess[1]
-        book, place = self.engines[call.account.name.engine], call.place
-        part = None if place is None else book.crowd.part(place, book.crowd.at if now is None else now)
+        book = self.engines[call.account.name.engine]
+        call.guess_part = part = self._part(call, book, now)
         guess = estimate(call, *tokens, book.tariff, book.company, part)
         call.guess = tokens, guess
         return guess
@@ -147,27 +147,27 @@ class Bill:
         call = self._live.get(call_id)
         if call is None:
             return None
-        engine = call.account.name.engine
-        book, part = self.engines[engine], self._leave(call, now)
-        company, open_at = book.company, call.open_at
+        book = self.engines[call.account.name.engine]
         call.over_at = now
         if prompt_tokens is not None:
             call.prompt_tokens = prompt_tokens
-            known = prompt_tokens * (1.0 - company.computed_share) if cached_tokens is None else cached_tokens
-            call.cached_tokens = min(known, prompt_tokens)
+            known = prompt_tokens * (1.0 - book.company.computed_share) if cached_tokens is None else cached_tokens
+            call.cached_tokens = known if known < prompt_tokens else prompt_tokens
+        tokens = prompt_tokens, cached_tokens, output_tokens
+        part, guess = call.guess_part, call.guess
+        if guess is None or guess[0] != tokens:  # else as its client was told
+            part = self._part(call, book, now)
+            guess = tokens, estimate(call, *tokens, book.tariff, book.company, part)
+        self._leave(call, book, now)
+        open_at = call.open_at
         if output_tokens is not None and part is not None and len(open_at) == 1:
             call.steps = output_tokens * part
-        tokens = prompt_tokens, cached_tokens, output_tokens
-        if call.guess is not None and call.guess[0] == tokens:
-            guess = call.guess[1]  # as its client was told
-        else:
-            guess = estimate(call, *tokens, book.tariff, company, part)
-        call.estimate = guess
+        call.estimate = guess[1]
         for name in open_at:
             self.engines[name].over[call_id] = now
         if not open_at:
             self._settle(call, book)
-        return guess
+        return guess[1]
 
     def preliminary(self, call_id: str) -> Estimate | None:
         """What `ended` said, as long as the call is remembered."""
@@ -296,12 +296,18 @@ class Bill:
             account = self.accounts.open(Name(engine, call.key, call.workflow, call.model))
         return self.accounts.touch(account)
 
-    def _leave(self, call: CallBill, now: float | None) -> float | None:
-        """It is no more at the engine that it was given to last: its part of the steps there; None: not known."""
+    @staticmethod
+    def _part(call: CallBill, book: EngineBook, now: float | None) -> float | None:
+        """Of the steps of the engine that it was given to last; None: not known."""
+        place = call.place
+        return None if place is None else book.crowd.part(place, book.crowd.at if now is None else now)
+
+    @staticmethod
+    def _leave(call: CallBill, book: EngineBook, now: float | None) -> None:
+        """It is no more at the engine that it was given to last."""
         place, call.place = call.place, None
-        if place is None or now is None:
-            return None
-        return self._engine(call.account.name.engine).crowd.leave(place, now)
+        if place is not None:
+            book.crowd.leave(place, book.crowd.at if now is None else now)
 
     def _engine(self, name: str) -> EngineBook:
         book = self.engines.get(name)

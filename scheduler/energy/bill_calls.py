@@ -41,6 +41,8 @@ class CallBill:
     """What windows have named of its work."""
     guess: tuple[tuple[float | None, float | None, float | None], Estimate] | None = None
     """What was said last, and of which tokens."""
+    guess_part: float | None = None
+    """Of its engine's steps, as was thought then."""
     estimate = UNKNOWN
     steps: float | None = None
     """Its share of steps, all in all, once it has ended: a step for each output token (the first is its prefill's), its

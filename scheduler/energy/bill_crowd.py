@@ -66,14 +66,13 @@ class Crowd:
         self._coming.append(place)
         return place
 
-    def leave(self, place: Place, now: float) -> float:
-        """One fewer: its part of the steps since it came, 1 = it was alone."""
-        part = self.part(place, now)
+    def leave(self, place: Place, now: float) -> None:
+        """One fewer."""
+        self._pass(now)
         if place.inside:
             self.calls -= 1
         else:
             place.gone = True
-        return part
 
     def part(self, place: Place, now: float) -> float:
         """Its part of the steps since it came."""
@@ -92,26 +91,24 @@ class Crowd:
             self._advance(place.at)
             self.calls += 1
             stall = self._stall_seconds + self.pace.prompt_token_seconds * place.prompt_tokens
-            self._stall_seconds = min(stall, STALL_SECONDS_MAX)
+            self._stall_seconds = stall if stall < STALL_SECONDS_MAX else STALL_SECONDS_MAX
             place.at, place.shared, place.steps, place.inside = self.at, self._shared, self._steps, True
-        self._advance(now)
+        if now > self.at:
+            self._advance(now)
 
     def _advance(self, now: float) -> None:
         passed = now - self.at
         if passed <= 0:
             return
-        self.at = now
-        calls = self.calls
-        if not calls:
-            self._stall_seconds = 0.0
-            return
-        if self._stall_seconds:
-            if self._stall_seconds >= passed:
-                self._stall_seconds -= passed
+        self.at, calls, stall = now, self.calls, self._stall_seconds
+        if stall:
+            if calls and stall >= passed:
+                self._stall_seconds = stall - passed
                 return
-            passed -= self._stall_seconds
+            passed -= stall
             self._stall_seconds = 0.0
-        pace = self.pace
-        steps = passed / (pace.step_seconds + pace.call_seconds * (calls - 1))
-        self._steps += steps
-        self._shared += steps / calls
+        if calls:
+            each, more, _ = self.pace
+            steps = passed / (each + more * (calls - 1))
+            self._steps += steps
+            self._shared += steps / calls

@@ -32,6 +32,8 @@ class PrefillWatch:
         self._waiting: dict[int, LiveCall] = {}
         self._prompt_tokens = self._cached_tokens = 0.0
         """Counted and not explained yet; below 0: explained and not counted yet."""
+        self._owed: dict[int, tuple[list[LiveCall], float]] = {}
+        """By company: tokens that some of it had cached less than was thought, and that others must have had."""
         self._prefixes: OrderedDict[Hashable, None] = OrderedDict()
         """Seen prefilled: a further call with the same will find it cached."""
 
@@ -90,19 +92,27 @@ class PrefillWatch:
             del self._waiting[id(call)]
         return sure
 
-    @staticmethod
-    def told(call: LiveCall, cached_tokens: float) -> None:
+    def told(self, call: LiveCall, cached_tokens: float) -> None:
         """The engine said how much of a call's prompt was cached. What it was thought to have more (or less) is given
-        to those that were prefilled with it, as long as no window was told of them."""
+        to those that were prefilled with it when the window closes (`share_out`), if no window was told of them."""
         company = call.company
-        if call.counted and not call.prefilled and company is not None:
-            others = [each for each in company if not each.cached_known and not each.prefilled and each is not call]
-            prompts = sum(each.prompt for each in others)
-            difference = call.cached - cached_tokens
+        if company is not None:
+            if call.counted and not call.prefilled:
+                name = id(company)
+                owed = self._owed.get(name)
+                self._owed[name] = company, (owed[1] if owed is not None else 0.0) + call.cached - cached_tokens
+            call.company = None
+        call.cached, call.cached_known = cached_tokens, True
+
+    def share_out(self) -> None:
+        """A window closes: of those prefilled together, what some are known to have had less the others had more."""
+        for company, difference in self._owed.values():
+            others = [each for each in company if not each.cached_known and not each.prefilled]
+            prompts = sum([each.prompt for each in others])
             for each in others:
                 cached = each.cached + difference * each.prompt / prompts
                 each.cached = min(max(cached, 0.0), CACHED_MOST * each.prompt)
-        call.cached, call.cached_known, call.company = cached_tokens, True, None
+        self._owed.clear()
 
     def _share_cached(self, fresh: list[LiveCall], cached_tokens: float | None) -> None:
         unknown = [call for call in fresh if not call.cached_known]

@@ -271,6 +271,7 @@ class WindowMaker:
         clock = self._clock
         if counters is None:
             self._see_prefills(None)
+        self._prefills.share_out()
         moves = moved(self._start_counters, counters)
         member_seconds = clock.member_seconds - self._member_start
         calls = [*self._calls.values(), *self._ended]
