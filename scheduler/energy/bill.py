@@ -37,18 +37,6 @@ class BillLimits(NamedTuple):
     """The engine's cache is shared by all keys, and so is its cost; False: each key pays for what it computed."""
 
 
-class Settled(NamedTuple):
-    """A call whose windows have all closed."""
-
-    call_id: str
-    key: str
-    workflow: str
-    model: str
-    joules: float | None
-    """Marginal; None = nobody knows."""
-    source: Source
-
-
 class Moved(NamedTuple):
     """What prefix sharing moved between calls that are settled; all of a window's are 0 together."""
 
@@ -61,7 +49,8 @@ class Closed(NamedTuple):
     """What became of a window."""
 
     bill: WindowBill
-    settled: tuple[Settled, ...]
+    settled: tuple[CallBill, ...]
+    """Calls whose windows have all closed."""
     moved: tuple[Moved, ...]
 
 
@@ -77,7 +66,7 @@ class Bill:
         """Calls that were dropped because there were too many."""
         self._live: OrderedDict[str, CallBill] = OrderedDict()
         self._settled: OrderedDict[str, CallBill] = OrderedDict()
-        self._news: list[Settled] = []
+        self._news: list[CallBill] = []
         self._moved: dict[tuple[str, str], int] = {}
 
     # --- a call's life ---
@@ -152,7 +141,7 @@ class Bill:
         if prompt_tokens is not None:
             call.prompt_tokens = prompt_tokens
             known = prompt_tokens * (1.0 - book.company.computed_share) if cached_tokens is None else cached_tokens
-            call.cached_tokens = known if known < prompt_tokens else prompt_tokens
+            call.cached_tokens = min(prompt_tokens, known)
         tokens = prompt_tokens, cached_tokens, output_tokens
         part, guess = call.guess_part, call.guess
         if guess is None or guess[0] != tokens:  # else as its client was told
@@ -274,8 +263,7 @@ class Bill:
             return
         book.judge(call)
         call.settled = True
-        joules = None if call.source == "unavailable" or call.unknown else call.marginal / MICRO
-        self._news.append(Settled(call.id, call.key, call.workflow, call.model, joules, call.source))
+        self._news.append(call)
         self._settled[call.id] = call
         if call.marks and book.tariff is not None and call.source != "unavailable":
             self.prefixes.joined(call, book.tariff, across_keys=self.limits.prefixes_across_keys)
@@ -319,8 +307,7 @@ class Bill:
         """The oldest call is not followed any more: what it has used so far is its bill."""
         call = self._live.popitem(last=False)[1]
         self.given_up += 1
-        joules = None if call.source == "unavailable" else call.marginal / MICRO
-        self._news.append(Settled(call.id, call.key, call.workflow, call.model, joules, call.source))
+        self._news.append(call)
 
     # --- reading ---
 

@@ -67,6 +67,11 @@ class CallBill:
         """Engines that have not closed its last window."""
 
     @property
+    def joules(self) -> float | None:
+        """Marginal; None = nobody knows."""
+        return None if self.source == "unavailable" or self.unknown else self.marginal / MICRO
+
+    @property
     def marginal(self) -> int:
         """Microjoules billed for what it caused."""
         amounts = self.amounts
@@ -117,19 +122,13 @@ def estimate(
         return UNKNOWN
     if cached is None or cached > prompt:
         cached = prompt * (1.0 - company.computed_share) if cached is None else prompt
-    work = call_work(prompt, cached, output)
-    again = work.context_tokens * company.repeated_share
+    _, decoded, context, _, computed, pairs, _ = call_work(prompt, cached, output)
+    step, decode, read, read_again, prefill, pair, _, doubt, left, *_ = tariff
+    again = context * company.repeated_share
     steps = output if part is None else output * part
-    left = company.scale * tariff.decode_left
-    joules = left * (
-        tariff.step * steps
-        + tariff.decode_token * work.decode_tokens
-        + tariff.context_token * (work.context_tokens - again)
-        + tariff.repeated_token * again
-    ) + company.scale * left_of(tariff, work.prefill_tokens) * (
-        tariff.prefill_token * work.prefill_tokens + tariff.attention_pair * work.attention_pairs
-    )
-    half = (tariff.relative_error + company.error) * joules
+    joules = left * (step * steps + decode * decoded + read * (context - again) + read_again * again)
+    joules = company.scale * (joules + left_of(tariff, computed) * (prefill * computed + pair * pairs))
+    half = (doubt + company.error) * joules
     return Estimate(joules, max(joules - half, 0.0), joules + half, company.source)
 
 

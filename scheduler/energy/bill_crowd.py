@@ -91,7 +91,7 @@ class Crowd:
             self._advance(place.at)
             self.calls += 1
             stall = self._stall_seconds + self.pace.prompt_token_seconds * place.prompt_tokens
-            self._stall_seconds = stall if stall < STALL_SECONDS_MAX else STALL_SECONDS_MAX
+            self._stall_seconds = min(STALL_SECONDS_MAX, stall)
             place.at, place.shared, place.steps, place.inside = self.at, self._shared, self._steps, True
         if now > self.at:
             self._advance(now)

@@ -143,8 +143,9 @@ class EngineBook:
         """A call is settled: how good was its estimate, and how much of its prompt was computed?"""
         company, prompt = self.company, call.prompt_tokens
         if prompt:
-            computed = min(max(call.told_prefill_tokens / prompt, 0.0), 1.0)
-            company.computed_share += RECENT * (computed - company.computed_share) * min(prompt / 1000.0, 1.0)
+            computed, weight = call.told_prefill_tokens / prompt, RECENT if prompt >= 1000 else RECENT * prompt / 1000.0
+            computed = 0.0 if computed < 0 else computed if computed < 1 else 1.0
+            company.computed_share += weight * (computed - company.computed_share)
         joules = call.estimate.joules
         if joules is not None and not call.unknown:
             joules *= MICRO

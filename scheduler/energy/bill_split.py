@@ -152,9 +152,14 @@ def _rows(
     prefill, pair, half = prefill * of_prefill, pair * of_prefill, tariff.relative_error
     rows: list[Row] = []
     for _, work, correction, seconds, _ in window.calls:
-        if correction is not NOTHING:
-            work += correction
         steps, decoded, read, again, computed, pairs, _ = work
+        if correction is not NOTHING:
+            steps += correction[0]
+            decoded += correction[1]
+            read += correction[2]
+            again += correction[3]
+            computed += correction[4]
+            pairs += correction[5]
         if more_steps:
             steps += more_steps.get(len(rows), 0.0)
         own = prefill * computed + pair * pairs

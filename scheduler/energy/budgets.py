@@ -87,6 +87,11 @@ class JouleBudgets:
         self.forgotten_workflows = 0
         self._calls: dict[str, _Open] = {}
 
+    @property
+    def open_calls(self) -> int:
+        """Calls that are followed: with a budget, and not settled."""
+        return len(self._calls)
+
     def admit(
         self, call_id: str, key: str, workflow_id: str, workflow_budget_joules: float | None,
         expected_joules: float | None, now: float,

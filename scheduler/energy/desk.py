@@ -269,8 +269,8 @@ class EnergyDesk:
             listener.window(desk.name, window)
         self.booked_until = max(self.booked_until, window.end)
         closed = self.bill.close(window, tariff)
-        for call in closed.settled:
-            self.budgets.settled(call.call_id, call.joules, now)
+        for call in closed.settled if self.budgets.open_calls else ():
+            self.budgets.settled(call.id, call.joules, now)
         for moved in closed.moved:
             self.budgets.moved(*moved)
 

@@ -165,16 +165,13 @@ class LiveCall:
     def _correction(self, decoded: float, context: float) -> Work:
         """What was done before this window, less what was told of it."""
         told = self.told
-        new = self.prompt - self.cached
-        return Work(
-            0.0,
-            decoded - told[0],
-            self.cached + context - told[1],
-            0.0,
-            new - told[2],
-            new * (self.cached + new / 2) - told[3],
-            1.0 - told[4],
-        )
+        cached = self.cached
+        new = self.prompt - cached
+        context += cached
+        pairs = new * (cached + new / 2)
+        if told == (decoded, context, new, pairs, 1.0):  # a stream of which all was seen
+            return NOTHING
+        return Work(0.0, decoded - told[0], context - told[1], 0.0, new - told[2], pairs - told[3], 1.0 - told[4])
 
     def _tokens(self, steps_per_second: float, now: float) -> tuple[float, float]:
         """(tokens before this window, tokens up to now), the first ≤ the second."""

@@ -47,7 +47,7 @@ def test_a_call_is_preliminary_until_its_window_has_closed_and_settled_then() ->
     assert after.settled and after.complete
     assert after.source == "measured"
     assert found.settled[0].joules == after.marginal_joules
-    assert found.settled[0][:4] == ("a", "k", "w", "m")
+    assert [call.id for call in found.settled] == ["a"]
     figures = bill.workflow("k", "w")
     assert figures.marginal_joules == after.marginal_joules
     assert figures.pending_joules == 0
