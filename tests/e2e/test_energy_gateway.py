@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from proxy.budgets import load_joules
+from proxy.keys import hash_key
 from tests.e2e.harness import EngineRequest, RunningGateway, engine, gateway, run, until
 from tests.e2e.test_control import get
 from tests.e2e.test_workflows_native import get as fetch
@@ -172,5 +174,27 @@ def test_calls_whose_prompts_begin_alike_share_what_the_beginning_cost(twin: str
             assert 0.5 < prefills[1] / prefills[0] <= 1, (
                 "the second found it in the cache, and pays its part all the same"
             )
+
+    run(main)
+
+
+def test_what_a_key_has_used_of_its_budget_is_on_disk_while_the_gateway_runs(twin: str, tmp_path: Path) -> None:
+    keys = [{"name": "k", "sha256": hash_key("sk-thrifty"), "energy_budget_joules": 1e5}]
+    tables = {"state_dir": str(tmp_path), "keys": keys}
+
+    async def main() -> None:
+        async with gateway(twin, **tables) as running:
+            await metered(running)
+            answer = await running.post("/v1/chat/completions", ASK, "authorization: Bearer sk-thrifty\r\n")
+            assert answer.status == 200
+
+            def used() -> float:
+                restored = load_joules(tmp_path)
+                return 0.0 if restored is None else sum(joules for _, joules, _ in restored.budgets)
+
+            await until(lambda: used() > 0, "a kill -9 now would not give the joules back")
+        async with gateway(twin, **tables) as running:
+            [use] = running.app.gateway.scheduler.energy.budgets.by_key.values()
+            assert use.used_joules == pytest.approx(used()) and use.used_joules > 0
 
     run(main)
