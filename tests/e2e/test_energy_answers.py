@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from typing import TYPE_CHECKING
 
+import pytest
 from aiohttp import web
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
@@ -121,6 +123,38 @@ def test_a_stream_says_its_joules_behind_its_last_chunk_to_those_who_look_there(
             await client.send(post("/v1/chat/completions", ask, "connection: close\r\n"))
             plain = await client.closed()
             assert b"trailer" not in plain and plain.endswith(b"0\r\n\r\n")
+
+    run(main)
+
+
+WHOLE = b'{"input_tokens":700,"input_tokens_details":{"cached_tokens":0},"output_tokens":20}'
+RESPONSES = (
+    b'data: {"type":"response.created","response":{"id":"r","usage":null}}\n\n',
+    b'data: {"type":"response.completed","response":{"id":"r","usage":%b}}\n\n' % WHOLE,
+)
+MESSAGES = (
+    b'data: {"type":"message_start","message":{"usage":{"input_tokens":700,"output_tokens":1}}}\n\n',
+    b'data: {"type":"message_delta","delta":{},"usage":{"output_tokens":20}}\n\n',
+)
+
+
+@pytest.mark.parametrize(("path", "events"), [("/v1/responses", RESPONSES), ("/v1/messages", MESSAGES)])
+def test_other_apis_streams_say_their_joules_in_their_last_usage(path: str, events: tuple[bytes, bytes]) -> None:
+    async def main() -> None:
+        async def streamed(request: EngineRequest) -> None:
+            await request.begin_stream()
+            for event in events:
+                await request.chunk(event)
+            await request.end_stream()
+
+        async with engine(streamed) as upstream, gateway(upstream) as running:
+            believe(running)
+            answer = await running.post(path, {**ASK, "input": "hi", "stream": True})
+            said = [json.loads(line[6:]) for line in answer.body.split(b"\n") if line.startswith(b"data: ")]
+            usage = said[-1].get("usage") or said[-1]["response"]["usage"]
+            assert usage["output_tokens"] == 20
+            assert usage["energy_joules"] > 0 and usage["energy_source"] == "modelled"
+            assert answer.body.count(b"energy_joules") == 1
 
     run(main)
 
