@@ -171,7 +171,7 @@ class Bill:
         Each engine's windows in their order. What is returned is of interest to budgets.
         """
         book = self._engine(window.engine)
-        bill = book.split(window, tariff, self._steps_known(window))
+        bill = book.split(window, tariff, self.steps_known(window))
         book.book(bill)
         over: list[CallBill] = []
         if bill.source == "unavailable":
@@ -193,8 +193,9 @@ class Bill:
         book.tariff = tariff
         book.company.source = "simulated" if simulated else "modelled"
 
-    def _steps_known(self, window: Window) -> dict[int, float]:
-        """Of calls that have ended, the share of steps is known better than window by window: what is missing."""
+    def steps_known(self, window: Window) -> dict[int, float]:
+        """Of calls that have ended, the share of steps is known better than window by window: what is missing, by the
+        call's place in the window, before that is billed."""
         more = {}
         live, alone = self._live, [window.engine]
         for place, (call_id, work, correction, _, ended) in enumerate(window.calls):
