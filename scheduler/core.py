@@ -293,9 +293,7 @@ class Scheduler:
         again_at: float | None = None
         while self.ready.count:
             choice = self.policy.next(self.ready, engines, now)
-            if choice is None:
-                break
-            if isinstance(choice, float):
+            if choice is None or isinstance(choice, float):
                 again_at = choice
                 break
             call, engine, priority = choice
@@ -305,10 +303,8 @@ class Scheduler:
             engine.in_flight += 1
             engine.breaker.sent()
             self.policy.sent(call, engine, now)
-            if call.node is None:
-                self.energy.sent(call.arrived, engine.name, now)
-            else:
-                self.energy.sent(call.arrived, engine.name, now, call.node.prefix)
+            self.energy.sent(call.arrived, engine.name, now, call.prefix)
+            if call.node is not None:
                 self.workflows.call_started(call.arrived.call_id, now)
             actions.append(Dispatch(call.arrived.call_id, engine.name, priority))
         newly, self._newly_ready = self._newly_ready, None

@@ -50,7 +50,11 @@ def parts(scenes: Scenes, calls: list[str], workflows: list[list[str]]) -> list[
         terms.step, terms.decode_token, terms.context_token, terms.repeated_token, terms.prefill_token,
         terms.attention_pair,
     )  # fmt: skip
-    model_prices = tariff_of(scenes.model)[:FEATURES]
+    tariff = tariff_of(scenes.model)
+    model_prices = (
+        tariff.step, tariff.decode_token, tariff.context_token, tariff.repeated_token, tariff.prefill_token,
+        tariff.attention_pair,
+    )  # fmt: skip
     true_left = {}
     for call_id in calls:
         nominal = true_prices[4] * truth.work[call_id][4] + true_prices[5] * truth.work[call_id][5]
