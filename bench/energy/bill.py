@@ -161,7 +161,7 @@ class Scenes:
         if self.scene.prices != "given":
             self.model.learn(window)
         tariff = tariff_of(self.model, window)
-        self.told.window(window, tariff, self.bill.steps_known(window))
+        self.told.window(window, tariff, self.bill.known_at_end(window))
         started = time.process_time()
         closed = self.bill.close(window, tariff)
         self.seconds += time.process_time() - started

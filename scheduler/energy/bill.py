@@ -10,6 +10,7 @@ from scheduler.energy.bill_calls import CallBill, estimate, shown
 from scheduler.energy.bill_engine import EngineBook
 from scheduler.energy.bill_prefix import SharedPrefixes
 from scheduler.energy.bill_prices import MICRO
+from scheduler.energy.bill_split import AtEnd
 
 if TYPE_CHECKING:
     from scheduler.energy.batch import Prefixes
@@ -171,7 +172,7 @@ class Bill:
         Each engine's windows in their order. What is returned is of interest to budgets.
         """
         book = self._engine(window.engine)
-        bill = book.split(window, tariff, self.steps_known(window))
+        bill = book.split(window, tariff, self.known_at_end(window))
         book.book(bill)
         over: list[CallBill] = []
         if bill.source == "unavailable":
@@ -193,15 +194,16 @@ class Bill:
         book.tariff = tariff
         book.company.source = "simulated" if simulated else "modelled"
 
-    def steps_known(self, window: Window) -> dict[int, float]:
-        """Of calls that have ended, the share of steps is known better than window by window: what is missing, by the
-        call's place in the window, before that is billed."""
-        more = {}
+    def known_at_end(self, window: Window) -> dict[int, AtEnd]:
+        """Of calls that have ended, by their place in the window, before that is billed: their share of steps is known
+        better than window by window, and how much of their prompts was computed."""
+        found = {}
         live, alone = self._live, [window.engine]
         for place, (call_id, work, correction, _, ended) in enumerate(window.calls):
             if ended and (call := live.get(call_id)) is not None and call.steps is not None and call.open_at == alone:
-                more[place] = call.steps - call.told_steps - work[0] - correction[0]
-        return more
+                tokens = call.told_prefill_tokens + work[4] + correction[4]
+                found[place] = AtEnd(call.steps - call.told_steps - work[0] - correction[0], tokens)
+        return found
 
     def _book(self, bill: WindowBill, source: Source, book: EngineBook, over: list[CallBill]) -> None:
         live, engine, touched = self._live, book.name, self.accounts.touched

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from scheduler.energy.bill_accounts import COMPONENTS, ENGINE_COMPONENTS, ZERO, add
 from scheduler.energy.bill_calls import Company
 from scheduler.energy.bill_crowd import Crowd, Pace
+from scheduler.energy.bill_limit import SteadyLimit
 from scheduler.energy.bill_prices import MICRO
 from scheduler.energy.bill_scale import IdleWatch, Scale
 from scheduler.energy.bill_split import split
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from scheduler.energy.bill_accounts import Account, Amounts, Source
     from scheduler.energy.bill_calls import CallBill
     from scheduler.energy.bill_prices import Tariff
-    from scheduler.energy.bill_split import Side, WindowBill
+    from scheduler.energy.bill_split import AtEnd, Side, WindowBill
     from scheduler.energy.window import Window
     from scheduler.energy.work import Work
 
@@ -62,6 +63,7 @@ class EngineBook:
         self.booked_until: float | None = None
         """End of the last window, in the core's seconds."""
         self._scale = Scale()
+        self._limit = SteadyLimit()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
         """Beginnings of prompts that it was sent."""
         self._drained: dict[Source, Amounts] = {}
@@ -82,15 +84,17 @@ class EngineBook:
             seen.popitem(last=False)
         return min(found, prompt_tokens)
 
-    def split(self, window: Window, tariff: Tariff | None, more_steps: Mapping[int, float]) -> WindowBill:
-        """A window has closed: who pays what of it. `more_steps`: see `split`."""
+    def split(self, window: Window, tariff: Tariff | None, at_end: Mapping[int, AtEnd]) -> WindowBill:
+        """A window has closed: who pays what of it. `at_end`: see `split`."""
+        if tariff is not None:
+            tariff = self._limit.of(tariff, window)
         self.tariff = tariff
         idle = self._idle.saw(window, tariff)
         scale = 1.0
         if tariff is not None:
-            self._scale.saw(window, tariff, sum(more_steps.values()))
+            self._scale.saw(window, tariff, sum([known.more_steps for known in at_end.values()]))
             scale = self._scale.at(tariff, idle.gpu_watts or 0.0)
-        bill = split(window, tariff, scale, idle, more_steps)
+        bill = split(window, tariff, scale, idle, at_end)
         self._scale.booked(window, bill.gpu.residual / MICRO)
         return bill
 

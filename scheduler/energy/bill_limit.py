@@ -19,6 +19,11 @@ FIRST_POWER = 7
 """The curve begins at prompts of 2⁷ tokens, of which a limit takes next to nothing, and has a point for each doubling,
 up to 2¹³: vLLM's budget of a step."""
 POINTS = 7
+NO_LIMIT = (1.0,) * POINTS
+RATE = 0.2
+"""Weight of the last window in what the limit leaves of prompts."""
+SAME = 0.02
+"""Limits that differ by less are one."""
 STEPS_BETWEEN = 50.0
 """Decode steps between two prompts, in a window without any."""
 
@@ -78,6 +83,29 @@ def under_limit(tariff: Tariff, coefficients: Mapping[str, Mapping[str, Any]], w
             return tariff._replace(decode_left=_share(limited, whole))
     tariff = tariff._replace(decode_left=_share(limited, whole), prefill_curve=tuple(reversed(curve)))
     return tariff._replace(prefill_left=_mean_left(tariff, window))
+
+
+class SteadyLimit:
+    """What a limit leaves, over the last windows: what it finds before a prompt differs from one to the next, and what
+    a call was told in one is put right in another."""
+
+    def __init__(self) -> None:
+        self._curve: tuple[float, ...] | None = None
+        self._limit_watts: float | None = None
+
+    def of(self, tariff: Tariff, window: Window) -> Tariff:
+        """The window's tariff, with the curve of the last ones of the same limit."""
+        limit, own = window.limit_watts, tariff.prefill_curve or NO_LIMIT
+        before = self._curve
+        if limit is None or before is None or self._limit_watts is None or abs(limit / self._limit_watts - 1) > SAME:
+            self._curve = own
+        elif window.work.prompts > 0:
+            self._curve = tuple([old + RATE * (new - old) for old, new in zip(before, own, strict=True)])
+        self._limit_watts = limit
+        if self._curve is None or min(self._curve) > 0.999:
+            return tariff
+        tariff = tariff._replace(prefill_curve=self._curve)
+        return tariff._replace(prefill_left=_mean_left(tariff, window))
 
 
 def _mean_left(tariff: Tariff, window: Window) -> float:
