@@ -7,7 +7,7 @@ import pytest
 from backends.twin.calibration import load
 from backends.twin.prior import prior_of
 from scheduler.energy.bill_crowd import Crowd, Pace, Place
-from scheduler.energy.bill_limit import left_of
+from scheduler.energy.bill_limit import SteadyLimit, left_of
 from scheduler.energy.bill_prices import Tariff, prefill_joules, price, tariff_of
 from scheduler.energy.bill_scale import IdleWatch, Scale
 from scheduler.energy.model import EnergyModel
@@ -165,3 +165,14 @@ def test_steps_of_many_calls_take_longer_and_are_fewer() -> None:
     crowd.enter(1.0)
     # 100 steps alone, then 25 of two.
     assert leaves(crowd, first, 2.0) == pytest.approx((100 + 25 / 2) / 125, abs=0.01)
+
+
+def test_what_a_limit_leaves_is_steady_until_the_limit_moves() -> None:
+    steady = SteadyLimit()
+    made = window(share("a", Work(100.0, 800.0, 8e5, 0.0, 4000.0, 4e6, 2.0)), joules=900.0)._replace(limit_watts=500.0)
+    curve = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+    assert steady.of(TARIFF._replace(prefill_curve=curve), made).prefill_curve == curve
+    after = steady.of(TARIFF, made)  # this window alone would say that nothing is taken off
+    assert 0.7 < after.prefill_curve[-1] < 0.8
+    assert after.prefill_left == pytest.approx(left_of(after, 4000.0))
+    assert steady.of(TARIFF, made._replace(limit_watts=700.0)) == TARIFF
