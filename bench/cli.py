@@ -23,6 +23,7 @@ COMMANDS = {
     "inference": ("bench.inference", "workflows found by content alone: microseconds, precision, recall, memory"),
     "energy-model": ("bench.energy.model", "the live energy model on the twin: errors, coverage, drift"),
     "energy-bill": ("bench.energy.bill", "bills of calls and workflows against the twin's true split of each step"),
+    "energy-cost": ("bench.energy.bill_cost", "CPU time that energy costs the gateway's loop, a call"),
     "energy-caps": ("bench.energy.caps", "the cap controller against the best fixed cap in hindsight"),
     "policies": ("bench.policies.table", "every policy on the same traffic: joules, deadlines, share of the room used"),
     "power-sampling": ("bench.power_sampling", "what reading a card every 100 ms costs"),

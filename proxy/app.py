@@ -16,6 +16,7 @@ from proxy.config import listen_problems
 from proxy.config_file import NEEDS_RESTART, ConfigError, diff
 from proxy.control import start_control
 from proxy.energy.shell import EnergyShell
+from proxy.energy.telling import Joules
 from proxy.engines import Engine, EngineWatch
 from proxy.gateway import Gateway
 from proxy.metrics import GaugeSnapshot, Metrics
@@ -75,7 +76,7 @@ class App:
         if config.tracing.otlp_endpoint:
             from proxy.tracing import Tracing  # OpenTelemetry costs memory that only its users should pay
 
-            tracing = Tracing(config.tracing, self._engine_url)
+            tracing = Tracing(config.tracing, self._engine_url, Joules(scheduler.energy).estimate)
         event_log = None
         if config.event_log.path is not None:
             from proxy.eventlog import EventLogWriter

@@ -255,6 +255,8 @@ class TracingConfig(Table):
     """service.name of the spans"""
     sample_ratio: Annotated[float, Field(ge=0, le=1, strict=True)] = 1.0
     """of traces that begin here; a client's own decision is kept"""
+    metrics_seconds: Annotated[float, Field(ge=0, le=3600, strict=True)] = 60.0
+    """between two exports of `hw.energy` and `hw.power` to the same collector; 0 = none"""
 
     @field_validator("otlp_endpoint")
     @classmethod

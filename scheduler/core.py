@@ -111,7 +111,7 @@ class Scheduler:
             PolicyChanged: self._policy_changed,
             Draining: self._drain,
             Tick: self._tick,
-            **WorkflowEvents(self.workflows).handlers,
+            **WorkflowEvents(self.workflows, self.energy, self.calls).handlers,
             **EnergyEvents(self.energy, self.caps).handlers,
         }
 
@@ -293,9 +293,7 @@ class Scheduler:
         again_at: float | None = None
         while self.ready.count:
             choice = self.policy.next(self.ready, engines, now)
-            if choice is None:
-                break
-            if isinstance(choice, float):
+            if choice is None or isinstance(choice, float):
                 again_at = choice
                 break
             call, engine, priority = choice
@@ -305,7 +303,7 @@ class Scheduler:
             engine.in_flight += 1
             engine.breaker.sent()
             self.policy.sent(call, engine, now)
-            self.energy.sent(call.arrived, engine.name, now)
+            self.energy.sent(call.arrived, engine.name, now, call.prefix)
             if call.node is not None:
                 self.workflows.call_started(call.arrived.call_id, now)
             actions.append(Dispatch(call.arrived.call_id, engine.name, priority))

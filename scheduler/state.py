@@ -33,6 +33,11 @@ class CallState:
     node: Node | None = None
     """Its place in a workflow, if it has one."""
 
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """Hashes of how its prompt begins, as far as its node has any."""
+        return () if self.node is None else self.node.prefix
+
 
 @dataclass(slots=True, eq=False)
 class EngineState:

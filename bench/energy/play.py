@@ -91,8 +91,8 @@ class Play:
         self.rows = self.report.rows
         self.world = World(self.watch, {"twin": self.engine})
         self.player = Player(self.world)
-        self._prefixes: dict[str, tuple[str, float]] = {}
-        self.watch.prefix_of = self._prefixes.get
+        self._prefixes: dict[str, tuple[tuple[str, float]]] = {}
+        self.watch.prefixes_of = lambda call_id: self._prefixes.get(call_id, ())
         self._workflows = self._known(stream(scene.workload, random.Random(scene.seed + 1)))
         self._per_workflow = calls_per_workflow(stream(scene.workload, random.Random(0)))
 
@@ -141,7 +141,7 @@ class Play:
                     shared += part.tokens
                     names.append(part.text)
                 if shared >= 256:
-                    self._prefixes[f"{workflow.id}/{call.node}"] = ("|".join(names), float(shared))
+                    self._prefixes[f"{workflow.id}/{call.node}"] = (("|".join(names), float(shared)),)
             yield workflow
 
     def _window(self, window: Window) -> None:

@@ -89,6 +89,15 @@ class Metering:
         if self._sampler is not None:
             await self._sampler.close()
 
+    def kind(self, device: str) -> str:
+        """What a device is, in OpenTelemetry's words."""
+        return {"cpu": "cpu", "dram": "memory"}.get(self._host.get(device, ""), "gpu")
+
+    def card(self, device: str) -> str:
+        """What it calls itself."""
+        known = self._devices.get(device)
+        return device if known is None else known.name
+
     # --- finding devices ---
 
     async def _look(self, engine: Engine) -> None:

@@ -9,10 +9,12 @@ from scheduler.energy.bill import Bill, BillLimits
 from scheduler.energy.bill_prices import Tariff, tariff_of
 from scheduler.energy.budgets import JouleBudgets, JouleQuota, Unavailable
 from scheduler.energy.windows import WindowMaker, WindowRule
+from scheduler.workflow.spec import PREFIX_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from scheduler.energy.batch import Prefixes
     from scheduler.energy.bill_calls import Estimate
     from scheduler.energy.model import EnergyModel, Learned, Prior
     from scheduler.energy.window import Counters, MeterSample, Window
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 OUTPUT_TOKENS_UNSAID = 256
 """Of a call with a budget that says no limit: what is reserved for it."""
+BYTES_A_TOKEN = 4.0
+"""Of text, before the engine has said what it makes of prompts."""
 BATCH_EXPECTED = 4.0
 """Its company, before anything is known: few, so that rather too much is reserved."""
 
@@ -125,14 +129,34 @@ class EnergyDesk:
                 return desk.model.call(event.prompt_tokens_estimate, 0.0, output, BATCH_EXPECTED).joules.value
         return None
 
-    def sent(self, event: CallArrived, engine: str, now: float) -> None:
-        """A call was given to an engine, for its first time or again."""
-        if (desk := self.engines.get(engine)) is not None:
-            prompt, limit = event.prompt_tokens_estimate, event.max_output_tokens
-            desk.windows.sent(event.call_id, prompt, limit, now, streamed=event.streamed)
-            self.bill.dispatched(event.call_id, event.key, event.workflow_id, event.model, engine, now)
-            if (listener := self.listener) is not None:
-                listener.sent(engine, event.call_id, now, streamed=event.streamed)
+    def sent(self, event: CallArrived, engine: str, now: float, prefix: tuple[int, ...] = ()) -> None:
+        """A call was given to an engine, for its first time or again. `prefix`: see NodeSpec."""
+        desk = self.engines.get(engine)
+        if desk is None:
+            return
+        windows, prompt = desk.windows, event.prompt_tokens_estimate
+        prefixes = _beginnings(prefix, windows.prompt_ratio) if prefix else ()
+        windows.sent(event.call_id, prompt, event.max_output_tokens, now, streamed=event.streamed, prefixes=prefixes)
+        self.bill.dispatched(
+            event.call_id,
+            event.key,
+            event.workflow_id,
+            event.model,
+            engine,
+            now,
+            prefixes,
+            prompt * windows.prompt_ratio,
+        )
+        if (listener := self.listener) is not None:
+            listener.sent(engine, event.call_id, now, streamed=event.streamed)
+
+    def placed(self, call_id: str, engine: str | None, prefix: tuple[int, ...]) -> None:
+        """A call's content was looked at, perhaps after it was sent: how its prompt begins. `prefix`: see NodeSpec."""
+        desk = None if engine is None else self.engines.get(engine)
+        if desk is not None and prefix:
+            prefixes = _beginnings(prefix, desk.windows.prompt_ratio)
+            desk.windows.placed(call_id, prefixes)
+            self.bill.placed(call_id, prefixes)
 
     def first_token(self, call_id: str, engine: str, now: float) -> None:
         """The first event of its stream."""
@@ -245,8 +269,8 @@ class EnergyDesk:
             listener.window(desk.name, window)
         self.booked_until = max(self.booked_until, window.end)
         closed = self.bill.close(window, tariff)
-        for call in closed.settled:
-            self.budgets.settled(call.call_id, call.joules, now)
+        for call in closed.settled if self.budgets.open_calls else ():
+            self.budgets.settled(call.id, call.joules, now)
         for moved in closed.moved:
             self.budgets.moved(*moved)
 
@@ -255,3 +279,9 @@ class EnergyDesk:
         for desk in self.engines.values():
             desk.windows.validate()
         self.bill.validate()
+
+
+def _beginnings(prefix: tuple[int, ...], tokens_ratio: float) -> Prefixes:
+    """With their lengths in tokens, about."""
+    each = tokens_ratio / BYTES_A_TOKEN
+    return tuple([(name, size * each) for name, size in zip(prefix, PREFIX_BYTES, strict=False)])

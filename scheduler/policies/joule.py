@@ -41,12 +41,16 @@ class Joule(Policy):
 
     name = "joule"
     uses_workflows = True
-    options: ClassVar[dict[str, str]] = {k: k for k in ("margin_pct", "cover_pct", "full", "start_full", "least_pct", "priority")}
+    options: ClassVar[dict[str, str]] = {
+        k: k for k in ("margin_pct", "cover_pct", "full", "start_full", "least_pct", "priority")
+    }
 
     def __init__(self, options: Mapping[str, object]) -> None:
         get = lambda name, value: float(options.get(name, value))
         self.margin = Margin(0.005, get("margin_pct", 8) / 100, get("least_pct", 2) / 100, 4.0)
-        self.rules = Rules(cover_share=get("cover_pct", 60) / 100, full_batch=get("full", 256), start_full=get("start_full", 2))
+        self.rules = Rules(
+            cover_share=get("cover_pct", 60) / 100, full_batch=get("full", 256), start_full=get("start_full", 2)
+        )
         self.priority = get("priority", 1) > 0
         self.rooms: dict[str, Room] = {}
         self._room_of: dict[CallState, Room] = {}
