@@ -82,10 +82,10 @@ _SENTENCES_PER_PARAGRAPH = (3, 7)
 
 
 @lru_cache(maxsize=256)
-def prose(seed: str, tokens: int) -> str:
+def prose(seed: str, tokens: int, words_per_token: float = WORDS_PER_TOKEN) -> str:
     """About so many tokens of prose. The same seed tells the same tale: a shorter one is the beginning of a longer."""
     rng = random.Random(seed)
-    wanted = max(1, round(tokens * WORDS_PER_TOKEN))
+    wanted = max(1, round(tokens * words_per_token))
     paragraphs: list[str] = []
     while wanted > 0:
         words = " ".join(_sentence(rng) for _ in range(rng.randint(*_SENTENCES_PER_PARAGRAPH))).split(" ")[:wanted]
