@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from workloads.presets import PRESETS
@@ -88,7 +89,30 @@ class Workload:
                 found[name] = _like(found[name], _range_of(("parameters", full), value), full)
         return found
 
-    def parameters(kind: str) -> dict[str, Any]:
+    def stream(self, rng: random.Random, prefix: str = "wf") -> Iterator[WorkflowShape]:
+        """Workflows without end. WorkloadFault."""
+        return stream(self.name, rng, prefix=prefix, makers=self.makers(), mix=self.mix or COMPOSITE)
+
+    def calls_per_workflow(self, sample: int = 500) -> float:
+        """Mean number of calls, of a sample with a seed of its own."""
+        return sum(len(workflow.calls) for workflow in islice(self.stream(random.Random(0)), sample)) / sample
+
+    def _split(self, full: str) -> tuple[str, str]:
+        """(kind, parameter) of a parameter's name. WorkloadFault."""
+        kind, dot, name = full.rpartition(".")
+        place = ("parameters", full)
+        if not dot:
+            if self.name == MIX:
+                raise WorkloadFault(place, f"of {MIX}, say of which kind, as chain.{full}")
+            kind = self.name
+        _one_of(place, kind, KINDS)
+        if self.name not in (MIX, kind):
+            raise WorkloadFault(place, f"is of {kind}, and the workload is {self.name}")
+        _one_of(place, name, parameters(kind))
+        return kind, name
+
+
+def parameters(kind: str) -> dict[str, Any]:
     """A kind's parameters with the published values. KeyError."""
     signature = inspect.signature(KINDS[kind])
     return {name: each.default for name, each in signature.parameters.items() if each.kind is each.KEYWORD_ONLY}
