@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # name: (module with add_options and run, one line of help)
 COMMANDS = {
     "demo": ("bench.demo", "workflows through a gateway to a simulated engine: joules, times, and a gateway to try"),
+    "run": ("bench.load.run", "a workload under one or more policies: joules, times, a result file with every call"),
     "overhead": ("bench.overhead", "CPU, latency and memory of the gateway beside nginx and vllm-router"),
     "workflow-speed": (
         "bench.workflow_speed",

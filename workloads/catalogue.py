@@ -21,8 +21,16 @@ if TYPE_CHECKING:
 MIX = "composite"
 NAMES = (*KINDS, MIX)
 INPUTS = frozenset(
-    ("chunk_tokens", "instruction_tokens", "system_tokens", "query_tokens", "prompt_tokens", "task_tokens")
-    + ("context_tokens", "file_tokens")
+    (
+        "chunk_tokens",
+        "instruction_tokens",
+        "system_tokens",
+        "query_tokens",
+        "prompt_tokens",
+        "task_tokens",
+        "context_tokens",
+        "file_tokens",
+    )
 )
 """Parameters that `input_scale` multiplies: lengths of what callers write."""
 OUTPUTS = frozenset(

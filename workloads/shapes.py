@@ -118,7 +118,7 @@ def chat(
     return WorkflowShape(workflow_id, "chat", (CallShape("answer", (), prompt, rng.randint(*output_tokens)),))
 
 
-def coding(
+def coding(  # noqa: PLR0913  (each length is a parameter)
     workflow_id: str,
     rng: random.Random,
     *,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.load.columns import KINDS, METADATA_KEY, VERSION, names, schema
 from bench.programs import BenchError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow as pa
 
     from bench.load.columns import Kind
