@@ -1,4 +1,4 @@
-"""Which workload is meant? A kind or the mix, in a preset's size, scaled, with single parameters set: checked, seeded."""
+"""Which workload is meant? A kind or the mix, in a preset's size, scaled, with single parameters set; seeded."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_SECONDS = 600.0
 KEEP_SECONDS = 2.0
-"""Idle connections are closed before vLLM's server does so (after 5 s): one that closes just as it is used is a failure."""
+"""Idle connections are closed before vLLM's server does so (after 5 s): one closed just as it is used is a failure."""
 
 __all__ = ["Arrival", "PlayedCall", "PlayedWorkflow", "Player", "failures", "read_answer", "request_of"]
 

@@ -1,4 +1,4 @@
-"""What stands in a result? Four kinds of rows in one table, and the columns of each. docs/results-format.md says it all.
+"""What stands in a result? Four kinds of rows in one table, and their columns. docs/results-format.md says it all.
 
 A column holds null where a row's kind has no such thing, or where nothing was measured: never 0 for that.
 """

@@ -52,6 +52,14 @@ def spec_default() -> str:
     return Spec().policy
 
 
+def labels_of(specs: list[Spec]) -> list[str]:
+    """The policy of each, and whatever else is not the same for all."""
+    documents = [spec.document() for spec in specs]
+    differ = [name for name in documents[0] if any(each[name] != documents[0][name] for each in documents)]
+    names = [name for name in differ if name != "policy"]
+    return [" ".join([each["policy"], *(f"{name}={each[name]}" for name in names)]) for each in documents]
+
+
 def order_of(specs: list[Spec]) -> list[tuple[int, int]]:
     """(configuration, repeat) each: all configurations once in a random order, then again in another."""
     rng = random.Random(f"order {specs[0].seed}")
@@ -124,7 +132,9 @@ def tell(keepers: list[Keeper], progress: Progress) -> int:
         return 1
     metas = [read_meta(keeper.path) for keeper in keepers]
     screen.raw("")
-    for number, line in enumerate(table([(keeper.spec.name, keeper.summary) for keeper in keepers])):
+    labels = labels_of([keeper.spec for keeper in keepers])
+    named = list(zip(labels, [keeper.summary for keeper in keepers], strict=True))
+    for number, line in enumerate(table(named)):
         screen.raw(line, bold=not number)
     screen.raw("")
     n = keepers[0].done

@@ -1,4 +1,4 @@
-"""What is one configuration? Flat names and values, as a command line, a sweep's file and a result have them; checked."""
+"""What is one configuration? Flat names and values, as a command, a sweep's file and a result have them; checked."""
 
 from __future__ import annotations
 
