@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 COMMANDS = {
     "demo": ("bench.demo", "workflows through a gateway to a simulated engine: joules, times, and a gateway to try"),
     "run": ("bench.load.run", "a workload under one or more policies: joules, times, a result file with every call"),
+    "sweep": (
+        "bench.load.sweep",
+        "grids of configurations from a file, over all cores; goes on where it was broken off",
+    ),
+    "compare": ("bench.load.compare", "two results of the same load, repeat by repeat: ratios with intervals"),
     "overhead": ("bench.overhead", "CPU, latency and memory of the gateway beside nginx and vllm-router"),
     "workflow-speed": (
         "bench.workflow_speed",

@@ -1,13 +1,14 @@
 """How does a client play workflows over HTTP? Each begins at its time, and goes in by one of the ways.
 
 It speaks to any OpenAI-compatible address call by call (a gateway, an engine, the twin), and to a gateway in the other
-ways too. Times are the event loop's, in seconds.
+ways too. Times are the monotonic clock's, in seconds (uvloop's own clock has whole milliseconds).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -89,14 +90,13 @@ class Player:
             return await self._closed(arrivals, self._line, users, think_seconds)
 
     async def _open(self, arrivals: Iterable[Arrival], line: Line) -> list[PlayedWorkflow]:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = monotonic()
         tasks: list[asyncio.Task[PlayedWorkflow]] = []
         async with asyncio.TaskGroup() as group:
             for arrival in arrivals:
                 intended_at = began + arrival.seconds
                 # Behind time, the others have their turn all the same.
-                await asyncio.sleep(max(0.0, intended_at - loop.time()))
+                await asyncio.sleep(max(0.0, intended_at - monotonic()))
                 tasks.append(group.create_task(self._one(line, arrival, intended_at)))
         return [task.result() for task in tasks]
 
@@ -107,12 +107,12 @@ class Player:
         done: dict[int, PlayedWorkflow] = {}
 
         async def user() -> None:
-            at = asyncio.get_running_loop().time()
+            at = monotonic()
             while todo:
                 number, arrival = todo.popleft()
                 done[number] = played = await self._one(line, arrival, at)
                 at = played.finished_at + think_seconds
-                await asyncio.sleep(at - asyncio.get_running_loop().time())
+                await asyncio.sleep(at - monotonic())
 
         async with asyncio.TaskGroup() as group:
             for _ in range(users):

@@ -58,14 +58,17 @@ def play_virtual(spec: Spec, repeat: int, on_news: Callable[[int], None] | None 
 class Keeper:
     """The result of one configuration while it is made."""
 
-    def __init__(self, spec: Spec, folder: Path, meta: dict[str, Any]) -> None:
-        """ResultFault where it cannot be written."""
+    def __init__(self, spec: Spec, folder: Path, meta: dict[str, Any], *, resume: bool = False) -> None:
+        """`resume`: go on with what is there. ResultFault where it cannot be written."""
         self.spec = spec
         self._writer = Writer(folder / file_name(spec), {"spec": spec.document(), **meta})
-        self._figures: dict[int, dict[str, float | None]] = {}
+        if resume:
+            self._writer.resume()
+        self._figures = self._writer.figures
         self._notes: dict[str, str] = {}
-        for note in meta.get("notes", ()):
-            self._notes[note["code"]] = note["text"]
+        for note in self._writer.meta.get("notes", ()):
+            if note["code"] != "interrupted":
+                self._notes[note["code"]] = note["text"]
 
     @property
     def path(self) -> Path:
@@ -76,6 +79,11 @@ class Keeper:
     def summary(self) -> dict[str, Any]:
         """As it stands in the metadata."""
         return summary([self._figures[repeat] for repeat in sorted(self._figures)])
+
+    @property
+    def missing(self) -> list[int]:
+        """Repeats that are still to be played."""
+        return [repeat for repeat in range(1, self.spec.repeats + 1) if repeat not in self._figures]
 
     @property
     def done(self) -> int:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import secrets
 import signal
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -98,12 +99,12 @@ class LiveArm:
             concurrency=(spec.in_flight if as_is and spec.in_flight is not None else CALLS_MAX),
             timeout_seconds=TIMEOUT_SECONDS, on_call=lambda call: over.append(None),
         )  # fmt: skip
-        began = asyncio.get_running_loop().time()
+        began = monotonic()
 
         async def show() -> None:
             while True:
                 await asyncio.sleep(REFRESH_SECONDS)
-                on_news(len(over), asyncio.get_running_loop().time() - began)
+                on_news(len(over), monotonic() - began)
 
         playing = asyncio.create_task(
             player.play(load.arrivals, users=load.users, think_seconds=load.think_seconds)
@@ -171,9 +172,14 @@ async def _play_all(specs: list[Spec], args: argparse.Namespace) -> int:
 
 
 async def prepare(
-    session: aiohttp.ClientSession, specs: list[Spec], args: argparse.Namespace, stop: asyncio.Event
+    session: aiohttp.ClientSession,
+    specs: list[Spec],
+    args: argparse.Namespace,
+    stop: asyncio.Event,
+    *,
+    resume: bool = False,
 ) -> tuple[LiveArm, list[Keeper]]:
-    """Look at the engine and its meters, and begin the results. BenchError."""
+    """Look at the engine and its meters, and begin the results, or go on with them. BenchError."""
     from bench.load.run import isolated, meta_of, order_of
 
     key = None
@@ -194,7 +200,7 @@ async def prepare(
         "energy": meters.energy.document(),
         "notes": notes,
     }
-    return LiveArm(args, engine, meters, stop), [Keeper(spec, args.out, meta) for spec in specs]
+    return LiveArm(args, engine, meters, stop), [Keeper(spec, args.out, meta, resume=resume) for spec in specs]
 
 
 async def one(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -90,12 +91,11 @@ class Meters:
 
     async def read(self) -> Reading:
         """Now; the event loop goes on meanwhile."""
-        at = asyncio.get_running_loop().time()
+        at = monotonic()
         counters, (samples, host) = await asyncio.gather(
             read_counters(self._session, self._engine.url, self._engine.headers), asyncio.to_thread(self._take)
         )
         if samples:
-            # On Linux the event loop's clock is the monotonic one, which samples are timed by.
             at = max(sample.at_seconds for sample in samples)
         limits = [sample.limits.enforced_watts if sample.limits is not None else None for sample in samples]
         clocks = [sample.sm_clock_mhz for sample in samples]
@@ -150,7 +150,7 @@ class Watch:
 
     async def __aenter__(self) -> Watch:
         self._readings = [await self._meters.read()]
-        self.began, self.started_unix_seconds = asyncio.get_running_loop().time(), time.time()
+        self.began, self.started_unix_seconds = monotonic(), time.time()
         self._task = asyncio.create_task(self._again())
         return self
 

@@ -10,6 +10,7 @@ from bench.load.columns import KINDS, METADATA_KEY, VERSION, names, schema
 from bench.programs import BenchError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     import pyarrow as pa
@@ -41,6 +42,8 @@ class Writer:
         self.path = path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
         self.meta: dict[str, Any] = {"joulegate_result": VERSION, "state": "partial", **meta}
         self._tables: dict[Kind, list[pa.Table]] = {kind: [] for kind in KINDS}
+        self.figures: dict[int, dict[str, float | None]] = {}
+        """Of the repeats that are whole, by their numbers."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -65,12 +68,28 @@ class Writer:
             arrays = [pa.array(columns[field.name], field.type) for field in table]
             self._tables[kind].append(pa.Table.from_arrays(arrays, schema=table))
 
+    def resume(self) -> None:
+        """Take over the whole repeats of a result of the same configuration that was broken off. ResultFault if the
+        file there is another's."""
+        import pyarrow.compute as pc
+
+        if not self.path.exists():
+            return
+        earlier = read(self.path)
+        if earlier.meta["spec"] != self.meta["spec"]:
+            raise ResultFault(f"{self.path}: is the result of another configuration; name another folder")
+        self.figures = {int(repeat): figures for repeat, figures in earlier.meta["figures"].items()}
+        for kind in KINDS:
+            rows = earlier.rows(kind, list(schema().names))
+            self._tables[kind] = [rows.filter(pc.is_in(rows["repeat"], pa_ints(self.figures)))]
+        self.meta = {**earlier.meta, "state": "partial"}
+
     def write(self, **changes: Any) -> None:
         """Put everything on the disk; `changes` to the metadata. ResultFault if it cannot be: the former file stays."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self.meta |= changes
+        self.meta |= {**changes, "figures": {str(repeat): each for repeat, each in sorted(self.figures.items())}}
         document = json.dumps(self.meta, indent=1, allow_nan=False)
         fresh = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
@@ -87,6 +106,13 @@ class Writer:
         except OSError as error:
             fresh.unlink(missing_ok=True)
             raise ResultFault(f"{self.path}: {error}; {NO_ROOM}") from None
+
+
+def pa_ints(numbers: Iterable[int]) -> pa.Array:
+    """For `is_in`."""
+    import pyarrow as pa
+
+    return pa.array(sorted(numbers), pa.int32())
 
 
 def _replace(path: Path, text: str) -> None:

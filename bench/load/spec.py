@@ -119,7 +119,7 @@ class Spec:
         """Short, for people and files: what is not as usual."""
         usual = Spec()
         parts = [self.workload, self.policy]
-        left_out = ("workload", "policy", "repeats", "seed", "seconds", "warm_up_seconds", "isolated")
+        left_out = ("workload", "policy", "repeats")
         for each in fields(self):
             value = getattr(self, each.name)
             if each.name not in left_out and value != getattr(usual, each.name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from workloads.played import Arrival, PlayedCall, PlayedWorkflow, Tokens
@@ -57,7 +58,7 @@ class _Play:
         line = self._line
         if call.pause_seconds > 0:
             since += call.pause_seconds
-            await asyncio.sleep(since - asyncio.get_running_loop().time())
+            await asyncio.sleep(since - monotonic())
         headers, body = request_of(self._arrival, call, self._answers, line.model, line.manner)
         reply = await line.ask(
             "POST", "/v1/chat/completions", body, headers if self._hints else None, streamed=line.manner.streamed

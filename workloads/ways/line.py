@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
@@ -79,7 +80,7 @@ class Line:
 
         `streamed`: the answer comes as events; its document is the same as if it had not.
         """
-        clock = asyncio.get_running_loop().time
+        clock = monotonic
         status, document, error, first_at = 0, None, "", None
         heads: Mapping[str, str] = {}
         async with self._places:
