@@ -21,6 +21,10 @@ COMMANDS = {
         "grids of configurations from a file, over all cores; goes on where it was broken off",
     ),
     "compare": ("bench.load.compare", "two results of the same load, repeat by repeat: ratios with intervals"),
+    "player-speed": (
+        "bench.load.player_speed",
+        "how late the player sends with thousands of streams open, on one core",
+    ),
     "overhead": ("bench.overhead", "CPU, latency and memory of the gateway beside nginx and vllm-router"),
     "workflow-speed": (
         "bench.workflow_speed",
