@@ -21,6 +21,8 @@ COMMANDS = {
         "grids of configurations from a file, over all cores; goes on where it was broken off",
     ),
     "compare": ("bench.load.compare", "two results of the same load, repeat by repeat: ratios with intervals"),
+    "record": ("bench.load.record", "a gateway's log as a trace: lengths, times, graphs, hashes of prefixes; no text"),
+    "replay": ("bench.load.replay", "a recorded trace, played as any workload is"),
     "player-speed": (
         "bench.load.player_speed",
         "how late the player sends with thousands of streams open, on one core",

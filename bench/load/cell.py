@@ -9,6 +9,7 @@ from bench.load.figures import figures_of, summary
 from bench.load.load import WARM_UP, load_of
 from bench.load.results import SUFFIX, Writer
 from bench.load.rows import rows_of
+from bench.load.sharing import SHARED_LEAST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,6 +145,11 @@ def found_in(outcome: Outcome) -> list[Note]:
         notes.append(Note("lengths_ignored", share))
     if good and repeat["cached_tokens"] is None:
         notes.append(Note("cached_tokens_missing", "the engine does not say which prompt tokens were cached"))
+    elif good and repeat["cached_tokens"] < SHARED_LEAST * repeat["shareable_tokens"]:
+        had, could = repeat["cached_tokens"], repeat["shareable_tokens"]
+        notes.append(
+            Note("prefix_not_shared", f"{had:,} prompt tokens came from the prefix cache; {could:,} are shared")
+        )
     late, p50 = outcome.figures["late_p99_s"], outcome.figures["workflow_p50_s"]
     if late is not None and p50 is not None and late > LATE_SHARE * p50:
         notes.append(Note("late_client", f"1 % of first calls were sent {late:.3f} s late or more: the client had no"

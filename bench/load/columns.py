@@ -54,6 +54,7 @@ COLUMNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("workflows", "int64", (_R,)),
     ("good_workflows", "int64", (_R,)),
     ("missed_workflows", "int64", (_R,)),
+    ("shareable_tokens", "int64", (_R,)),
     ("seed", "int64", (_R,)),
     ("started_unix_s", "float64", (_R,)),
     ("arrival_s", "float64", (_R,)),

@@ -58,11 +58,12 @@ def run(args: argparse.Namespace) -> int:
         with running([str(programs.mock), str(port), "mock"], Path(folder) / "mock.log", other):
             os.sched_setaffinity(0, {core})
             time.sleep(0.2)
-            cpu = time.process_time()
+            cpu, waited = time.process_time(), _waited_seconds()
             began = time.monotonic()
             played = uvloop.run(_play(args, f"http://127.0.0.1:{port}"))
-            used = (time.process_time() - cpu) / (time.monotonic() - began)
-    figures = judge(played, began, args) | {"core_share": used}
+            took = time.monotonic() - began
+            used, starved = (time.process_time() - cpu) / took, (_waited_seconds() - waited) / took
+    figures = judge(played, args) | {"core_share": used, "waited_for_core_share": starved}
     for line in _lines(figures, args):
         print(line)
     if args.json is not None:
@@ -85,7 +86,12 @@ async def _play(args: argparse.Namespace, url: str) -> list[PlayedWorkflow]:
     return await player.play(arrivals)
 
 
-def judge(played: list[PlayedWorkflow], began: float, args: argparse.Namespace) -> dict[str, Any]:
+def _waited_seconds() -> float:
+    """How long this thread was ready to run and had no core, by the kernel."""
+    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+
+
+def judge(played: list[PlayedWorkflow], args: argparse.Namespace) -> dict[str, Any]:
     """How late, as it is and against the intended start time and the gap between two starts."""
     calls = [workflow.calls[0] for workflow in played]
     began = min(call.intended_at for call in calls)
@@ -128,12 +134,15 @@ def _lines(found: dict[str, Any], args: argparse.Namespace) -> list[str]:
     gap = found["gap_ms"]
     events = 1e3 / args.itl_ms * args.streams
     verdict = "within" if found["late_share_max"] <= LATE_SHARE else "NOT within"
+    used = f"{found['core_share']:.0%} of it used, {found['waited_for_core_share']:.0%} of the time others had it"
+    late = f"p50 {found['late_p50_ms']} ms  p99 {found['late_p99_ms']} ms  max {found['late_max_ms']} ms"
+    apart = f"two starts are {gap:g} ms apart; p99 is {found['late_p99_ms'] / gap:.0%} of that"
+    longer = f"p50 {found['longer_p50_ms']} ms  p99 {found['longer_p99_ms']} ms"
     lines = [
-        f"{found['streams']} streams, {found['open_at_most']} open at most, {events:,.0f} tokens/s, on one core:"
-        f" {found['core_share']:.0%} of it used ({found['cpu']})",
-        f"sent late by  p50 {found['late_p50_ms']} ms  p99 {found['late_p99_ms']} ms  max {found['late_max_ms']} ms"
-        f"  (two starts are {gap:g} ms apart; p99 is {found['late_p99_ms'] / gap:.0%} of that)",
-        f"streams took longer than the engine's pace by  p50 {found['longer_p50_ms']} ms  p99 {found['longer_p99_ms']} ms",
+        f"{found['streams']} streams, {found['open_at_most']} open at most, {events:,.0f} tokens/s",
+        f"on one core: {used} ({found['cpu']})",
+        f"sent late by  {late}  ({apart})",
+        f"streams took longer than tokens × pace by  {longer}",
         f"every start {verdict} {LATE_SHARE:.0%} of its intended time: at most {found['late_share_max']:.2%}",
     ]
     if found["failed"]:

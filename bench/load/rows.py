@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from bench.load.sharing import shareable_tokens
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -115,6 +117,7 @@ def _repeat(
         "calls": len(calls),
         "failed_calls": len(calls) - len(good),
         **{name: sum_or_none(call[name] for call in good) for name in TOKENS},
+        "shareable_tokens": shareable_tokens(call for each in playing.workflows for call in each.workflow.calls),
         "energy_source": playing.energy.gpu,
         **{name: sum_or_none(window.get(name) for window in windows) for name in JOULES},
         "idle_watts": playing.idle_watts,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.twin import calibration as calibrations
@@ -123,6 +124,7 @@ class Spec:
         for each in fields(self):
             value = getattr(self, each.name)
             if each.name not in left_out and value != getattr(usual, each.name):
+                value = Path(value).stem if each.name == "trace" else value
                 parts.append(f"{each.name}-{_in_a_name(value)}")
         return "_".join(parts)
 
