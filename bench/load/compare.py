@@ -205,7 +205,8 @@ def _paired(a: Side, b: Side, repeats: list[int]) -> Compared:
 
 
 def _exp(logs: Interval) -> Interval:
-    return Interval(*(None if each is None else math.exp(each) for each in logs[:3]), logs.n)
+    mean, low, high = (None if each is None else math.exp(each) for each in (logs.mean, logs.low, logs.high))
+    return Interval(mean, low, high, logs.n)
 
 
 def _missed(one: Side, repeat: int) -> float | None:
@@ -223,7 +224,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def lines(figures: list[Compared], labels: list[str], n: int, results: tuple[Result, Result]) -> list[str]:
     """The table, with what the intervals are of."""
-    rows = [("", "A", "B", "B ÷ A", "95 % interval")]
+    rows: list[tuple[str, ...]] = [("", "A", "B", "B ÷ A", "95 % interval")]
     for each in figures:
         if each.a is None and each.b is None:
             rows.append((each.name, "unavailable", "unavailable", "-", "-"))

@@ -108,7 +108,7 @@ class _Looker:
         except ValueError:
             return 0, {}
         except (aiohttp.ClientError, TimeoutError, OSError) as fault:
-            raise BenchError(f"--engine {self._url}: nobody answers: {fault or type(fault).__name__}") from None
+            raise BenchError(f"--engine {self._url}: nobody answers: {str(fault) or type(fault).__name__}") from None
 
     async def optional(self, path: str) -> Any:
         """A document that not every engine has."""

@@ -81,7 +81,8 @@ class Writer:
         self.figures = {int(repeat): figures for repeat, figures in earlier.meta["figures"].items()}
         for kind in KINDS:
             rows = earlier.rows(kind, list(schema().names))
-            self._tables[kind] = [rows.filter(pc.is_in(rows["repeat"], pa_ints(self.figures)))]
+            whole = rows.filter(pc.is_in(rows["repeat"], pa_ints(self.figures)))
+            self._tables[kind] = [whole] if whole.num_rows else []
         self.meta = {**earlier.meta, "state": "partial"}
 
     def write(self, **changes: Any) -> None:

@@ -95,9 +95,8 @@ class _Reader:
             return []
         specs = []
         for chosen in product(*lists.values()):
-            values = dict(zip(lists, chosen, strict=True))
             try:
-                specs.append(of(_merged(fixed, values)))
+                specs.append(of(_merged(fixed, dict(zip(lists, chosen, strict=True)))))
             except SpecFault as fault:
                 for where, what in fault.problems:
                     self._problem(

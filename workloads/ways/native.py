@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from workloads.played import PlayedCall, PlayedWorkflow
+from workloads.played import PlayedCall, PlayedWorkflow, Tokens
 from workloads.prompts import PLAIN, chat_body, prompt_of
 from workloads.ways.line import ERROR_CHARACTERS, no_answer
 
@@ -70,5 +70,5 @@ def _call(node: dict[str, Any], reply: Reply) -> PlayedCall:
         words = f"{fault['code']}: {fault['message']}"[:ERROR_CHARACTERS]
         return PlayedCall(node["id"], ready, started, finished, fault["status"] or 0, words)
     usage = node["usage"]
-    tokens: list[int | None] = [usage[name] for name in ("prompt_tokens", "cached_tokens", "output_tokens")]
+    tokens = Tokens(usage["prompt_tokens"], usage["cached_tokens"], usage["output_tokens"])
     return PlayedCall(node["id"], ready, started, finished, 200, "", *tokens)
