@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from workloads.text import WORDS_PER_TOKEN, prose
+from workloads.text import WORDS_PER_TOKEN, prose, salt_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from workloads.shapes import CallShape
-
-SALT_TOKENS = 8
 
 
 class Manner(NamedTuple):
@@ -20,8 +18,8 @@ class Manner(NamedTuple):
     words_per_token: float = WORDS_PER_TOKEN
     """Of prose, by the engine's own tokenizer where it was asked."""
     salt: str = ""
-    """Seed of a few words before every prompt: plays of different salts share nothing in an engine's prefix cache, and
-    what calls of one play share they share still. Empty: no such words."""
+    """Seed of a number before every prompt: plays of different salts share nothing in an engine's prefix cache, and
+    what calls of one play share they share still. Empty: no such number."""
     free_running: bool = False
     """Answers may end by themselves; else all are as long as the workload says, so that plays do the same work."""
     streamed: bool = False
@@ -40,7 +38,7 @@ def prompt_of(call: CallShape, output_of: Callable[[str], str], manner: Manner =
         prose(part.text, part.tokens, ratio) if part.output_of is None else output_of(part.output_of)
         for part in call.prompt
     ]
-    return "\n\n".join([prose(manner.salt, SALT_TOKENS, ratio), *parts] if manner.salt else parts)
+    return "\n\n".join([salt_of(manner.salt), *parts] if manner.salt else parts)
 
 
 def quoted(call: CallShape) -> tuple[str, ...]:

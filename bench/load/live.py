@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from bench.load.spec import Spec
     from workloads.played import PlayedWorkflow
 
-IDLE_SECONDS = 5.0
 SETTLE_SECONDS = 1.0
 TIMEOUT_SECONDS = 86_400.0
 REFRESH_SECONDS = 0.5
@@ -69,7 +68,7 @@ class LiveArm:
             if warm is not None and warm.arrivals:
                 await alongside(self._play(spec, warm, url, manner, lambda over, at: None), children)
             await asyncio.sleep(SETTLE_SECONDS)
-            idle_watts = await self._meters.idle_watts(IDLE_SECONDS)
+            idle_watts = await self._meters.idle_watts(self._args.idle_seconds)
             if self._stop.is_set():
                 return None
             return await self._measured(spec, load, repeat, url, manner, children, idle_watts, on_news)
@@ -187,6 +186,8 @@ async def prepare(
         key = os.environ.get(args.api_key_env)
         if not key:
             raise BenchError(f"--api-key-env {args.api_key_env}: is not set")
+    if not 0 < args.idle_seconds <= 3600:
+        raise BenchError(f"--idle-seconds: must be above 0 and at most 3600, not {args.idle_seconds:g}")
     engine = await look_at(session, specs[0].engine, args.model, key)
     meters = Meters(session, engine, names_of(args.gpu))
     notes = [note._asdict() for note in engine.notes]

@@ -34,6 +34,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def add_live_options(parser: argparse.ArgumentParser) -> None:
     """What only a real engine needs."""
     parser.add_argument("--gpu", metavar="NAME[,NAME]", help="a real engine's cards: an index, a UUID, a bus id")
+    parser.add_argument(
+        "--idle-seconds", type=float, default=5.0, metavar="S", help="its idle power is read for so long (default: 5)"
+    )
     parser.add_argument("--model", metavar="NAME", help="a real engine's model (default: the first that it serves)")
     parser.add_argument("--api-key-env", metavar="VARIABLE", help="environment variable with a real engine's API key")
 
