@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.policies.cells import Alone
+from bench.load.isolated import Alone
 from bench.programs import BenchError
 from workloads.played import Arrival
 from workloads.trace import TraceFault, arrivals_of, read_trace
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 WARM_UP = 0
 """The number of the repeat that is dropped."""
+LOADS_KEPT = 4
+OF_A_LOAD = (
+    "workload", "preset", "input_scale", "output_scale", "parameters", "mix", "trace", "arrivals", "rate", "cv",
+    "swing", "period_seconds", "users", "workflows", "speed", "seconds", "warm_up_seconds", "seed", "calibration",
+)  # fmt: skip
+_made: dict[tuple[str, int], tuple[list[tuple[float, WorkflowShape]], tuple[float, ...]]] = {}
 
 
 class Load(NamedTuple):
@@ -45,32 +51,43 @@ class Load(NamedTuple):
 def load_of(spec: Spec, repeat: int) -> Load:
     """The same for every policy and engine limit: repeat n of one seed always has the same workflows and times. Repeat
     WARM_UP is as long as the warm-up. BenchError where there is nothing to play."""
+    warm = repeat == WARM_UP
+    seconds = spec.warm_up_seconds if warm else spec.seconds
+    key = repr([getattr(spec, name) for name in OF_A_LOAD])
+    if (key, repeat) not in _made:
+        while len(_made) >= LOADS_KEPT:  # the policies of a command play the same ones, one after the other
+            del _made[next(iter(_made))]
+        _made[key, repeat] = _make(spec, repeat, seconds)
+    found, isolated = _made[key, repeat]
+    if not found and not warm:
+        raise BenchError(
+            f"{spec.name}: no workflow begins within {seconds:g} s: take more --seconds or a higher --rate"
+        )
+    promise, pattern = spec.promise, spec.pattern
+    arrivals = tuple(
+        Arrival(at, workflow, promise.deadline_seconds(seconds_alone), promise.workflow_class)
+        for (at, workflow), seconds_alone in zip(found, isolated, strict=True)
+    )
+    users = pattern.users if pattern.kind == "closed" else None
+    return Load(spec.seed, arrivals, isolated, users, pattern.think_seconds, None if users is not None else seconds)
+
+
+def _make(spec: Spec, repeat: int, seconds: float) -> tuple[list[tuple[float, WorkflowShape]], tuple[float, ...]]:
+    """(beginning and workflow) each, and isolated times."""
     rng = random.Random(f"{spec.seed} {repeat}")
     pattern, warm = spec.pattern, repeat == WARM_UP
-    seconds = spec.warm_up_seconds if warm else spec.seconds
     prefix = f"{'warm' if warm else f'r{repeat}'}-{spec.seed}"
-    users = pattern.users if pattern.kind == "closed" else None
     if spec.workload == "trace":
         found = _traced(spec, seconds, prefix)
-    elif users is not None:
-        count = min(users, pattern.count) if warm else pattern.count
+    elif pattern.kind == "closed":
+        count = min(pattern.users, pattern.count) if warm else pattern.count
         found = [(0.0, workflow) for workflow in islice(spec.generator.stream(rng, prefix), count)]
     else:
         per_second = spec.rate / spec.generator.calls_per_workflow()
         times = pattern.times(random.Random(f"times {spec.seed} {repeat}"), seconds, per_second)
         found = list(zip(times, spec.generator.stream(rng, prefix), strict=False))
-    if not found and not warm:
-        raise BenchError(
-            f"{spec.name}: no workflow begins within {seconds:g} s: take more --seconds or a higher --rate"
-        )
-    alone = _alone(spec.calibration)
-    isolated = tuple(alone.seconds(workflow) for _, workflow in found)
-    promise = spec.promise
-    arrivals = tuple(
-        Arrival(at, workflow, promise.deadline_seconds(seconds_alone), promise.workflow_class)
-        for (at, workflow), seconds_alone in zip(found, isolated, strict=True)
-    )
-    return Load(spec.seed, arrivals, isolated, users, pattern.think_seconds, None if users is not None else seconds)
+    alone = Alone(spec.calibration)
+    return found, tuple(alone.seconds(workflow) for _, workflow in found)
 
 
 def _traced(spec: Spec, seconds: float, prefix: str) -> list[tuple[float, WorkflowShape]]:
@@ -86,8 +103,3 @@ def _trace(path: str) -> Trace:
         return read_trace(Path(path))
     except TraceFault as fault:
         raise BenchError(str(fault)) from None
-
-
-@cache
-def _alone(calibration: str) -> Alone:
-    return Alone(calibration)
