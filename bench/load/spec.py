@@ -130,7 +130,11 @@ class Spec:
 
 
 def _in_a_name(value: Any) -> str:
-    text = ",".join(f"{key}-{_in_a_name(each)}" for key, each in value.items()) if isinstance(value, dict) else value
+    text = value
+    if isinstance(value, dict):
+        text = ",".join(f"{key}-{_in_a_name(each)}" for key, each in value.items())
+    elif isinstance(value, list | tuple):
+        text = "-".join(map(_in_a_name, value))
     text = f"{text:g}" if isinstance(text, float) else str(text)
     return "".join(sign if sign.isalnum() or sign in ".,-" else "-" for sign in text)
 
