@@ -22,6 +22,8 @@ class Manner(NamedTuple):
     what calls of one play share they share still. Empty: no such number."""
     free_running: bool = False
     """Answers may end by themselves; else all are as long as the workload says, so that plays do the same work."""
+    tell_lengths: bool = False
+    """The gateway is told how long each answer is expected to be, where the way in can say that."""
     streamed: bool = False
     """Answers come token by token, where the way in can do that."""
     sampling: Mapping[str, float] = {}

@@ -54,7 +54,11 @@ class LiveArm:
         """A repeat behind its warm-up; None if it was stopped before it began. ChildDiedError."""
         load = load_of(spec, repeat)
         manner = Manner(
-            words_per_token=self.engine.words_per_token, salt=salt, free_running=spec.free_running, streamed=True
+            words_per_token=self.engine.words_per_token,
+            salt=salt,
+            free_running=spec.free_running,
+            tell_lengths=spec.tell_lengths,
+            streamed=True,
         )
         async with contextlib.AsyncExitStack() as stack:
             url = self.engine.url
@@ -94,7 +98,8 @@ class LiveArm:
         over: list[None] = []
         as_is = spec.policy == AS_IS
         player = Player(
-            url, self.engine.model, way=spec.way, api_key=self.engine.api_key if as_is else None, manner=manner,
+            url, self.engine.model, way="bare" if as_is else spec.way,
+            api_key=self.engine.api_key if as_is else None, manner=manner,
             concurrency=(spec.in_flight if as_is and spec.in_flight is not None else CALLS_MAX),
             timeout_seconds=TIMEOUT_SECONDS, on_call=lambda call: over.append(None),
         )  # fmt: skip

@@ -39,6 +39,7 @@ HELP = {
     "repeats": "plays of the load",
     "seed": "of workflows, arrivals and the order of the plays",
     "free_running": "answers end by themselves, instead of at the workload's length",
+    "tell_lengths": "tell the gateway how long each answer will be (ways hinted and native)",
     "isolated": "for a real engine: the calibration whose isolated times are believed",
 }
 
@@ -54,7 +55,7 @@ def add_spec_options(parser: argparse.ArgumentParser, without: tuple[str, ...] =
         shown = "" if default is None or default is False else f" (default: {default})"
         option = f"--{names.get(each.name, each.name).replace('_', '-')}"
         text = HELP[each.name].replace("%", "%%") + shown
-        if each.name == "free_running":
+        if isinstance(default, bool):
             parser.add_argument(option, dest=each.name, action="store_true", default=None, help=text)
         else:
             kind = "N" if each.name in WHOLE else "X" if each.name in NUMBERS or isinstance(default, float) else "NAME"

@@ -76,6 +76,8 @@ class Spec:
     repeats: int = 3
     seed: int = 1
     free_running: bool = False
+    tell_lengths: bool = False
+    """the gateway is told how long answers will be (ways hinted and native)"""
     isolated: str = DEFAULT_CALIBRATION
     """whose isolated times are believed of an engine that is no twin"""
 
@@ -199,7 +201,7 @@ def _wrong(name: str, value: Any) -> str | None:
         return None if fine else f"must be a whole number from {least} to {most}, not {value!r}"
     if name in TABLES:
         return None if isinstance(value, dict) else f"must be a table, not {value!r}"
-    if name == "free_running":
+    if name in ("free_running", "tell_lengths"):
         return None if isinstance(value, bool) else f"must be true or false, not {value!r}"
     if not isinstance(value, str):
         return f"must be text, not {value!r}"

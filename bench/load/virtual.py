@@ -165,6 +165,7 @@ class _Player(Player):
                 id=call.node, after=call.after, max_output_tokens=call.output_tokens,
                 data_from=tuple(part.output_of for part in call.prompt if part.output_of is not None),
                 prompt_tokens_estimate=call.prompt_tokens,
+                expected_output_tokens=call.output_tokens if native and self._spec.tell_lengths else None,
             )
             for call in workflow.calls
         )  # fmt: skip
@@ -184,9 +185,11 @@ class _Player(Player):
         hinted = self._spec.way == "hinted" and arrival.deadline_seconds is not None
         deadline_ms = arrival.deadline_seconds * 1e3 if hinted and arrival.deadline_seconds is not None else None
         workflow_class = arrival.workflow_class if self._spec.way == "hinted" else None
+        expected = output if self._spec.tell_lengths and self._spec.way == "hinted" else None
         return CallArrived(
-            call_id, "-", self.model, workflow.id, prompt, output, call.node, call.after, deadline_ms, workflow_class
-        )
+            call_id, "-", self.model, workflow.id, prompt, output, call.node, call.after, deadline_ms, workflow_class,
+            expected,
+        )  # fmt: skip
 
     def call_over(self, progress: Progress, call: CallShape, ready_at: float, answer: Answer) -> None:
         """Keep it."""

@@ -64,7 +64,7 @@ def test_the_same_work_under_every_policy_limit_and_way() -> None:
         {"policy": "fifo", "in_flight": 2},
         {"policy": "none"},
         {"cap_watts": 300},
-        *({"way": way} for way in WAYS),
+        *({"way": way, "tell_lengths": True} for way in WAYS),
     ):
         found = played(workload="coding", **values)
         assert seen(found, "workflow", "node", "prompt_tokens", "output_tokens") == usual, values

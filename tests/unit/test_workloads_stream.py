@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestServer
 from workloads.player import Arrival, PlayedWorkflow, Player
 from workloads.prompts import Manner, prompt_of
 from workloads.shapes import CallShape, Part, WorkflowShape, chat, map_reduce
+from workloads.ways.native import submission
 from workloads.ways.sse import StreamFault, document_of
 
 Handle = Callable[[web.Request, Any], Awaitable[web.StreamResponse]]
@@ -184,3 +185,24 @@ def test_a_call_waits_for_the_pause_of_its_tool() -> None:
     asyncio.run(serve(handle, use))
     first, second = played[0].calls
     assert second.intended_at == pytest.approx(first.answered_at + 0.05) and second.sent_at >= second.intended_at
+
+
+def test_lengths_are_told_in_the_body_in_the_headers_place() -> None:
+    seen: list[tuple[dict[str, str], Any]] = []
+
+    async def handle(request: web.Request, body: Any) -> web.StreamResponse:
+        seen.append((dict(request.headers), body))
+        return web.json_response({"choices": [{"message": {"content": "x"}}]})
+
+    shape = WorkflowShape("w", "k", (CallShape("a", (), (Part("p", 5),), 7),))
+
+    async def use(url: str) -> None:
+        await Player(url, "m", manner=Manner(tell_lengths=True)).play([Arrival(0.0, shape, 2.0, "standard")])
+
+    asyncio.run(serve(handle, use))
+    ((heads, body),) = seen
+    told = {"id": "w", "node": "a", "after": [], "deadline_ms": 2000.0, "class": "standard"}
+    assert body["workflow"] == told | {"expected_output_tokens": 7}
+    assert not any(name.lower().startswith("x-workflow") for name in heads)
+    (node,) = submission(Arrival(0.0, shape, 2.0, "standard"), "m", Manner(tell_lengths=True))["nodes"]
+    assert node["expected_output_tokens"] == 7

@@ -60,9 +60,11 @@ class _Play:
             since += call.pause_seconds
             await asyncio.sleep(since - monotonic())
         headers, body = request_of(self._arrival, call, self._answers, line.model, line.manner)
-        reply = await line.ask(
-            "POST", "/v1/chat/completions", body, headers if self._hints else None, streamed=line.manner.streamed
-        )
+        if not self._hints:
+            headers = {}
+        elif line.manner.tell_lengths:
+            headers, body["workflow"] = {}, _told(self._arrival, call)
+        reply = await line.ask("POST", "/v1/chat/completions", body, headers, streamed=line.manner.streamed)
         text, tokens, error = "", Tokens(), reply.error
         if not error:
             try:
@@ -99,6 +101,14 @@ def request_of(
     arrival: Arrival, call: CallShape, answers: Mapping[str, str], model: str, manner: Manner = PLAIN
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Headers and body of a call, with the earlier answers that it quotes."""
+    body = chat_body(model, prompt_of(call, answers.__getitem__, manner), call.output_tokens, manner)
+    if manner.streamed:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    return _hints(arrival, call), body
+
+
+def _hints(arrival: Arrival, call: CallShape) -> dict[str, str]:
+    """As headers."""
     headers = {"x-workflow-id": arrival.workflow.id, "x-workflow-node": call.node}
     if call.after:
         headers["x-workflow-after"] = ",".join(call.after)
@@ -106,10 +116,17 @@ def request_of(
         headers["x-workflow-deadline-ms"] = f"{arrival.deadline_seconds * 1e3:.3f}"
     if arrival.workflow_class is not None:
         headers["x-workflow-class"] = arrival.workflow_class
-    body = chat_body(model, prompt_of(call, answers.__getitem__, manner), call.output_tokens, manner)
-    if manner.streamed:
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
-    return headers, body
+    return headers
+
+
+def _told(arrival: Arrival, call: CallShape) -> dict[str, Any]:
+    """As the body's `workflow`, which says the length as well and takes the headers' place."""
+    said: dict[str, Any] = {"id": arrival.workflow.id, "node": call.node, "after": list(call.after)}
+    if arrival.deadline_seconds is not None:
+        said["deadline_ms"] = arrival.deadline_seconds * 1e3
+    if arrival.workflow_class is not None:
+        said["class"] = arrival.workflow_class
+    return said | {"expected_output_tokens": call.output_tokens}
 
 
 def read_answer(document: Any) -> tuple[str, Tokens]:

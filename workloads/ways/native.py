@@ -44,6 +44,7 @@ def submission(arrival: Arrival, model: str, manner: Manner = PLAIN) -> dict[str
             "id": call.node,
             "after": list(call.after),
             "request": chat_body(model, prompt_of(call, "{{{{{}}}}}".format, manner), call.output_tokens, manner),
+            **({"expected_output_tokens": call.output_tokens} if manner.tell_lengths else {}),
         }
         for call in workflow.calls
     ]
