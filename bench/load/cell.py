@@ -10,6 +10,7 @@ from bench.load.load import WARM_UP, load_of
 from bench.load.results import SUFFIX, Writer
 from bench.load.rows import rows_of
 from bench.load.sharing import SHARED_LEAST
+from bench.load.spec import AS_IS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,10 +37,11 @@ class Outcome(NamedTuple):
     notes: tuple[Note, ...]
 
 
-def outcome_of(load: Load, repeat: int, playing: Playing) -> Outcome:
+def outcome_of(spec: Spec, load: Load, repeat: int, playing: Playing) -> Outcome:
     """A play's rows and figures."""
     rows = rows_of(load, repeat, playing)
-    figures = figures_of(rows["repeat"][0], rows["workflow"], rows["call"])
+    client_sends = spec.policy == AS_IS or spec.way in ("hinted", "bare")
+    figures = figures_of(rows["repeat"][0], rows["workflow"], rows["call"], client_sends=client_sends)
     return Outcome(repeat, rows, figures, playing.complete, playing.energy.document(), playing.notes)
 
 
@@ -53,7 +55,7 @@ def play_virtual(spec: Spec, repeat: int, on_news: Callable[[int], None] | None 
         if not warm.complete:
             raise KeyboardInterrupt
     load = load_of(spec, repeat)
-    return outcome_of(load, repeat, arm.play(load))
+    return outcome_of(spec, load, repeat, arm.play(load))
 
 
 class Keeper:

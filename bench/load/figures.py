@@ -37,8 +37,11 @@ FIGURES = (
 """`late_p99_s`: how much later than intended the client sent, of the workflows' first calls."""
 
 
-def figures_of(repeat: Row, workflows: Sequence[Row], calls: Sequence[Row]) -> dict[str, float | None]:
-    """Of one repeat. None: not known, or nothing to tell it of."""
+def figures_of(
+    repeat: Row, workflows: Sequence[Row], calls: Sequence[Row], *, client_sends: bool
+) -> dict[str, float | None]:
+    """Of one repeat. None: not known, or nothing to tell it of. `client_sends`: calls are the client's own, and not
+    made by the gateway for it."""
     good = [each["seconds"] for each in workflows if each["good"]]
     answered = [call for call in calls if call["good"]]
     firsts = [call["first_token_s"] - call["intended_s"] for call in answered if call["first_token_s"] is not None]
@@ -57,7 +60,7 @@ def figures_of(repeat: Row, workflows: Sequence[Row], calls: Sequence[Row]) -> d
         "cached_share": _ratio(repeat["cached_tokens"], repeat["prompt_tokens"]),
         "missed_share": _ratio(repeat["missed_workflows"], len(promised)),
         "failed_share": _ratio(repeat["failed_calls"], repeat["calls"]),
-        "late_p99_s": quantile(late, 0.99),
+        "late_p99_s": quantile(late, 0.99) if client_sends else None,
     }
 
 

@@ -89,7 +89,7 @@ class LiveArm:
             [_since(began, workflow) for workflow in sorted(played, key=lambda each: each.intended_at)],
             watch.windows(), complete, idle_watts, self._meters.energy, watch.started_unix_seconds,
         )  # fmt: skip
-        return outcome_of(load, repeat, playing)
+        return outcome_of(spec, load, repeat, playing)
 
     async def _play(
         self, spec: Spec, load: Load, url: str, manner: Manner, on_news: Callable[[int, float], None]

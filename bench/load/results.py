@@ -105,8 +105,9 @@ class Writer:
             fresh.replace(self.path)
             _replace(self.path.with_suffix(".json"), document + "\n")
         except OSError as error:
-            fresh.unlink(missing_ok=True)
             raise ResultFault(f"{self.path}: {error}; {NO_ROOM}") from None
+        finally:
+            fresh.unlink(missing_ok=True)
 
 
 def pa_ints(numbers: Iterable[int]) -> pa.Array:
@@ -121,9 +122,8 @@ def _replace(path: Path, text: str) -> None:
     try:
         fresh.write_text(text, encoding="utf-8")
         fresh.replace(path)
-    except OSError:
+    finally:
         fresh.unlink(missing_ok=True)
-        raise
 
 
 class Result(NamedTuple):

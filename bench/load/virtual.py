@@ -22,6 +22,7 @@ from workloads.played import Arrival, PlayedCall, PlayedWorkflow
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from backends.twin.request import Request
     from backends.twin.virtual import Answer
     from bench.load.load import Load
     from bench.load.spec import Spec
@@ -191,7 +192,7 @@ class _Player(Player):
             expected,
         )  # fmt: skip
 
-    def call_over(self, progress: Progress, call: CallShape, ready_at: float, answer: Answer) -> None:
+    def call_over(self, progress: Progress, call: CallShape, request: Request, ready_at: float, answer: Answer) -> None:
         """Keep it."""
         began, name = self.began, progress.workflow.id
         at, ended = ready_at - began, answer.finished_at - began
@@ -204,7 +205,8 @@ class _Player(Player):
             else PlayedCall(
                 call.node, at, at, ended, 200, "", call.prompt_tokens, answer.cached_tokens, call.output_tokens,
                 None if answer.first_token_at is None else answer.first_token_at - began,
-                engine=ENGINE,
+                held_seconds=None if self._spec.policy == AS_IS else request.arrived_at - ready_at,
+                engine=None if self._spec.policy == AS_IS else ENGINE,
                 energy_joules=None if estimate is None else estimate.joules,
                 energy_source=None if estimate is None else estimate.source,
             )

@@ -54,7 +54,7 @@ class Player:
         prompt, output = call.prompt_tokens, call.output_tokens
         return CallArrived(call_id, "-", self.model, workflow.id, prompt, output, call.node, call.after)
 
-    def call_over(self, progress: Progress, call: CallShape, ready_at: float, answer: Answer) -> None:
+    def call_over(self, progress: Progress, call: CallShape, request: Request, ready_at: float, answer: Answer) -> None:
         """For those who want to know each call."""
 
     def workflow_over(self, progress: Progress) -> None:
@@ -117,11 +117,11 @@ class Progress:
         prompt = call.prompt_tokens
         request = Request(call_id, prompt, call.output_tokens, runs_of_pieces(pieces, player.block_tokens))
         arrived = player.arrived(call_id, workflow, call)
-        player.world.call(arrived, request, lambda answer: self.answered(call, ready_at, answer))
+        player.world.call(arrived, request, lambda answer: self.answered(call, request, ready_at, answer))
 
-    def answered(self, call: CallShape, ready_at: float, answer: Answer) -> None:
+    def answered(self, call: CallShape, request: Request, ready_at: float, answer: Answer) -> None:
         """A call is over: those that waited for it alone are ready."""
-        self.player.call_over(self, call, ready_at, answer)
+        self.player.call_over(self, call, request, ready_at, answer)
         self.running -= 1
         self.left -= 1
         if answer.reason is not None:

@@ -85,6 +85,11 @@ def test_a_limit_of_one_makes_calls_wait_and_the_seconds_count_it() -> None:
     assert tight.figures["workflow_p50_s"] > 1.5 * free.figures["workflow_p50_s"]  # type: ignore[operator]
     spans = sorted((call["first_token_s"], call["ended_s"]) for call in tight.rows["call"])
     assert all(end <= start + 1e-9 for (_, end), (start, _) in itertools.pairwise(spans))
+    held = [call["held_s"] for call in tight.rows["call"]]
+    assert max(held) > 0 and all(
+        0 <= call["held_s"] <= call["first_token_s"] - call["intended_s"] for call in tight.rows["call"]
+    )
+    assert all(call["held_s"] == 0 for call in free.rows["call"])
 
 
 def test_a_cap_costs_time_and_saves_power() -> None:
@@ -118,7 +123,7 @@ def test_deadlines_are_judged_from_the_intended_start() -> None:
 def test_joules_of_calls_are_the_gateways_and_there_are_none_without_one() -> None:
     with_one, without = played(workload="copilot"), played(workload="copilot", policy="none")
     assert all(call["gpu_joules"] > 0 and call["energy_source"] == "simulated" for call in with_one.rows["call"])
-    assert all(call["gpu_joules"] is None for call in without.rows["call"])
+    assert all(call["gpu_joules"] is call["held_s"] is call["engine"] is None for call in without.rows["call"])
     assert without.rows["repeat"][0]["gpu_joules"] > 0
     assert {note.code for note in without.notes} == {"no_gateway_time"}
 
