@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
@@ -63,13 +64,15 @@ async def look_at(session: aiohttp.ClientSession, url: str, model: str | None, a
     if model is not None and model not in served:
         raise BenchError(f"--model {model}: {url} serves {', '.join(served)}")
     looker.model = model or served[0]
-    power = await looker.optional("/power")
+    power, power_at = await looker.optional("/power"), monotonic()
     twin_cards = None
     if isinstance(power, dict) and power.get("source") == "simulated":
         twin_cards = int(power.get("gpus") or 1)
     words_per_token = await looker.words_per_token()
     await looker.try_lengths()
     await looker.try_prefix()
+    if twin_cards is not None:
+        _refuse_other_speeds(url, power, await looker.optional("/power"), monotonic() - power_at)
     counters = (await read_counters(session, url, headers)).get("generated_tokens") is not None
     if not counters:
         looker.note("counters_missing", "the engine shows none of vLLM's counters at /metrics")
@@ -86,6 +89,16 @@ async def look_at(session: aiohttp.ClientSession, url: str, model: str | None, a
     return Engine(
         url, looker.model, headers, api_key, twin_cards, words_per_token, counters, about, tuple(looker.notes)
     )
+
+
+def _refuse_other_speeds(url: str, before: Any, after: Any, seconds: float) -> None:
+    """A twin whose seconds are not the clock's has joules that do not fit the times. BenchError."""
+    speed = (after["time_seconds"] - before["time_seconds"]) / seconds
+    if not 0.5 < speed < 2:
+        raise BenchError(
+            f"--engine {url}: this twin runs at about {speed:.1f} × real time, so its joules would not fit the times:"
+            " start it with --speed 1, or play in virtual time (--engine twin)"
+        )
 
 
 class _Looker:

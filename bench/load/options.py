@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from bench.load.spec import ALIASES, NUMBERS, TABLES, TEXTS, WHOLE, Spec, SpecFault, of
+from bench.load.spec import ALIASES, FLOATS, NUMBERS, TABLES, TEXTS, WHOLE, Spec, SpecFault, of
 from bench.programs import BenchError
 
 HELP = {
@@ -58,7 +58,8 @@ def add_spec_options(parser: argparse.ArgumentParser, without: tuple[str, ...] =
         if isinstance(default, bool):
             parser.add_argument(option, dest=each.name, action="store_true", default=None, help=text)
         else:
-            kind = "N" if each.name in WHOLE else "X" if each.name in NUMBERS or isinstance(default, float) else "NAME"
+            number = each.name in (*NUMBERS, *FLOATS)
+            kind = "N" if each.name in WHOLE else "X" if number else "FILE" if each.name == "trace" else "NAME"
             metavar = "{" + ",".join(TEXTS[each.name]) + "}" if each.name in ("workload", "way", "arrivals") else kind
             parser.add_argument(option, dest=each.name, metavar=metavar, help=text)
     for option, dest, what in (
@@ -96,10 +97,7 @@ def _typed(name: str, value: Any) -> Any:
     """Numbers from their text; what is none stays text, and is refused with the others."""
     if not isinstance(value, str):
         return value
-    usual = getattr(Spec(), name)
-    if name in WHOLE or name in NUMBERS or isinstance(usual, float) or name in ("deadline_ms", "stretch"):
-        return _number(value)
-    return value
+    return _number(value) if name in (*WHOLE, *NUMBERS, *FLOATS) else value
 
 
 def _number(text: str) -> Any:

@@ -122,6 +122,15 @@ def test_an_engine_that_is_not_there_is_said_before_anything_is_run(tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_twin_whose_seconds_are_not_the_clocks_is_refused(tmp_path: Path) -> None:
+    child = Twin(tmp_path / "log", "--speed", "20")
+    try:
+        code, said = bench("run", "--engine", child.wait_ready_to_serve().url, "--out", str(tmp_path / "out"))
+    finally:
+        child.end()
+    assert code == 2 and "× real time, so its joules would not fit the times" in said
+
+
 async def _careless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """An engine that ends answers when it likes, has no counters and no tokenizer, and counts no cached tokens."""
     try:
