@@ -33,7 +33,8 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    environ = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    inherited = os.environ.get("PYTHONPATH", "")
+    environ = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{inherited}", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "bench.cli", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ,
@@ -197,3 +198,28 @@ def test_ctrl_c_of_a_sweep_on_the_twin_leaves_whole_files_and_goes_on(tmp_path: 
     assert states and set(states) <= {"complete", "partial"}
     index = json.loads((out / "sweep.json").read_text())
     assert index["state"] == "interrupted" and {cell["state"] for cell in index["cells"]} == {"complete", "missing"}
+
+
+def test_player_speed_counts_its_streams_and_says_how_late_they_were(tmp_path: Path) -> None:
+    """How late is the machine's affair; that all streams were played, and none failed, is the player's."""
+    figures = tmp_path / "figures.json"
+    options = ("--streams", "20", "--tokens", "10", "--itl-ms", "20", "--seconds", "1")
+    code, said = bench("player-speed", *options, "--json", str(figures))
+    assert code in (0, 1), said
+    found = json.loads(figures.read_text())
+    assert (found["streams"], found["failed"]) == (100, 0) and 0 < found["open_at_most"] <= 100
+    assert found["late_p50_ms"] <= found["late_p99_ms"] <= found["late_max_ms"] and "sent late by" in said
+    assert code == (found["late_share_max"] > 0.05)
+
+
+def test_a_sweep_over_ray_is_the_sweep_of_this_host(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    file = tmp_path / "s.toml"
+    file.write_text('workload = "chat"\nseconds = 5\nwarm_up_seconds = 0\nrepeats = 2\n[grid]\nin_flight = [1, 4]\n')
+    for out, options in (("here", ("--workers", "1")), ("far", ("--ray", "local"))):
+        code, said = bench("sweep", str(file), "--out", str(tmp_path / out), *options)
+        assert code == 0, said
+    for path in (tmp_path / "here").glob("*.parquet"):
+        here, far = read(path), read(tmp_path / "far" / path.name)
+        assert here.meta["summary"] == far.meta["summary"] and far.meta["state"] == "complete"
+        assert here.rows("call").equals(far.rows("call"))
