@@ -99,6 +99,9 @@ class Keeper:
             self._figures[outcome.repeat] = outcome.figures
         for note in (*outcome.notes, *found_in(outcome)):
             self._notes[note.code] = note.text
+        if self.spec.way == "parrot" and "usage_missing" in self._notes:
+            self._notes.pop("cached_tokens_missing", None)
+            self._notes["usage_missing"] = "Parrot's API tells its client of no tokens"
         self._writer.add(outcome.rows)
         whole = self.done == self.spec.repeats
         detail = "" if whole else f"{self.done} of {self.spec.repeats} repeats so far"

@@ -90,7 +90,14 @@ def test_what_a_submission_came_to_is_read_node_by_node() -> None:
     usage = {"prompt_tokens": 9, "cached_tokens": None, "output_tokens": 7}
     times = {"ready_seconds": 0.0, "started_seconds": 1.0, "finished_seconds": 3.0}
     nodes = [
-        {"id": "summary-0", "state": "finished", "usage": usage, **times},
+        {
+            "id": "summary-0",
+            "state": "finished",
+            "usage": usage,
+            **times,
+            "energy_joules": 2.5,
+            "energy_source": "modelled",
+        },
         {"id": "summary-1", "state": "failed", "error": error},
         {"id": "summary-2", "state": "skipped", "error": {"status": None, "code": "skipped", "message": "not run"}},
     ]
@@ -99,6 +106,7 @@ def test_what_a_submission_came_to_is_read_node_by_node() -> None:
     first, second = played.calls
     assert told == ["summary-0", "summary-1"] and played.workflow_id == "named-here"
     assert (first.prompt_tokens, first.cached_tokens, first.output_tokens) == (9, None, 7)
+    assert (first.held_seconds, first.energy_joules, first.energy_source) == (pytest.approx(1.0), 2.5, "modelled")
     assert first.sent_at - first.intended_at == pytest.approx(1.0)
     assert first.answered_at - first.sent_at == pytest.approx(2.0)
     assert (second.status, second.error) == (400, "engine_4xx: too long")

@@ -72,4 +72,7 @@ def _call(node: dict[str, Any], reply: Reply) -> PlayedCall:
         return PlayedCall(node["id"], ready, started, finished, fault["status"] or 0, words)
     usage = node["usage"]
     tokens = Tokens(usage["prompt_tokens"], usage["cached_tokens"], usage["output_tokens"])
-    return PlayedCall(node["id"], ready, started, finished, 200, "", *tokens, held_seconds=started - ready)
+    return PlayedCall(
+        node["id"], ready, started, finished, 200, "", *tokens, held_seconds=started - ready,
+        energy_joules=node.get("energy_joules"), energy_source=node.get("energy_source"),
+    )  # fmt: skip
