@@ -15,6 +15,18 @@ if TYPE_CHECKING:
 # name: (module with add_options and run, one line of help)
 COMMANDS = {
     "demo": ("bench.demo", "workflows through a gateway to a simulated engine: joules, times, and a gateway to try"),
+    "run": ("bench.load.run", "a workload under one or more policies: joules, times, a result file with every call"),
+    "sweep": (
+        "bench.load.sweep",
+        "grids of configurations from a file, over all cores; goes on where it was broken off",
+    ),
+    "compare": ("bench.load.compare", "two results of the same load, repeat by repeat: ratios with intervals"),
+    "record": ("bench.load.record", "a gateway's log as a trace: lengths, times, graphs, hashes of prefixes; no text"),
+    "replay": ("bench.load.replay", "a recorded trace, played as any workload is"),
+    "player-speed": (
+        "bench.load.player_speed",
+        "how late the player sends with thousands of streams open, on one core",
+    ),
     "overhead": ("bench.overhead", "CPU, latency and memory of the gateway beside nginx and vllm-router"),
     "workflow-speed": (
         "bench.workflow_speed",
