@@ -3,8 +3,8 @@
 Within a block: the share of the treatment's workflows that are bad is held against what recent control blocks allow;
 for a p95 "bad" is a time over the allowed p95, of which 1 in 20 may be. Workflows of a block are alike (one burst
 delays many), so evidence is divided by how much more control blocks vary than coins would. Each block begins from
-nothing: load that rises through the day must not add up to an alarm. A harm too small for that is found over the pairs, whose two
-blocks are of the same hour.
+nothing: load that rises through the day must not add up to an alarm. A harm too small for that is found over the
+pairs, whose two blocks are of the same hour.
 """
 
 from __future__ import annotations
