@@ -176,7 +176,7 @@ def _warnings(found: Analysis) -> list[str]:
     if sample is not None and sample.alarm:
         said.append(
             f"The arms did not get equal traffic: {sample.control} workflows in control blocks, {sample.treatment} in"
-            f" treatment blocks (p = {sample.p_value:.2g}). Something differs besides the policy; do not trust the rest."
+            f" treatment blocks (p = {sample.p_value:.2g}). More than the policy differs; do not trust the rest."
         )
     if found.carried is not None and found.carried.p_value < SUSPICIOUS:
         said.append(

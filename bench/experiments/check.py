@@ -6,7 +6,6 @@ composed of them (`compose.py`). Guardrail stops and the coin per request are wh
 
 from __future__ import annotations
 
-from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,8 +15,8 @@ from bench.experiments import simulated
 from bench.experiments.compose import Composer
 from bench.experiments.library import build
 from bench.experiments.live import LiveRun, knows_late
-from bench.experiments.naive import compare
-from bench.experiments.stage import Shape
+from bench.experiments.naive import Coin, compare
+from bench.experiments.stage import Shape, Stage
 from bench.programs import BenchError, default_work_dir
 from scheduler.experiments.definition import Arm, Definition, Guardrail
 from scheduler.experiments.guardrails import quantile
@@ -30,12 +29,14 @@ if TYPE_CHECKING:
     from bench.experiments.compose import Traffic
     from bench.experiments.simulated import Share
 
-RATES = (0.5, 0.75, 1.1, 1.6, 2.2, 3.0, 4.0)
+RATES = (0.4, 0.55, 0.75, 1.05, 1.45, 2.0, 2.8)
 """Workflows a second."""
 TRAFFICS: tuple[Traffic, ...] = ("stationary", "diurnal")
 PAIRS = 60
 PAIRS_LOOKED_AT = 200
-GUARDED_RATE = 2.2
+GUARDED_RATE = 2.0
+PILOT_SECONDS = 600.0
+NAIVE_RATE = 2.0
 
 
 class Line(NamedTuple):
@@ -58,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--experiments", type=int, default=4000, help="simulated for each line (default: 4000)")
     parser.add_argument("--items", type=int, default=100, help="stretches of arrivals at each load (default: 100)")
     parser.add_argument("--treatment", default="fifo", choices=tuple(POLICIES), help="(default: fifo)")
-    parser.add_argument("--max-in-flight", type=int, default=8, metavar="N", help="fifo's (default: 8)")
+    parser.add_argument("--max-in-flight", type=int, default=4, metavar="N", help="fifo's (default: 4)")
     parser.add_argument("--calibration", default="h200-llama-3.1-8b", metavar="NAME")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--stops", type=int, default=40, help="runs with a harmful treatment (default: 40)")
@@ -80,17 +81,20 @@ def run(args: argparse.Namespace) -> int:
     if args.fresh:
         path.unlink(missing_ok=True)
     started = monotonic()
-    print(f"blocks of {shape.block_seconds:g} s on the twin ({args.calibration}, simulated), {arms[0]} against {arms[1]},"
-          f" {args.items} stretches of arrivals at each of {len(RATES)} loads, seed {args.seed}", flush=True)  # fmt: skip
+    print(
+        f"blocks of {shape.block_seconds:g} s on the twin ({args.calibration}, simulated), {arms[0]} against {arms[1]},\n"
+        f"{args.items} stretches of arrivals at each of {len(RATES)} loads, seed {args.seed}",
+        flush=True,
+    )
     library = build(shape, arms, RATES, args.items, args.seed, path)
     print(f"played in {monotonic() - started:.0f} s (kept: {path})\n", flush=True)
     composer = Composer(library)
     bad = 0
-    print(f"{'property':<74}{'found':>9}{'must':>14}  of")
+    print(f"{'property':<74}{'found':>9}{'must':>16}  of")
     for line in _lines(composer, args, arms, shape):
-        must = "shown" if line.low is None or line.high is None else f"{100 * line.low:g}–{100 * line.high:g} %"
+        must = "shown" if line.low is None or line.high is None else f"{100 * line.low:.3g} to {100 * line.high:.3g} %"
         print(
-            f"{line.says:<74}{100 * line.value:>7.1f} %{must:>14}  {line.note}{'' if line.good else '  ✗'}", flush=True
+            f"{line.says:<74}{100 * line.value:>7.1f} %{must:>16}  {line.note}{'' if line.good else '  ✗'}", flush=True
         )
         bad += not line.good
     print(f"\n{'all hold' if not bad else f'{bad} do not hold'}; {monotonic() - started:.0f} s")
@@ -112,13 +116,13 @@ def _lines(composer: Composer, args: argparse.Namespace, arms: tuple[Arm, Arm], 
         p95 = simulated.false_positives_p95(composer, traffic, count // 4, PAIRS // 2, seed)
         # Fewer experiments, as each takes longer: the range is wider by what that makes uncertain.
         wider = 0.015 + 2 * float(np.sqrt(0.05 * 0.95 / p95.of))
-        yield Line(f"A/A false positives, p95 workflow time, {traffic}", p95.share, 0.05 - wider, 0.05 + wider,
+        yield Line(f"A/A false positives, p95 workflow time, {traffic}", p95.share, max(0.0, 0.05 - wider), 0.05 + wider,
                    _told(p95, f", {PAIRS // 2} pairs"))  # fmt: skip
     for traffic in TRAFFICS:
         for aa in (True, False):
             ever, width = simulated.ever_excluded(composer, traffic, count, PAIRS_LOOKED_AT, seed, aa=aa)
-            yield Line(f"confidence sequence ever excludes the truth, {'A/A' if aa else 'A/B'}, {traffic}", ever.share,
-                       0.0, 0.05, _told(ever, f", {PAIRS_LOOKED_AT} looks; ± {100 * width:.1f} % at the end"))  # fmt: skip
+            yield Line(f"confidence sequence ever excludes the truth, {'A/A' if aa else 'A/B'}, {traffic}",
+                       ever.share, 0.0, 0.05, _told(ever, f", {PAIRS_LOOKED_AT} looks; ± {100 * width:.1f} % then"))  # fmt: skip
     for traffic in TRAFFICS:
         inside = simulated.covered(composer, traffic, count, PAIRS, seed)
         yield Line(f"95 % interval covers the effect on the same arrivals, {traffic}", inside.share, 0.92, 0.97,
@@ -141,7 +145,6 @@ def _lines(composer: Composer, args: argparse.Namespace, arms: tuple[Arm, Arm], 
 def _stops(shape: Shape, args: argparse.Namespace) -> Line:
     """Whole runs: a treatment that holds calls until p95 is twice what it was."""
     knows_late()
-    rate = partial(lambda now: GUARDED_RATE)
     hold = _harm(shape, args.seed)
     within, blocks = 0, []
     for number in range(args.stops):
@@ -150,7 +153,11 @@ def _stops(shape: Shape, args: argparse.Namespace) -> Line:
             block_seconds=shape.block_seconds, washout_seconds=shape.washout_seconds, pairs=6,
             guardrails=(Guardrail("p95_workflow_seconds", 0.05),),
         )  # fmt: skip
-        ran = LiveRun(definition, shape, f"harm {args.seed + number}", rate, GUARDED_RATE).run().experiment
+        ran = (
+            LiveRun(definition, shape, f"harm {args.seed + number}", lambda now: GUARDED_RATE, GUARDED_RATE)
+            .run()
+            .experiment
+        )
         first = ran.schedule.block(0 if ran.schedule.block(0).arm else 1).start
         if ran.state == "stopped" and ran.ended_at is not None:
             blocks.append((ran.ended_at - first) / shape.block_seconds)
@@ -164,32 +171,25 @@ def _stops(shape: Shape, args: argparse.Namespace) -> Line:
 def _harm(shape: Shape, seed: int) -> int:
     """Milliseconds that each call must be held for p95 to be twice what it is: by bisection on whole runs."""
 
-    def p95(hold: int) -> float:
-        definition = Definition(
-            "pilot", (Arm("passthrough"), Arm("late", {"hold_ms": hold})), block_seconds=600.0,
-            washout_seconds=shape.washout_seconds, pairs=6, seed=2, design="interleaved", effect_independent=True,
-            metric="p95_workflow_seconds", ramp_up=(),
-        )  # fmt: skip
-        stage = LiveRun(definition, shape, f"pilot {seed}", lambda now: GUARDED_RATE, GUARDED_RATE)
-        always = 1 if hold else 0
-        stage.experiment.arm_of = lambda workflow_id, now: always  # type: ignore[method-assign]
-        stage.stage.traffic(f"pilot {seed}", lambda now: GUARDED_RATE, GUARDED_RATE, 600.0)
-        stage.stage.run(700.0)
-        return quantile([each.seconds for each in stage.stage.player.played], 0.95)
+    def p95(arm: Arm) -> float:
+        stage = Stage(shape.calibration, (arm, arm), Coin(0))
+        stage.traffic(f"pilot {seed}", lambda now: GUARDED_RATE, GUARDED_RATE, PILOT_SECONDS)
+        stage.run(PILOT_SECONDS + 100.0)
+        return quantile([each.seconds for each in stage.player.played], 0.95)
 
-    goal = 2 * p95(0)
+    goal = 2 * p95(Arm("passthrough"))
     low, high = 1, 8000
     while high - low > 20:
         middle = (low + high) // 2
-        low, high = (middle, high) if p95(middle) < goal else (low, middle)
+        low, high = (middle, high) if p95(Arm("late", {"hold_ms": middle})) < goal else (low, middle)
     return high
 
 
 def _naive(shape: Shape, args: argparse.Namespace, arms: tuple[Arm, Arm]) -> Iterator[Line]:
     """A coin for each request on one engine, against the truth."""
-    rows = [compare(shape, arms, 3.0, 900.0, f"naive {args.seed + number}") for number in range(5)]
+    rows = [compare(shape, arms, NAIVE_RATE, 900.0, f"naive {args.seed + number}") for number in range(5)]
     true_seconds, coin_seconds, true_joules, coin_joules = np.mean(np.array(rows), axis=0).tolist()
     yield Line("a coin per request: what it says of the mean time of a call", coin_seconds, None, None,
-               f"the truth is {100 * true_seconds:+.1f} % (5 runs of 900 s at 3 workflows a second)")  # fmt: skip
+               f"the truth is {100 * true_seconds:+.1f} % (5 runs of 900 s at {NAIVE_RATE:g} workflows a second)")  # fmt: skip
     yield Line("a coin per request: what it says of joules a token", coin_joules, None, None,
                f"the truth is {100 * true_joules:+.1f} %; one meter cannot tell the arms apart")  # fmt: skip

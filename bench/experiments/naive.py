@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 WARM_SECONDS = 60.0
 
 
-class _Coin:
+class Coin:
     """A host: each call's arm by a coin, or always the same arm."""
 
     def __init__(self, always: int | None) -> None:
@@ -40,7 +40,7 @@ class _Coin:
 class _Watched(Stage):
     """Notes each call's time and tokens by its arm."""
 
-    def __init__(self, shape: Shape, arms: tuple[Arm, Arm], host: _Coin) -> None:
+    def __init__(self, shape: Shape, arms: tuple[Arm, Arm], host: Coin) -> None:
         super().__init__(shape.calibration, arms, host, by_call=True)
         self._coin = host
         self._sent: dict[str, float] = {}
@@ -77,7 +77,7 @@ def compare(shape: Shape, arms: tuple[Arm, Arm], rate: float, seconds: float, se
     """Three runs on the same arrivals: the control alone, the treatment alone, a coin for each call."""
     runs = []
     for always in (0, 1, None):
-        stage = _Watched(shape, arms, _Coin(always))
+        stage = _Watched(shape, arms, Coin(always))
         stage.traffic(seed, lambda now: rate, rate, seconds)
         stage.run(WARM_SECONDS)
         before = stage.joules()

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from scheduler.experiments.metrics import Metric
     from scheduler.experiments.rows import BlockRow
 
-Array = "NDArray[np.float64]"
-
 
 @dataclass(frozen=True)
 class PairTable:
@@ -87,8 +85,9 @@ def differences(table: PairTable) -> NDArray[np.float64]:
     has nothing to divide (or a ratio of 0) are left out: `nan`."""
     with np.errstate(divide="ignore", invalid="ignore"):
         if table.metric.kind == "quantile":
-            values = np.array([[_quantile(pair_arm, table.metric.quantile) for pair_arm in (pair.control, pair.treatment)]
-                               for pair in table.pairs]).reshape(len(table), 2)  # fmt: skip
+            share = table.metric.quantile
+            each = [[_quantile(arm, share) for arm in (pair.control, pair.treatment)] for pair in table.pairs]
+            values = np.array(each).reshape(len(table), 2)
         else:
             values = table.numerator / table.denominator
         found = values[:, 1] - values[:, 0] if table.metric.is_share else np.log(values[:, 1] / values[:, 0])

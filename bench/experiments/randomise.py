@@ -62,8 +62,8 @@ def quantile_test(table: PairTable, seed: int, draws: int = 999) -> Randomisatio
     values, weights, pair, treated = times_of(table)
     swapped, exact = orders(len(table), seed, draws)
     found = np.concatenate([
-        np.abs(np.log(_quantile(values, weights * mine, table.metric.quantile)
-                      / _quantile(values, weights * ~mine, table.metric.quantile)))
+        np.abs(np.log(weighted_quantile(values, weights * mine, table.metric.quantile)
+                      / weighted_quantile(values, weights * ~mine, table.metric.quantile)))
         for mine in _dealt(swapped, pair, treated)
     ])  # fmt: skip
     return _told(found, exact)
@@ -93,14 +93,14 @@ def _dealt(
         yield swapped[start : start + step][:, pair] ^ treated
 
 
-def _quantile(values: NDArray[np.float64], weights: NDArray[np.float64], share: float) -> NDArray[np.float64]:
-    """Of each row of weights."""
+def weighted_quantile(
+    values: NDArray[np.float64], weights: NDArray[np.float64], share: float
+) -> NDArray[np.float64]:  # fmt: skip
+    """Of rising values, for each row of weights."""
     sums = np.cumsum(weights, axis=1)
     reached = sums >= share * sums[:, -1:] - 1e-9
-    return values[np.argmax(reached, axis=1)]
-
-
-weighted_quantile = _quantile
+    found: NDArray[np.float64] = values[np.argmax(reached, axis=1)]
+    return found
 
 
 def _told(found: NDArray[np.float64], exact: bool) -> Randomisation:

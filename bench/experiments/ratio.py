@@ -37,7 +37,7 @@ def paired(
         raise ValueError(f"{count} pairs of blocks: an interval needs 2 or more")
     means = denominator.mean(axis=0)
     if not (means > 0).all():
-        raise ValueError("one arm has nothing to divide by")
+        raise ValueError("there is nothing to divide by in one arm: no such workflow, or none at all")
     ratio = numerator.mean(axis=0) / means
     parts = (numerator - ratio * denominator) / means
     if share:
@@ -69,7 +69,8 @@ def unpaired(
 
 
 def around(
-    center: float, error: float, freedom: float, ratio: NDArray[np.float64], *, share: bool = False, confidence: float = 0.95
+    center: float, error: float, freedom: float, ratio: NDArray[np.float64], *, share: bool = False,
+    confidence: float = 0.95,
 ) -> Estimate:  # fmt: skip
     """An estimate of a log ratio (or, with `share`, of a difference) with Student's interval."""
     reach = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * error

@@ -14,7 +14,7 @@ from scheduler.experiments.definition import TREATMENT, Definition, Guardrail
 from scheduler.experiments.evidence import sharpest_scale
 from scheduler.experiments.guardrails import Guard
 from scheduler.experiments.metrics import METRICS
-from scheduler.experiments.plan import detectable_effect, pairs_needed
+from scheduler.experiments.plan import detectable_effect, pairs_needed, spread_of_sums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -112,9 +112,10 @@ def true_effect(composer: Composer, traffic: Traffic, seed: int) -> float:
 
 
 def planned_spread(composer: Composer, traffic: Traffic, seed: int, pairs: int = 2000) -> float:
-    """As `plan` takes it from traffic that was recorded under the control: the root mean square of log ratios."""
-    found = logs(composer.seen(composer.compose(pairs, seed + 1_000_000, traffic, aa=True), aa=True))
-    return float(np.sqrt(np.mean(found**2)))
+    """As `plan` takes it from traffic that was recorded under the control."""
+    seen = composer.seen(composer.compose(pairs, seed + 1_000_000, traffic, aa=True), aa=True)
+    sums = np.stack([seen.joules, seen.ended], axis=-1).tolist()
+    return spread_of_sums([((a[0], a[1]), (b[0], b[1])) for a, b in sums])
 
 
 class Power(NamedTuple):

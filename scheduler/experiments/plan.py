@@ -3,7 +3,7 @@ starts."""
 
 from __future__ import annotations
 
-from math import ceil, expm1, inf, log, log1p, pi, sqrt
+from math import ceil, expm1, inf, log1p, pi, sqrt
 from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,7 +40,7 @@ class Plan(NamedTuple):
     pairs: int
     duration_seconds: float
     spread: float
-    """Standard deviation of the pairs' log ratios of two equal arms."""
+    """Standard deviation of what a pair of two equal arms adds to the log of the ratio."""
     detectable: float
     """The smallest effect that is found with 80 % probability at the 5 % level."""
     workflows_per_block: float
@@ -103,25 +103,35 @@ def washout_of(seconds: Sequence[float], cap_settling_seconds: float = 0.0) -> f
 
 
 def spread_of_pairs(traffic: Sequence[Recorded], block_seconds: float, washout_seconds: float) -> tuple[float, int]:
-    """Standard deviation of the log ratios of cost a workflow in neighbouring blocks, as if arms had alternated, and
-    how many pairs gave it. (inf, n) for fewer than PAIRS_KNOWN_LEAST. Blocks without a workflow make no pair."""
+    """What one pair of equal arms adds to the log ratio of both arms' cost a workflow, as a standard deviation, and how
+    many pairs gave it. (inf, n) for fewer than PAIRS_KNOWN_LEAST.
+
+    Neighbouring blocks stand for the arms of a pair. The standard error of n pairs is this over sqrt(n), by the same
+    linearisation as the analysis uses (delta method).
+    """
     if not traffic:
         return inf, 0
     start = min(each.began_at for each in traffic)
-    sums: dict[int, list[float]] = {}
+    sums: dict[int, tuple[float, int]] = {}
     for each in traffic:
         number, inside = divmod(each.began_at - start, block_seconds)
         if inside >= washout_seconds and each.cost > 0:
-            block = sums.setdefault(int(number), [0.0, 0.0])
-            block[0] += each.cost
-            block[1] += 1
-    mean = {number: cost / count for number, (cost, count) in sums.items()}
+            cost, count = sums.get(int(number), (0.0, 0))
+            sums[int(number)] = cost + each.cost, count + 1
     # Pairs that begin at even and at odd blocks: both are pairs that could have been.
-    logs = [log(mean[number + 1] / mean[number]) for number in sorted(mean) if number + 1 in mean]
-    if len(logs) < 2 * PAIRS_KNOWN_LEAST - 1:
-        return inf, (len(logs) + 1) // 2
-    # Two equal arms differ by 0 on average, whatever the trend of one day: order is a coin.
-    return sqrt(sum(value * value for value in logs) / len(logs)), (len(logs) + 1) // 2
+    pairs = [(sums[number], sums[number + 1]) for number in sorted(sums) if number + 1 in sums]
+    known = (len(pairs) + 1) // 2
+    return (inf if known < PAIRS_KNOWN_LEAST else spread_of_sums(pairs)), known
+
+
+def spread_of_sums(pairs: Sequence[tuple[tuple[float, float], tuple[float, float]]]) -> float:
+    """The same of pairs of blocks whose sums (numerator, denominator) are known. Order was a coin, so equal arms differ
+    by 0 on average: the root mean square, not the deviation from the mean of one day's trend."""
+    blocks = [block for pair in pairs for block in pair]
+    mean_count = sum(count for _, count in blocks) / len(blocks)
+    ratio = sum(cost for cost, _ in blocks) / sum(count for _, count in blocks)
+    adds = [(first[0] - second[0] - ratio * (first[1] - second[1])) / (mean_count * ratio) for first, second in pairs]
+    return sqrt(sum(add * add for add in adds) / len(adds))
 
 
 def from_traffic(
@@ -137,17 +147,8 @@ def from_traffic(
         block = shortest * times
         spread, known = spread_of_pairs(traffic, block, washout)
         if spread < inf and (pairs := int((duration_seconds - block) // (2 * block))) >= 6:
-            plans.append(
-                _plan(
-                    block,
-                    washout,
-                    pairs,
-                    spread,
-                    _rate(traffic),
-                    f"{known} pairs of blocks of recorded traffic ({cost_is})",
-                    effect,
-                )  # fmt: skip
-            )
+            basis = f"{known} pairs of blocks of recorded traffic ({cost_is})"
+            plans.append(_plan(block, washout, pairs, spread, _rate(traffic), basis, effect))
     if not plans:
         length = max(each.began_at for each in traffic) - min(each.began_at for each in traffic)
         raise ValueError(

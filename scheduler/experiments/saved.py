@@ -11,7 +11,19 @@ from scheduler.experiments.rows import OpenRow
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from scheduler.experiments.definition import Definition
+
 VERSION = 1
+
+
+def head(definition: Definition, started_at: float) -> dict[str, Any]:
+    """First line of the file of closed blocks; each further line is a row's `as_json`, the last one `end`."""
+    return {"joulegate_experiment_blocks": VERSION, "definition": definition.as_json(), "started_at": started_at}
+
+
+def end(experiment: Experiment) -> dict[str, Any]:
+    """Last line of that file."""
+    return {"ended_at": experiment.ended_at, "stopped_why": experiment.stopped_why, "shadow": experiment.shadow}
 
 
 def saved(experiment: Experiment, now: float) -> dict[str, Any]:
