@@ -111,7 +111,7 @@ def true_effect(composer: Composer, traffic: Traffic, seed: int) -> float:
     return composer.true_effect(composer.compose(200_000, seed, traffic))
 
 
-def planned_spread(composer: Composer, traffic: Traffic, seed: int, pairs: int = 2000) -> float:
+def planned_spread(composer: Composer, traffic: Traffic, seed: int, pairs: int = 20_000) -> float:
     """As `plan` takes it from traffic that was recorded under the control."""
     seen = composer.seen(composer.compose(pairs, seed + 1_000_000, traffic, aa=True), aa=True)
     sums = np.stack([seen.joules, seen.ended], axis=-1).tolist()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scheduler.experiments.definition import CONTROL, TREATMENT, Definition, Guardrail
 from scheduler.experiments.evidence import log_evidence_of_share, log_evidence_of_sum, sharpest_scale
+from scheduler.experiments.marks import PLANNED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -139,7 +140,7 @@ class Guard:
     def learn(self, row: BlockRow) -> None:
         """A row is closed."""
         known, bad = self._counts(row)
-        whole = not [mark for mark in row.marks if mark != "energy_unavailable"]
+        whole = not set(row.marks) - PLANNED - {"energy_unavailable"}
         if row.arm == CONTROL and whole:
             if self.control is not None and known:
                 most = min(self.share_allowed, 0.99)

@@ -182,7 +182,7 @@ def test_arrivals_that_differ_are_an_alarm_and_waves_of_load_are_not() -> None:
     defined = definition(pairs=30)
     rows = rows_of(defined)
     assert not sample_ratio.of_blocks(table(defined, rows), 1).alarm
-    less = [row._replace(began=row.began * 9 // 10 if row.arm else row.began) for row in rows]
+    less = [row._replace(began=row.began * 3 // 4 if row.arm else row.began) for row in rows]
     assert sample_ratio.of_blocks(table(defined, less), 1).alarm
     waves = [row._replace(began=row.began * (1 + row.number % 7)) for row in rows]
     assert not sample_ratio.of_blocks(table(defined, waves), 1).alarm
@@ -212,7 +212,7 @@ def test_a_plan_that_cannot_find_anything_says_so_with_numbers() -> None:
     found = plan.from_rate(0.05, 4 * 3600.0, p95_workflow_seconds=60.0, effect=0.02)
     assert any("only 9 workflows" in text for text in found.warnings)
     assert any("an effect of 2 % cannot be found in" in text and "pairs are needed" in text for text in found.warnings)
-    hopeless = plan.from_rate(0.02, 4 * 3600.0, p95_workflow_seconds=60.0)
+    hopeless = plan.from_rate(0.003, 4 * 3600.0, p95_workflow_seconds=60.0)
     assert any("% or more can be found" in text for text in hopeless.warnings)
     with pytest.raises(ValueError, match="pairs of blocks of 240 s; 6 are needed: 3120 s"):
         plan.from_rate(1.0, 1000.0, p95_workflow_seconds=60.0)
