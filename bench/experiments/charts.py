@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 WIDTH = 760.0
 LEFT, RIGHT = 56.0, 16.0
+HATCH = (
+    '<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+    '<line x1="0" y1="0" x2="0" y2="6" class="hatch"/></pattern></defs>'
+)
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -95,8 +99,7 @@ def timeline(rows: Sequence[BlockRow], effect: Effect, arms: Sequence[str], left
     def y(value: float) -> float:
         return bottom - value / highest * (bottom - top)
 
-    parts = ['<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-             '<line x1="0" y1="0" x2="0" y2="6" class="hatch"/></pattern></defs>']  # fmt: skip
+    parts = [HATCH]
     for at in ticks(0.0, highest, 5):
         parts.append(_line(LEFT, y(at), WIDTH - RIGHT, y(at), "grid"))
         parts.append(_text(LEFT - 8, y(at) + 4, f"{at:g}", "end", "axis"))
@@ -115,8 +118,7 @@ def timeline(rows: Sequence[BlockRow], effect: Effect, arms: Sequence[str], left
             parts.append(_mark((x(row.measured_from) + x(row.end)) / 2, y(value), row.arm,
                                f"{said}: {value:.4g} {metric.unit}"))  # fmt: skip
     hours = (end - start) / 3600
-    for at in ticks(0.0, hours):
-        parts.append(_text(x(start + 3600 * at), height - 10, f"{at:g} h", "middle", "axis"))
+    parts += [_text(x(start + 3600 * at), height - 10, f"{at:g} h", "middle", "axis") for at in ticks(0.0, hours)]
     return _svg(height, f"{metric.name} of each block over time", parts)
 
 
@@ -158,7 +160,6 @@ def sequence(effect: Effect) -> str:
     lower = " ".join(f"{x(number):.1f},{y(low):.1f}" for number, low, _ in reversed(path))
     parts.append(f'<polygon points="{upper} {lower}" class="band"/>')
     parts.append(_line(LEFT, y(0), WIDTH - RIGHT, y(0), "zero"))
-    for at in ticks(0, last):
-        parts.append(_text(x(at), height - 16, f"{at:g}", "middle", "axis"))
+    parts += [_text(x(at), height - 16, f"{at:g}", "middle", "axis") for at in ticks(0, last)]
     parts.append(_text((LEFT + WIDTH) / 2, height - 2, "pairs of blocks", "middle", "axis"))
     return _svg(height, "confidence sequence of the effect after each pair", parts)

@@ -16,15 +16,19 @@ from bench.experiments.compose import Composer
 from bench.experiments.library import build
 from bench.experiments.live import LiveRun, knows_late
 from bench.experiments.naive import Coin, compare
+from bench.experiments.pairs import differences, table_of
 from bench.experiments.stage import Shape, Stage
 from bench.programs import BenchError, default_work_dir
 from scheduler.experiments.definition import Arm, Definition, Guardrail
 from scheduler.experiments.guardrails import quantile
+from scheduler.experiments.metrics import METRICS
 from scheduler.policies import POLICIES
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
     from bench.experiments.compose import Traffic
     from bench.experiments.simulated import Share
@@ -37,6 +41,7 @@ PAIRS_LOOKED_AT = 200
 GUARDED_RATE = 2.0
 PILOT_SECONDS = 600.0
 NAIVE_RATE = 2.8
+WHOLE_RUNS, WHOLE_PAIRS = 4, 50
 
 
 class Line(NamedTuple):
@@ -82,8 +87,8 @@ def run(args: argparse.Namespace) -> int:
         path.unlink(missing_ok=True)
     started = monotonic()
     print(
-        f"blocks of {shape.block_seconds:g} s on the twin ({args.calibration}, simulated), {arms[0]} against {arms[1]},\n"
-        f"{args.items} stretches of arrivals at each of {len(RATES)} loads, seed {args.seed}",
+        f"blocks of {shape.block_seconds:g} s on the twin ({args.calibration}, simulated), {arms[0]} against"
+        f" {arms[1]},\n{args.items} stretches of arrivals at each of {len(RATES)} loads, seed {args.seed}",
         flush=True,
     )
     library = build(shape, arms, RATES, args.items, args.seed, path)
@@ -113,16 +118,16 @@ def _lines(composer: Composer, args: argparse.Namespace, arms: tuple[Arm, Arm], 
         yield Line(f"A/A false positives, randomisation test, {traffic}", test.share, 0.035, 0.065, _told(test, note))
         yield Line(f"A/A: delta-method interval without 0, {traffic}", interval.share, 0.035, 0.065,
                    _told(interval, note))  # fmt: skip
-        p95 = simulated.false_positives_p95(composer, traffic, count // 4, PAIRS // 2, seed)
-        # Fewer experiments, as each takes longer: the range is wider by what that makes uncertain.
-        wider = 0.015 + 2 * float(np.sqrt(0.05 * 0.95 / p95.of))
-        yield Line(f"A/A false positives, p95 workflow time, {traffic}", p95.share, max(0.0, 0.05 - wider), 0.05 + wider,
+        p95 = simulated.false_positives_p95(composer, traffic, count // 2, PAIRS // 2, seed)
+        yield Line(f"A/A false positives, p95 workflow time, {traffic}", p95.share, 0.035, 0.065,
                    _told(p95, f", {PAIRS // 2} pairs"))  # fmt: skip
     for traffic in TRAFFICS:
         for aa in (True, False):
             ever, width = simulated.ever_excluded(composer, traffic, count, PAIRS_LOOKED_AT, seed, aa=aa)
-            yield Line(f"confidence sequence ever excludes the truth, {'A/A' if aa else 'A/B'}, {traffic}",
-                       ever.share, 0.0, 0.05, _told(ever, f", {PAIRS_LOOKED_AT} looks; ± {100 * width:.1f} % then"))  # fmt: skip
+            kind = "A/A" if aa else "A/B"
+            note = f", {PAIRS_LOOKED_AT} looks; ± {100 * width:.1f} % then"
+            yield Line(f"confidence sequence ever excludes the truth, {kind}, {traffic}", ever.share, 0.0, 0.05,
+                       _told(ever, note))  # fmt: skip
     for traffic in TRAFFICS:
         inside = simulated.covered(composer, traffic, count, PAIRS, seed)
         yield Line(f"95 % interval covers the effect on the same arrivals, {traffic}", inside.share, 0.92, 0.97,
@@ -139,6 +144,7 @@ def _lines(composer: Composer, args: argparse.Namespace, arms: tuple[Arm, Arm], 
     stops = simulated.false_stops(composer, "diurnal", max(20, count // 10), 144, seed, arms)
     yield Line("A/A stopped by a guardrail of p95 +5 %, diurnal, 144 pairs", stops.share, 0.0, 0.02, _told(stops))
     yield _stops(shape, args)
+    yield _whole_runs(composer, shape, args, arms)
     yield from _naive(shape, args, arms)
 
 
@@ -153,11 +159,8 @@ def _stops(shape: Shape, args: argparse.Namespace) -> Line:
             block_seconds=shape.block_seconds, washout_seconds=shape.washout_seconds, pairs=6,
             guardrails=(Guardrail("p95_workflow_seconds", 0.05),),
         )  # fmt: skip
-        ran = (
-            LiveRun(definition, shape, f"harm {args.seed + number}", lambda now: GUARDED_RATE, GUARDED_RATE)
-            .run()
-            .experiment
-        )
+        live = LiveRun(definition, shape, f"harm {args.seed + number}", lambda now: GUARDED_RATE, GUARDED_RATE)
+        ran = live.run().experiment
         first = ran.schedule.block(0 if ran.schedule.block(0).arm else 1).start
         if ran.state == "stopped" and ran.ended_at is not None:
             blocks.append((ran.ended_at - first) / shape.block_seconds)
@@ -185,11 +188,37 @@ def _harm(shape: Shape, seed: int) -> int:
     return high
 
 
+def _whole_runs(composer: Composer, shape: Shape, args: argparse.Namespace, arms: tuple[Arm, Arm]) -> Line:
+    """Is composing right? Whole runs on the twin whose load goes as composed experiments' does, block after block."""
+    rng = np.random.default_rng(args.seed)
+    found: list[float] = []
+    for number in range(WHOLE_RUNS):
+        definition = Definition(
+            f"whole-{number}", arms, seed=args.seed + number, block_seconds=shape.block_seconds,
+            washout_seconds=shape.washout_seconds, pairs=WHOLE_PAIRS,
+        )  # fmt: skip
+        loads = composer.loads(definition.blocks, rng, "stationary")
+
+        def rate(now: float, loads: NDArray[np.int64] = loads) -> float:
+            block = int(now / shape.block_seconds) - 1
+            return RATES[loads[min(max(block, 0), len(loads) - 1)]]
+
+        live = LiveRun(definition, shape, f"whole {args.seed + number}", rate, max(RATES)).run()
+        found += differences(table_of(live.rows, METRICS["joules_per_workflow"])).tolist()
+    composed = simulated.logs(composer.seen(composer.compose(20_000, args.seed, "stationary")))
+    spread, other = float(np.std(found)), float(np.std(composed))
+    return Line("spread of a pair's difference: whole runs over composed ones", spread / other, None, None,
+                f"{100 * spread:.1f} and {100 * other:.1f} %; mean {100 * float(np.mean(found)):+.1f} (± "
+                f"{100 * spread / len(found) ** 0.5:.1f}) and {100 * float(np.mean(composed)):+.1f} %;"
+                f" {len(found)} pairs in {WHOLE_RUNS} runs")  # fmt: skip
+
+
 def _naive(shape: Shape, args: argparse.Namespace, arms: tuple[Arm, Arm]) -> Iterator[Line]:
     """A coin for each request on one engine, against the truth."""
     rows = [compare(shape, arms, NAIVE_RATE, 900.0, f"naive {args.seed + number}") for number in range(5)]
     true_seconds, coin_seconds, true_joules, coin_joules = np.mean(np.array(rows), axis=0).tolist()
+    runs = f"5 runs of 900 s at {NAIVE_RATE:g} workflows a second"
     yield Line("a coin per request: what it says of the mean time of a call", coin_seconds, None, None,
-               f"the truth is {100 * true_seconds:+.1f} % (5 runs of 900 s at {NAIVE_RATE:g} workflows a second)")  # fmt: skip
+               f"the truth is {100 * true_seconds:+.1f} % ({runs})")  # fmt: skip
     yield Line("a coin per request: what it says of joules a token", coin_joules, None, None,
                f"the truth is {100 * true_joules:+.1f} %; one meter cannot tell the arms apart")  # fmt: skip

@@ -46,6 +46,26 @@ class Arm:
         return (self.policy, dict(self.options), self.cap_mode) == (other.policy, dict(other.options), other.cap_mode)
 
 
+def arm_of(text: str) -> Arm:
+    """`fifo:max_in_flight=32`; `caps=actuate` among the options is the cap mode. ExperimentError for anything else."""
+    policy, *rest = text.strip().split(":")
+    options: dict[str, int] = {}
+    cap_mode: Any = "observe"
+    for each in rest:
+        name, equals, value = each.partition("=")
+        if name == "caps" and value in get_args(CapMode):
+            cap_mode = value
+        elif not equals or not value.isdecimal() or name == "caps":
+            raise ExperimentError(
+                [f'arms: "{each}" in "{text}" is no OPTION=NUMBER, nor caps={", caps=".join(get_args(CapMode))}']
+            )
+        else:
+            options[name] = int(value)
+    if not policy:
+        raise ExperimentError([f'arms: "{text}" names no policy; POLICY or POLICY:OPTION=NUMBER is wanted'])
+    return Arm(policy, options, cap_mode)
+
+
 @dataclass(frozen=True, slots=True)
 class Guardrail:
     """The treatment may be so much worse than the control in this metric; surely more stops the experiment."""

@@ -202,9 +202,7 @@ def _plan(
     workflows = rate * (block - washout)
     said = []
     if workflows < 20:
-        said.append(
-            f"only {workflows:.0f} workflows in the measured part of a block: take longer blocks or more traffic"
-        )
+        said.append(f"only {workflows:.0f} workflows in the measured part of a block: longer blocks are better")
     if effect is not None and detectable > effect:
         needed = pairs_needed(spread, effect)
         said.append(

@@ -193,7 +193,9 @@ def test_split_and_swap_has_both_arms_at_once_and_swaps_the_sides() -> None:
     rows = [row for row in experiment.tick(blocks[1].end + 21.0) if row.pair == 0]
     (pair,), _ = pairs_of(rows, METRICS["mean_workflow_seconds"])
     # The differences between cards cancel: each arm had each side once.
-    assert sum(row.gpu_joules or 0 for row in pair.control) == sum(row.gpu_joules or 0 for row in pair.treatment) == 800.0
+    assert (
+        sum(row.gpu_joules or 0 for row in pair.control) == sum(row.gpu_joules or 0 for row in pair.treatment) == 800.0
+    )
 
 
 def test_interleaved_and_shadow() -> None:
@@ -217,7 +219,9 @@ def first_treated(experiment: Experiment) -> float:
     return next(block.start for block in map(experiment.schedule.block, (0, 1)) if block.arm == TREATMENT)
 
 
-@pytest.mark.parametrize(("slow", "fail", "told"), [(2.0, 0.0, "p95_workflow"), (1.0, 0.3, "errors"), (50.0, 0.0, "p95")])
+@pytest.mark.parametrize(
+    ("slow", "fail", "told"), [(2.0, 0.0, "p95_workflow"), (1.0, 0.3, "errors"), (50.0, 0.0, "p95")]
+)
 def test_a_harmful_treatment_is_stopped_within_its_first_block(slow: float, fail: float, told: str) -> None:
     experiment = Experiment(definition(**GUARDED), START)
     rows = drive(experiment, START + 5000.0, slow=slow, fail=fail, rate=2.0)

@@ -24,7 +24,9 @@ def test_the_delta_method_is_tea_tastings() -> None:
     down = rng.integers(20, 60, (2, 80)).astype(float)
     up = down * rng.lognormal(0.0, 0.2, (2, 80)) * np.array([[1.0], [1.07]])
     frame = pandas.DataFrame({"variant": np.repeat([0, 1], 80), "up": up.ravel(), "down": down.ravel()})
-    theirs: Any = tt.Experiment(ratio=tt.RatioOfMeans("up", "down", use_t=True, equal_var=False)).analyze(frame)["ratio"]
+    theirs: Any = tt.Experiment(ratio=tt.RatioOfMeans("up", "down", use_t=True, equal_var=False)).analyze(frame)[
+        "ratio"
+    ]
     ours = ratio.unpaired(*(np.stack([up[arm], down[arm]], axis=1) for arm in (0, 1)))
     assert ours.control == pytest.approx(theirs.control, rel=1e-9)
     assert ours.treatment == pytest.approx(theirs.treatment, rel=1e-9)
@@ -51,12 +53,14 @@ def test_the_always_valid_sample_ratio_is_savvis(counts: tuple[int, int]) -> Non
 
 def test_the_confidence_sequence_is_about_as_long_as_savvis() -> None:
     """Theirs supposes normal errors, ours nothing but symmetry: the price must be small."""
-    regression = pytest.importorskip("savvi.linear_regression", reason="tests/requirements-dev.lock does not have it yet")
+    regression = pytest.importorskip(
+        "savvi.linear_regression", reason="tests/requirements-dev.lock does not have it yet"
+    )
     values = np.random.default_rng(3).normal(0.05, 0.1, 150)
     theirs = regression.LinearRegression(0.05, 1, phi=20)
     for value in values:
         theirs.update(np.array([value, 1.0]))
-    (low, high), = theirs.calculate_conf_int()
+    ((low, high),) = theirs.calculate_conf_int()
     lows, highs = sequence.confidence_sequence(values, evidence.sharpest_scale(0.1, 150))
     assert 0.7 < (highs[-1] - lows[-1]) / (high - low) < 1.3
     assert (lows[-1] + highs[-1]) / 2 == pytest.approx((low + high) / 2, abs=0.01)
@@ -199,7 +203,9 @@ def recorded(count: int, every: float, seed: int = 1) -> list[plan.Recorded]:
 def test_a_plan_from_traffic_knows_its_spread() -> None:
     traffic = recorded(20_000, 2.0)
     found = plan.from_traffic(traffic, 86_400.0, cost_is="tokens")
-    assert found.washout_seconds == np.ceil(np.quantile([each.seconds for each in traffic], 0.95, method="inverted_cdf"))
+    assert found.washout_seconds == np.ceil(
+        np.quantile([each.seconds for each in traffic], 0.95, method="inverted_cdf")
+    )
     assert found.block_seconds >= 4 * found.washout_seconds
     workflows = 0.5 * (found.block_seconds - found.washout_seconds)
     chance = np.sqrt(2 * np.expm1(0.8**2) / workflows)
