@@ -36,8 +36,10 @@ svg text.axis{fill:var(--dim);font-size:12px}
 .band{fill:var(--band);stroke:var(--control);stroke-width:1}
 pre{overflow:auto;font-size:.8rem}
 @media (max-width:44rem){thead{display:none}tr{display:block;padding:.5rem 0;border-bottom:1px solid var(--line)}
-th,td{display:flex;gap:.8rem;border:0;padding:.1rem 0}td:before{content:attr(data-label);color:var(--dim);flex:0 0 7.5rem}
-td:empty{display:none}td[data-label=""]:before{content:none}.picture svg{min-width:36rem}tbody th:before{content:none}
+th,td{display:flex;gap:.8rem;border:0;padding:.1rem 0}
+td:before{content:attr(data-label);color:var(--dim);flex:0 0 7.5rem}
+td:empty{display:none}
+td[data-label=""]:before{content:none}.picture svg{min-width:36rem}tbody th:before{content:none}
 main{padding:1rem .8rem}h1{font-size:1.25rem}}
 @media print{:root{--bg:#fff;--fg:#000;--dim:#444;--line:#bbb;--control:#0072b2;--treatment:#d55e00;--band:#0072b233}
 body{font-size:11pt}main{max-width:none;padding:0}details{display:none}h2{break-after:avoid}svg,tr{break-inside:avoid}

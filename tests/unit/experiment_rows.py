@@ -18,7 +18,8 @@ def definition(**changes: object) -> Definition:
 
 
 def rows_of(
-    defined: Definition, *, effect: float = 0.0, spread: float = 0.1, seed: int = 1, energy: bool = True, carried: float = 0.0
+    defined: Definition, *, effect: float = 0.0, spread: float = 0.1, seed: int = 1, energy: bool = True,
+    carried: float = 0.0,
 ) -> list[BlockRow]:  # fmt: skip
     """All its blocks: `effect` and `carried` (after a block of the other arm) are logs of joules a workflow."""
     rng = np.random.default_rng(seed)

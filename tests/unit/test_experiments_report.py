@@ -25,7 +25,7 @@ pytest.importorskip("statsmodels", reason="tests/requirements-dev.lock does not 
 
 from bench.experiments.analyse import analyse, as_json
 from bench.experiments.answer import sentence
-from bench.experiments.report import page
+from bench.experiments.page import page
 
 
 def written(path: Path, defined: Definition, rows: list[BlockRow], *, last: bool = True) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -43,7 +44,7 @@ def test_each_pair_has_both_arms_and_seed_and_number_alone_decide(seed: int, pai
 def test_the_coin_is_fair_and_pairs_are_strangers() -> None:
     first = [Schedule(definition(seed=seed), 0.0).block(2 * pair).arm for seed in range(200) for pair in range(20)]
     assert 0.47 < sum(first) / len(first) < 0.53
-    same = sum(a == b for a, b in zip(first, first[1:], strict=False)) / (len(first) - 1)
+    same = sum(a == b for a, b in pairwise(first)) / (len(first) - 1)
     assert 0.47 < same < 0.53
 
 

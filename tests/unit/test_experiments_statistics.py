@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import product
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from bench.cli import main
 from bench.experiments import pairs, quantiles, randomise, ratio, sample_ratio, sequence
 from scheduler.experiments import METRICS, Definition, evidence, plan
 from scheduler.experiments.rows import BlockRow
@@ -84,7 +86,7 @@ def test_the_field_notes_figure() -> None:
 
 
 def test_paired_intervals_are_those_of_the_differences() -> None:
-    """With equal denominators and small effects, the delta method is the t interval of the differences over the mean."""
+    """With equal denominators and small effects, the delta method is the differences' t interval over the mean."""
     rng = np.random.default_rng(8)
     hour = rng.normal(100.0, 20.0, 30)
     up = np.stack([hour + rng.normal(0, 1, 30), hour + rng.normal(1.0, 1, 30)], axis=1)
@@ -234,3 +236,12 @@ def test_a_longer_plan_finds_less() -> None:
     for effect in (0.5, 0.1, 0.02):
         count = plan.pairs_needed(0.2, effect)
         assert plan.detectable_effect(0.2, count) <= effect
+
+
+@pytest.mark.parametrize("command", [["experiments"], ["experiment-report", "blocks.jsonl"]])
+def test_without_the_extra_the_way_out_is_said(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    assert main(command) == 2
+    assert "scipy is missing: pip install 'joulegate[bench]'" in capsys.readouterr().err
