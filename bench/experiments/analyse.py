@@ -14,6 +14,7 @@ from bench.experiments.randomise import quantile_test, ratio_test
 from bench.experiments.sample_ratio import of_blocks, of_coins
 from bench.experiments.sequence import confidence_sequence
 from scheduler.experiments.evidence import sharpest_scale
+from scheduler.experiments.experiment import Shadow
 from scheduler.experiments.marks import PLANNED, SAYS
 from scheduler.experiments.metrics import METRICS, Metric
 from scheduler.experiments.rows import COMPONENTS
@@ -72,6 +73,7 @@ class Analysis:
     excluded: dict[str, dict[str, int]]
     """Rows by mark and arm."""
     warnings: list[str]
+    shadow: Shadow
 
     @property
     def primary(self) -> Effect:
@@ -79,7 +81,9 @@ class Analysis:
         return self.effects[self.definition.metric]
 
 
-def analyse(definition: Definition, rows: Sequence[BlockRow], *, draws: int = 9999) -> Analysis:
+def analyse(
+    definition: Definition, rows: Sequence[BlockRow], shadow: Shadow | None = None, *, draws: int = 9999
+) -> Analysis:  # fmt: skip
     """Everything; ValueError never: what cannot be said is `unavailable`, with the reason."""
     ordered = sorted(rows, key=lambda row: (row.number, row.arm))
     effects = {name: effect_on(definition, ordered, metric, draws=draws) for name, metric in METRICS.items()}
@@ -97,7 +101,7 @@ def analyse(definition: Definition, rows: Sequence[BlockRow], *, draws: int = 99
     energy = {name: _component(definition, ordered, name, draws) for name in COMPONENTS}
     found = Analysis(
         definition, ordered, effects, _classes(definition, ordered), energy, sample, order, carried,
-        _excluded(ordered), [],
+        _excluded(ordered), [], shadow or Shadow(),
     )  # fmt: skip
     found.warnings = list(_warnings(found))
     return found
@@ -185,7 +189,7 @@ def _warnings(found: Analysis) -> list[str]:
         )
     if found.order is not None and found.order.p_value < SUSPICIOUS:
         said.append(f"The effect depends on which arm came first (p = {found.order.p_value:.2g}).")
-    if found.primary.pairs < 6:
+    if found.primary.pairs < 6 and definition.design != "shadow":
         said.append(
             f"{found.primary.pairs} pairs of blocks count: below 6 no order of the arms is rarer than 1 in 20, so no"
             " p-value can be below 5 %."
@@ -226,7 +230,8 @@ def as_json(found: Analysis) -> dict[str, Any]:
         "p95_by_class": {name: told(effect) for name, effect in found.by_class.items()},
         "joules_per_workflow_by_component": {name: told(effect) for name, effect in found.energy.items()},
         "sample_ratio": plain(found.sample), "order_effect": plain(found.order), "carry_over": plain(found.carried),
-        "excluded": found.excluded, "warnings": found.warnings, "blocks": len(found.rows),
+        "excluded": found.excluded, "shadow": found.shadow._asdict(), "warnings": found.warnings,
+        "blocks": len(found.rows),
     }  # fmt: skip
 
 

@@ -39,6 +39,15 @@ def sentence(found: Analysis) -> str:
     effect, definition = found.primary, found.definition
     control, treatment = map(str, definition.arms)
     what = WORDS[effect.metric.name]
+    if definition.design == "shadow":
+        shadow = found.shadow
+        if not shadow.decisions:
+            return f"Nothing can be said of {treatment}: no decision of {control} was compared with it."
+        said = f"{treatment} would have decided as {control} did in {100 * shadow.same / shadow.decisions:.1f} % of"
+        said += f" {shadow.decisions} decisions"
+        if shadow.predicted:
+            said += f", and used {shadow.joules / shadow.predicted:+.3g} J a decision by the energy model (modelled)"
+        return said + "; nothing was run by it."
     if effect.estimate is None or effect.p_value is None:
         return f"Nothing can be said of {what}: {effect.unavailable}."
     estimate = effect.estimate

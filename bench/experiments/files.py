@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.programs import BenchError
 from scheduler.experiments.definition import Definition, ExperimentError, definition_of
+from scheduler.experiments.experiment import Shadow
 from scheduler.experiments.rows import BlockRow, row_of
 from scheduler.experiments.saved import VERSION
 
@@ -26,7 +27,7 @@ class Recording(NamedTuple):
     rows: list[BlockRow]
     stopped_why: str | None
     ended: bool
-    shadow: tuple[int, int] = (0, 0)
+    shadow: Shadow = Shadow()
 
 
 def read(path: Path) -> Recording:
@@ -62,10 +63,9 @@ def read(path: Path) -> Recording:
         started_at = float(records[0]["started_at"])
     except (ExperimentError, KeyError, TypeError, ValueError) as error:
         raise BenchError(f"{path}:1: {error}") from None
-    shadow = last.get("shadow") or [0, 0]
     return Recording(
         definition, started_at, rows, last.get("stopped_why"), last.get("ended_at") is not None,
-        (int(shadow[0]), int(shadow[1])),
+        Shadow(*last.get("shadow", ())),
     )  # fmt: skip
 
 

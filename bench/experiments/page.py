@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     recording = files.read(args.blocks)
     out = args.out or args.blocks.parent
     out.mkdir(parents=True, exist_ok=True)
-    found = analyse(recording.definition, recording.rows)
+    found = analyse(recording.definition, recording.rows, recording.shadow)
     table = files.as_csv(found.rows, list(map(str, recording.definition.arms)))
     (out / "report.html").write_text(page(found, recording), encoding="utf-8")
     (out / "report.json").write_text(json.dumps(as_json(found), indent=1), encoding="utf-8")

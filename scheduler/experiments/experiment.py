@@ -37,6 +37,19 @@ class Assignment(NamedTuple):
     """It began in the measured part of a block of its arm."""
 
 
+class Shadow(NamedTuple):
+    """What the other policy would have done (`shadow`)."""
+
+    decisions: int = 0
+    """Of the control."""
+    same: int = 0
+    """The other policy would have decided the same."""
+    joules: float = 0.0
+    """How many more its decisions would have cost, summed over…"""
+    predicted: int = 0
+    """…so many decisions of which the energy model says it."""
+
+
 class Live:
     """A workflow under way."""
 
@@ -74,8 +87,7 @@ class Experiment:
         self.forgotten = self.late = 0
         self.counts = [[0, 0] for _ in self.guards]
         """Of the treatment in this block, by guardrail: bad, and of how many."""
-        self.shadow = [0, 0]
-        """Decisions of the control, and how many of them the shadow would have made too."""
+        self.shadow = Shadow()
         self._wall_offset: float | None = None
         self._verdicts: list[Verdict] = []
         self.now = started_at
@@ -211,10 +223,13 @@ class Experiment:
             self.mark("clock_jump", now)
         self._wall_offset = offset
 
-    def shadow_decision(self, same: bool) -> None:
-        """`shadow`: the control decided, and the other policy would have decided the same or not."""
-        self.shadow[0] += 1
-        self.shadow[1] += same
+    def shadow_decision(self, same: bool, predicted_joules: float | None = None) -> None:
+        """`shadow`: the control decided, and the other policy would have decided the same or not. `predicted_joules`:
+        how many more that would have cost by the energy model; None: it does not say."""
+        decisions, alike, joules, predicted = self.shadow
+        if predicted_joules is not None:
+            joules, predicted = joules + predicted_joules, predicted + 1
+        self.shadow = Shadow(decisions + 1, alike + same, joules, predicted)
 
     # --- time ---
 
@@ -340,6 +355,5 @@ class Experiment:
             "blocks_done": dict(zip(("control", "treatment"), self.closed_blocks, strict=True)),
             "marked": dict(self.marked), "workflows_running": len(self.live), "workflows_forgotten": self.forgotten,
             "guardrails": [verdict._asdict() for verdict in self._verdicts],
-            **({"shadow_decisions": self.shadow[0], "shadow_same": self.shadow[1]}
-               if definition.design == "shadow" else {}),
+            **({"shadow": self.shadow._asdict()} if definition.design == "shadow" else {}),
         }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scheduler.experiments.definition import ExperimentError, definition_of
-from scheduler.experiments.experiment import Experiment, Live
+from scheduler.experiments.experiment import Experiment, Live, Shadow
 from scheduler.experiments.rows import OpenRow
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _restore(experiment: Experiment, state: Mapping[str, Any]) -> None:
     experiment.closed_blocks = list(state["closed_blocks"])
     experiment.marked = dict(state["marked"])
     experiment.forgotten, experiment.late = int(state["forgotten"]), int(state["late"])
-    experiment.shadow = list(state["shadow"])
+    experiment.shadow = Shadow(*state["shadow"])
     if len(state["guards"]) != len(experiment.guards) or len(state["counts"]) != len(experiment.guards):
         raise ValueError("other guardrails than in its definition")
     experiment.counts = [list(count) for count in state["counts"]]

@@ -15,6 +15,7 @@ from bench.cli import main
 from bench.experiments import files
 from bench.experiments.pairs import differences, table_of
 from scheduler.experiments import METRICS, BlockRow, Definition, guardrail_of
+from scheduler.experiments.experiment import Shadow
 from scheduler.experiments.saved import head
 from tests.unit.experiment_rows import ARMS, definition, rows_of
 
@@ -31,7 +32,7 @@ from bench.experiments.page import page
 def written(path: Path, defined: Definition, rows: list[BlockRow], *, last: bool = True) -> Path:
     lines = [head(defined, 1.75e9), *(row.as_json() for row in rows)]
     if last:
-        lines.append({"ended_at": 1.0, "stopped_why": None, "shadow": [0, 0]})
+        lines.append({"ended_at": 1.0, "stopped_why": None, "shadow": [0, 0, 0.0, 0]})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
@@ -132,6 +133,18 @@ def test_all_can_be_computed_again_from_the_csv(tmp_path: Path) -> None:
     assert told["effects"]["joules_per_workflow"]["estimate"]["effect"] == pytest.approx(again)
     assert len(table) == defined.blocks
     assert told["definition"]["seed"] == defined.seed
+
+
+def test_a_shadow_says_how_often_it_agrees() -> None:
+    defined = definition(design="shadow")
+    rows = [row._replace(arm=0) for row in rows_of(defined)]
+    found = analyse(defined, rows, Shadow(1000, 930, -250.0, 500))
+    assert sentence(found) == (
+        "fifo (max_in_flight=4) would have decided as passthrough did in 93.0 % of 1000 decisions, and used -0.5 J a"
+        " decision by the energy model (modelled); nothing was run by it."
+    )
+    assert found.warnings == []
+    assert page(found, files.Recording(defined, 0.0, rows, None, True))
 
 
 class Page(HTMLParser):

@@ -208,9 +208,10 @@ def test_interleaved_and_shadow() -> None:
     assert len({row.arm for row in mixed.tick(at + 120.0) if row.number == 0}) == 2
     shadow = Experiment(definition(design="shadow"), START)
     assert {shadow.arm_at(START + 10.0 * number) for number in range(300)} == {CONTROL}
-    shadow.shadow_decision(True)
+    shadow.shadow_decision(True, -3.0)
     shadow.shadow_decision(False)
-    assert (shadow.status(START)["shadow_decisions"], shadow.status(START)["shadow_same"]) == (2, 1)
+    assert shadow.status(START)["shadow"] == {"decisions": 2, "same": 1, "joules": -3.0, "predicted": 1}
+    assert resume(json.loads(json.dumps(saved(shadow, START))), START).shadow == shadow.shadow
 
 
 GUARDED = {"guardrails": (guardrail_of("p95_workflow_seconds:+5%"), guardrail_of("errors:+2pp")), "pairs": 20}
