@@ -6,6 +6,7 @@ composed of them (`compose.py`). Guardrail stops and the coin per request are wh
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.experiments.extra import with_extra
@@ -24,6 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibration", default="h200-llama-3.1-8b", metavar="NAME")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--stops", type=int, default=40, help="runs with a harmful treatment (default: 40)")
+    parser.add_argument("--example", type=Path, metavar="FOLDER", help="instead: one experiment, its blocks and report")
     parser.add_argument("--fresh", action="store_true", help="play the blocks anew, though they are kept from before")
 
 

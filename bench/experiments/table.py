@@ -9,6 +9,7 @@ import numpy as np
 
 from bench.experiments import simulated
 from bench.experiments.compose import Composer
+from bench.experiments.example import example
 from bench.experiments.library import build
 from bench.experiments.live import LiveRun, knows_late
 from bench.experiments.naive import Coin, compare
@@ -64,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     if arms[0].same_as(arms[1]):
         raise BenchError("--treatment must not be the control, passthrough")
     shape = Shape(args.calibration)
+    if args.example is not None:
+        return example(args.example, shape, arms, args.seed)
     name = f"{args.calibration}-{args.treatment}-{args.max_in_flight}-{args.items}-{args.seed}.json"
     path = default_work_dir() / "experiments" / name
     if args.fresh:

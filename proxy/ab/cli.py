@@ -83,7 +83,7 @@ def _plan(options: argparse.Namespace) -> int:
     if found:
         return _refused(found)
     print(_said(defined, made))
-    for warning in made.warnings:
+    for warning in (*made.warnings, *_slow_guardrails(defined, made)):
         print(f"warning: {warning}", file=sys.stderr)
     if options.effect is not None and made.detectable > options.effect:
         return 1
@@ -142,6 +142,17 @@ def _definition(options: argparse.Namespace, made: Plan) -> Definition:
         washout_seconds=made.washout_seconds, pairs=made.pairs, seed=options.seed, guardrails=tuple(guardrails),
         spread=min(max(made.spread, 1e-4), 10.0), aa=len(arms) == 2 and arms[0].same_as(arms[1]),
     )  # fmt: skip
+
+
+def _slow_guardrails(defined: Definition, made: Plan) -> list[str]:
+    from scheduler.experiments.guardrails import workflows_to_notice
+
+    needed = workflows_to_notice(defined)
+    whole = made.workflows_per_block * made.block_seconds / (made.block_seconds - made.washout_seconds)
+    if not defined.guardrails or whole >= needed:
+        return []
+    text = f"{whole:.0f} workflows in a block: a guardrail needs about {needed} to see a p95 that doubles within one"
+    return [text]
 
 
 def _said(defined: Definition, made: Plan) -> str:

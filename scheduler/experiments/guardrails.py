@@ -54,6 +54,22 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, ceil(share * len(ordered)) - 1)]
 
 
+def workflows_to_notice(definition: Definition, share: float = 0.3) -> int:
+    """How many workflows of a treatment block it takes until a p95 guardrail stops it, where this share of them is over
+    the limit (a p95 that doubled puts 20 to 40 % there), as long as control blocks vary as is supposed at first."""
+    needed = ALIKE_AT_FIRST * evidence_needed(definition)
+    for known in range(10, 100_000, 10):
+        allowed = 0.05 + sqrt(0.05 * 0.95 / known)
+        if log_evidence_of_share(round(share * known), known, allowed) >= needed:
+            return max(known, definition.guardrail_workflows)
+    return 100_000
+
+
+def evidence_needed(definition: Definition) -> float:
+    """Within a block: half the error is for all blocks together, half for the pairs."""
+    return log(2.0 * (definition.pairs + len(definition.ramp_up)) / definition.guardrail_error)
+
+
 class Guard:
     """One guardrail's memory."""
 
@@ -92,9 +108,7 @@ class Guard:
                 likely = (bad + 1) / (known + 1)
                 self.share_allowed = self.guardrail.allowed(likely + sqrt(likely * (1 - likely) / known))
                 self.allowed = self.guardrail.allowed(self.control)
-        block = self._definition.pairs + len(self._definition.ramp_up)
-        self.needed = log(2.0 * block / self._definition.guardrail_error)
-        """Half the error is for all blocks together, half for the pairs."""
+        self.needed = evidence_needed(self._definition)
 
     @property
     def alike(self) -> float:

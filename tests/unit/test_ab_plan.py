@@ -90,6 +90,14 @@ def test_bad_input_is_refused(options: list[str], told: str, capsys: pytest.Capt
     assert told in capsys.readouterr().err
 
 
+def test_blocks_too_small_for_a_guardrail_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    guarded = [*ARMS, "--guardrail", "p95_workflow_seconds:+5%", "--p95-seconds", "30"]
+    assert main([*guarded, "--rate", "0.5"]) == 0
+    assert "60 workflows in a block: a guardrail needs about" in capsys.readouterr().err
+    assert main([*guarded, "--rate", "5"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_arms_as_text() -> None:
     assert arm_of("fifo:max_in_flight=4:caps=actuate") == Arm("fifo", {"max_in_flight": 4}, "actuate")
     for text in ("", "fifo:caps=hot", "fifo:max_in_flight=", ":a=1"):

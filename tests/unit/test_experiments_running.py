@@ -23,6 +23,7 @@ from scheduler.experiments import (
     resume,
     saved,
 )
+from scheduler.experiments.guardrails import Guard, workflows_to_notice
 from scheduler.experiments.marks import pairs_of
 from scheduler.experiments.metrics import METRICS
 from scheduler.experiments.rows import row_of
@@ -249,6 +250,18 @@ def test_a_treatment_that_answers_nobody_is_found_out_without_answers() -> None:
         now += 1.0
         experiment.tick(now)
     assert experiment.state == "stopped"
+
+
+def test_how_many_workflows_a_guardrail_needs_is_about_right() -> None:
+    defined = definition(**GUARDED)
+    needed = workflows_to_notice(defined)
+    guard = Guard(defined.guardrails[0], defined)
+    times = tuple(float(number % 100) for number in range(needed))
+    guard.learn(BlockRow(-1, -1, 0, 0.0, 0.0, 1.0, needed, needed, 0, 1.0, 0, 0, 0, needed, 0, 0, 0, None, None, None,
+                         "unavailable", {"chat": times}, ("lead_in",)))  # fmt: skip
+    assert guard.judge(round(0.3 * needed), needed).stop
+    assert not guard.judge(round(0.15 * needed), needed // 2).stop
+    assert not guard.judge(round(0.06 * needed), needed).stop
 
 
 def test_equal_arms_are_left_alone() -> None:
