@@ -120,6 +120,9 @@ def effect_on(
     if metric.energy and definition.design == "interleaved":
         found.unavailable = "both arms shared the engine's steps, so its joules cannot be told apart"
         return found
+    if metric.name == "deadline_misses" and len(table) and not table.denominator.any():
+        found.unavailable = "no workflow had a deadline"
+        return found
     try:
         if metric.kind == "quantile":
             found.estimate = quantiles.bootstrapped(table, definition.seed)

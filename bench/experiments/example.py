@@ -28,8 +28,8 @@ WAVE_SECONDS = 7200.0
 def example(folder: Path, shape: Shape, arms: tuple[Arm, Arm], seed: int) -> int:
     """Some hours of traffic that comes and goes; blocks.jsonl as a gateway writes it, and the report beside it."""
     definition = Definition(
-        "example", arms, block_seconds=shape.block_seconds, washout_seconds=shape.washout_seconds, pairs=PAIRS, seed=seed,
-        ramp_up=(0.25,), guardrails=(guardrail_of("p95_workflow_seconds:+50%"), guardrail_of("errors:+1pp")),
+        "example", arms, block_seconds=shape.block_seconds, washout_seconds=shape.washout_seconds, pairs=PAIRS,
+        seed=seed, ramp_up=(0.25,), guardrails=(guardrail_of("p95_workflow_seconds:+50%"), guardrail_of("errors:+1pp")),
     )  # fmt: skip
 
     def rate(now: float) -> float:
