@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from backends.twin import calibration as calibrations
+from backends.twin.calibration import CalibrationError
 from bench.experiments import simulated
 from bench.experiments.compose import Composer
 from bench.experiments.example import example
@@ -64,6 +66,10 @@ def run(args: argparse.Namespace) -> int:
     arms = (Arm("passthrough"), Arm(args.treatment, options))
     if arms[0].same_as(arms[1]):
         raise BenchError("--treatment must not be the control, passthrough")
+    try:
+        calibrations.load(args.calibration)
+    except CalibrationError as error:
+        raise BenchError(f"--calibration: {error}") from None
     shape = Shape(args.calibration)
     if args.example is not None:
         return example(args.example, shape, arms, args.seed)

@@ -336,6 +336,27 @@ class Experiment:
                     self.counts[place][0] += 1
                     self.counts[place][1] += 1
 
+    def validate(self) -> None:
+        """Check every invariant. AssertionError names the one that does not hold."""
+        running: dict[tuple[int, int], int] = {}
+        assert len(self.live) <= LIVE_MAX
+        for workflow_id, live in self.live.items():
+            assert live.block <= self.opened, f"{workflow_id} is of a block that was never opened"
+            if live.counted:
+                place = live.block, live.arm
+                assert place in self.rows, f"{workflow_id} counts in a row that is closed"
+                running[place] = running.get(place, 0) + 1
+        for place, row in self.rows.items():
+            assert place == (row.block.number, row.arm)
+            assert row.block.number <= self.opened
+            assert row.timed + running.get(place, 0) <= row.began, f"row {place} has more workflows than began"
+            assert row.failed <= row.timed
+            assert row.missed <= row.with_deadline <= row.timed
+        for bad, known in self.counts:
+            assert 0 <= bad <= known
+        if self.ended_at is not None:
+            assert not self.rows, "it is over, and a row is open"
+
     def status(self, now: float) -> dict[str, Any]:
         """For people and their programs."""
         definition = self.definition

@@ -39,7 +39,7 @@ def written(path: Path, defined: Definition, rows: list[BlockRow], *, last: bool
 
 def test_an_effect_is_found_and_said_in_one_sentence() -> None:
     defined = definition(pairs=40)
-    found = analyse(defined, rows_of(defined, effect=-0.15))
+    found = analyse(defined, rows_of(defined, effect=-0.15), draws=499)
     estimate = found.primary.estimate
     assert estimate is not None
     assert estimate.low < np.expm1(-0.15) < estimate.high < 0
@@ -58,14 +58,14 @@ def test_an_effect_is_found_and_said_in_one_sentence() -> None:
 
 def test_no_effect_is_not_called_one() -> None:
     defined = definition()
-    assert sentence(analyse(defined, rows_of(defined))).startswith("No difference was found between fifo")
+    assert sentence(analyse(defined, rows_of(defined), draws=499)).startswith("No difference was found between fifo")
     same = definition(arms=(ARMS[0], ARMS[0]), aa=True)
-    assert sentence(analyse(same, rows_of(same))).startswith("A/A: both arms are passthrough")
+    assert sentence(analyse(same, rows_of(same), draws=499)).startswith("A/A: both arms are passthrough")
 
 
 def test_without_energy_there_is_latency_and_the_reason() -> None:
     defined = definition()
-    found = analyse(defined, rows_of(defined, energy=False, effect=0.3))
+    found = analyse(defined, rows_of(defined, energy=False, effect=0.3), draws=499)
     assert sentence(found) == "Nothing can be said of joules a workflow: no pair of blocks has its joules known."
     told = as_json(found)
     assert told["effects"]["joules_per_workflow"]["estimate"] is None
@@ -82,7 +82,7 @@ def test_load_as_a_covariate_takes_its_noise_away() -> None:
         load = float(np.exp(0.3 * rng.normal()))
         joules = (row.gpu_joules or 0.0) * load**-0.5
         rows.append(row._replace(offered_tokens=round(row.offered_tokens * load), gpu_joules=joules))
-    primary = analyse(defined, rows).primary
+    primary = analyse(defined, rows, draws=499).primary
     assert primary.estimate is not None
     assert primary.adjusted is not None
     assert primary.adjusted.error < 0.3 * primary.estimate.error
@@ -91,11 +91,11 @@ def test_load_as_a_covariate_takes_its_noise_away() -> None:
 
 def test_carry_over_is_seen_and_warned_of() -> None:
     defined = definition(pairs=60)
-    found = analyse(defined, rows_of(defined, spread=0.03, carried=0.08))
+    found = analyse(defined, rows_of(defined, spread=0.03, carried=0.08), draws=499)
     assert found.carried is not None
     assert found.carried.low < 0.08 < found.carried.high
     assert any("carries over" in text for text in found.warnings)
-    quiet = analyse(defined, rows_of(defined, spread=0.03))
+    quiet = analyse(defined, rows_of(defined, spread=0.03), draws=499)
     assert quiet.carried is not None
     assert quiet.carried.low < 0.0 < quiet.carried.high
 
@@ -104,7 +104,7 @@ def test_unequal_traffic_and_one_sided_losses_are_warned_of() -> None:
     defined = definition(pairs=40)
     rows = [row._replace(began=row.began // 2 if row.arm else row.began) for row in rows_of(defined)]
     rows = [row._replace(marks=("engine_lost",)) if row.arm and row.pair < 7 else row for row in rows]
-    found = analyse(defined, rows)
+    found = analyse(defined, rows, draws=499)
     assert found.primary.pairs == 33
     assert any("did not get equal traffic" in text for text in found.warnings)
     assert any("may be its doing" in text for text in found.warnings)
@@ -112,10 +112,10 @@ def test_unequal_traffic_and_one_sided_losses_are_warned_of() -> None:
 
 def test_too_few_pairs_say_so() -> None:
     defined = definition()
-    found = analyse(defined, rows_of(defined)[:2])
+    found = analyse(defined, rows_of(defined)[:2], draws=499)
     assert sentence(found).startswith("Nothing can be said of joules a workflow: 1 pairs of blocks")
     assert any("below 6" in text for text in found.warnings)
-    assert analyse(defined, []).primary.estimate is None
+    assert analyse(defined, [], draws=499).primary.estimate is None
     assert page(analyse(defined, []), files.Recording(defined, 0.0, [], None, False))
 
 
@@ -177,7 +177,7 @@ def test_the_page_is_whole_and_fetches_nothing() -> None:
     defined = definition(arms=arms, guardrails=(guardrail_of("p95_workflow_seconds:+5%"), guardrail_of("errors:+1pp")))
     rows = rows_of(defined, effect=0.1)
     rows[4] = rows[4]._replace(marks=("engine_lost",))
-    found = analyse(defined, rows)
+    found = analyse(defined, rows, draws=499)
     html = page(found, files.Recording(defined, 1.75e9, rows, "p95: too slow", True))
     read = Page()
     read.feed(html)
@@ -216,3 +216,32 @@ def test_split_and_swap_adds_both_blocks_of_an_arm_up() -> None:
     table = table_of(rows, METRICS["joules_per_workflow"])
     assert len(table) == defined.pairs
     assert np.abs(differences(table)).max() < 0.1, "a card that draws half as much again is in both arms"
+
+
+def test_the_example_is_played_and_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bench.experiments.example.PAIRS", 6)
+    assert main(["experiments", "--example", str(tmp_path / "new")]) == 0
+    assert "joules a workflow" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {
+        "blocks.jsonl", "blocks.csv", "report.html", "report.json",
+    }  # fmt: skip
+    assert files.read(tmp_path / "new" / "blocks.jsonl").ended
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--experiments", "10"], "--experiments must be at least 50"),
+        (["--items", "1"], "--items must be at least 5"),
+        (["--max-in-flight", "0"], "--max-in-flight must be at least 1"),
+        (["--treatment", "passthrough"], "--treatment must not be the control"),
+        (["--calibration", "none-such"], "--calibration: "),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(
+    options: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["experiments", *options]) == 2
+    assert told in capsys.readouterr().err
