@@ -6,6 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from bench.experiments.stage import Shape, Stage
+from scheduler.events import PolicyChanged
+from scheduler.experiments.definition import CONTROL
 from scheduler.experiments.experiment import Experiment
 from scheduler.policies import POLICIES
 from scheduler.policies.base import Choice, Policy, with_room
@@ -70,6 +72,8 @@ class LiveRun:
             experiment.add_energy(now, now + TICK_SECONDS, total - joules, None, None, "simulated")
             joules, now = total, now + TICK_SECONDS
             self.rows += experiment.tick(now)
+        control = experiment.definition.arms[CONTROL]
+        stage.world.tell(PolicyChanged(control.policy, tuple(control.options.items())))
         return self
 
     # --- what the stage asks ---

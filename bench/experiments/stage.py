@@ -81,6 +81,7 @@ class Stage:
         self._by_call = by_call
         policies = tuple(make_policy(arm.policy, dict(arm.options)) for arm in arms)
         self.scheduler.policy = ArmPolicies(policies, self._arm_of, host.first)
+        self.scheduler.policy.begin(self.scheduler.view, 0.0)
         self.world = World(self, {"twin": self.engine})
         self.player = Player(self.world)
         self._heard = 0

@@ -61,7 +61,7 @@ def test_a_harmful_treatment_is_stopped_and_all_calls_go_on() -> None:
 
 @pytest.fixture(scope="module")
 def composer() -> Composer:
-    return Composer(build(SHAPE, (ARMS[0], Arm("fifo", {"max_in_flight": 4})), (0.8, 1.2, 1.6), 10, 1))
+    return Composer(build(SHAPE, (ARMS[0], Arm("fifo", {"max_in_flight": 4})), (0.8, 1.6), 8, 1))
 
 
 def test_the_library_knows_what_both_arms_do_to_the_same_arrivals(
