@@ -80,7 +80,8 @@ class Guard:
         self._blocks: deque[tuple[tuple[float, ...], int, int]] = deque(maxlen=REFERENCE_BLOCKS)
         """Of recent control blocks: times; bad and of how many."""
         self._varied: deque[float] = deque(maxlen=SPREAD_BLOCKS)
-        self._waiting: dict[int, dict[int, float]] = {}
+        self._waiting: dict[int, dict[int, list[float]]] = {}
+        """Values of pairs that are not whole yet, by arm."""
         self.sum = self.squares = 0.0
         """Of (difference - allowed difference) over the pairs."""
         self.pairs = 0
@@ -165,9 +166,10 @@ class Guard:
             value = self._value(row)
             pair = self._waiting.setdefault(row.pair, {})
             if value is not None and whole:
-                pair[row.arm] = value
-            if len(pair) == 2:
-                self._add_pair(pair)
+                pair.setdefault(row.arm, []).append(value)
+            rows_of_arm = 2 if self._definition.design in ("split_and_swap", "interleaved") else 1
+            if [len(values) for values in pair.values()] == [rows_of_arm] * 2:
+                self._add_pair(*(sum(pair[arm]) / rows_of_arm for arm in (CONTROL, TREATMENT)))
                 del self._waiting[row.pair]
             for old in [number for number in self._waiting if number < row.pair - 1]:
                 del self._waiting[old]
@@ -188,8 +190,7 @@ class Guard:
         known, bad = self._counts(row)
         return bad / known if known else None
 
-    def _add_pair(self, pair: Mapping[int, float]) -> None:
-        control, treatment = pair[CONTROL], pair[TREATMENT]
+    def _add_pair(self, control: float, treatment: float) -> None:
         if self.is_time:
             if min(control, treatment) <= 0:
                 return
@@ -206,7 +207,7 @@ class Guard:
         """For a file."""
         return {
             "blocks": [[list(times), bad, known] for times, bad, known in self._blocks], "varied": list(self._varied),
-            "waiting": {str(pair): {str(arm): value for arm, value in values.items()}
+            "waiting": {str(pair): {str(arm): list(several) for arm, several in values.items()}
                         for pair, values in self._waiting.items()},
             "sum": self.sum, "squares": self.squares, "pairs": self.pairs,
         }  # fmt: skip
@@ -216,7 +217,8 @@ class Guard:
         self._blocks.extend((tuple(times), bad, known) for times, bad, known in state["blocks"])
         self._varied.extend(state["varied"])
         self._waiting = {
-            int(pair): {int(arm): value for arm, value in values.items()} for pair, values in state["waiting"].items()
+            int(pair): {int(arm): list(several) for arm, several in values.items()}
+            for pair, values in state["waiting"].items()
         }
         self.sum, self.squares, self.pairs = state["sum"], state["squares"], state["pairs"]
         self._set_reference()

@@ -37,11 +37,11 @@ def saved(experiment: Experiment, now: float) -> dict[str, Any]:
         "ended_at": experiment.ended_at,
         "stopped_why": experiment.stopped_why,
         "opened": experiment.opened,
-        "closed_blocks": experiment.closed_blocks,
-        "marked": experiment.marked,
+        "closed_blocks": list(experiment.closed_blocks),
+        "marked": dict(experiment.marked),
         "forgotten": experiment.forgotten,
         "late": experiment.late,
-        "counts": experiment.counts,
+        "counts": [list(count) for count in experiment.counts],
         "shadow": experiment.shadow,
         "live": [
             [workflow_id, live.arm, live.block, live.began_at, live.counted, live.judged]

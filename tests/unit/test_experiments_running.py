@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from itertools import pairwise
 
@@ -262,6 +263,20 @@ def test_how_many_workflows_a_guardrail_needs_is_about_right() -> None:
     assert guard.judge(round(0.3 * needed), needed).stop
     assert not guard.judge(round(0.15 * needed), needed // 2).stop
     assert not guard.judge(round(0.06 * needed), needed).stop
+
+
+def test_cards_that_differ_cancel_in_split_and_swap() -> None:
+    defined = definition(**{**GUARDED, "design": "split_and_swap", "engines": ("a", "b")})
+    guard = Guard(defined.guardrails[0], defined)
+    for pair in range(4):
+        for place in (0, 1):
+            for arm in (CONTROL, TREATMENT):
+                slow = 2.0 if arm == place else 1.0
+                times = tuple(slow * (1 + number / 100) for number in range(60))
+                guard.learn(BlockRow(2 * pair + place, pair, arm, 0.0, 0.0, 1.0, 60, 60, 0, 1.0, 0, 0, 0, 60, 0, 0, 0, None,
+                                     None, None, "unavailable", {"chat": times}))  # fmt: skip
+        assert guard.pairs == pair + 1
+    assert guard.sum == pytest.approx(-4 * math.log(1.05))
 
 
 def test_equal_arms_are_left_alone() -> None:
