@@ -272,9 +272,10 @@ def test_cards_that_differ_cancel_in_split_and_swap() -> None:
         for place in (0, 1):
             for arm in (CONTROL, TREATMENT):
                 slow = 2.0 if arm == place else 1.0
-                times = tuple(slow * (1 + number / 100) for number in range(60))
-                guard.learn(BlockRow(2 * pair + place, pair, arm, 0.0, 0.0, 1.0, 60, 60, 0, 1.0, 0, 0, 0, 60, 0, 0, 0, None,
-                                     None, None, "unavailable", {"chat": times}))  # fmt: skip
+                times = tuple(slow * (1 + each / 100) for each in range(60))
+                number = 2 * pair + place
+                guard.learn(BlockRow(number, pair, arm, 0.0, 0.0, 1.0, 60, 60, 0, 1.0, 0, 0, 0, 60, 0, 0, 0, None, None,
+                                     None, "unavailable", {"chat": times}))  # fmt: skip
         assert guard.pairs == pair + 1
     assert guard.sum == pytest.approx(-4 * math.log(1.05))
 
