@@ -18,7 +18,7 @@ from scheduler.experiments.schedule import Block
 if TYPE_CHECKING:
     from pathlib import Path
 
-VERSION = 1
+VERSION = 2
 HISTORY_SECONDS = 40.0
 """Under the arm before, ahead of the block: several times what a workflow takes."""
 

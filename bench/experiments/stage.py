@@ -6,11 +6,14 @@ import random
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from backends.twin import calibration as calibrations
+from backends.twin.cost import CostModel
 from backends.twin.engine import TwinEngine
+from backends.twin.prior import prior_of
 from backends.twin.virtual import World
+from bench.energy.caps_play import isolated_seconds
 from bench.twin.play import Player
 from scheduler.core import Scheduler, SchedulerConfig
-from scheduler.events import CallArrived, EngineSpec
+from scheduler.events import CallArrived, EnergyPrior, EngineSpec
 from scheduler.experiments.arms import ArmPolicies
 from scheduler.experiments.rows import WorkflowOutcome
 from scheduler.policies import make_policy
@@ -44,6 +47,10 @@ def mixed(rng: random.Random, prefix: str) -> Iterator[WorkflowShape]:
             yield copilot(name, rng)
         else:
             yield map_reduce(name, rng, chunks=(4, 10), chunk_tokens=(256, 1024))
+
+
+STRETCH = 3.0
+"""Each workflow's deadline, in units of its time alone on the engine."""
 
 
 class Host(Protocol):
@@ -80,6 +87,10 @@ class Stage:
         self._known: set[str] = set()
         self._by_call = by_call
         policies = tuple(make_policy(arm.policy, dict(arm.options)) for arm in arms)
+        self.costs = CostModel(self.engine.calibration)
+        self._isolated: dict[str, float] = {}
+        if any(policy.uses_workflows for policy in policies):
+            self.scheduler.handle(EnergyPrior("twin", prior_of(self.engine.calibration), simulated=True), 0.0)
         self.scheduler.policy = ArmPolicies(policies, self._arm_of, host.first)
         self.scheduler.policy.begin(self.scheduler.view, 0.0)
         self.world = World(self, {"twin": self.engine})
@@ -93,6 +104,8 @@ class Stage:
             if key not in self._known:
                 self._known.add(key)
                 self._host.assign(key, now)
+            if not event.after:
+                event = event._replace(deadline_ms=1000.0 * STRETCH * self._isolated[event.workflow_id])
         actions = self.scheduler.handle(event, now)
         played = self.player.played
         if self._heard < len(played):
@@ -104,7 +117,8 @@ class Stage:
 
     def _hear(self, now: float) -> None:
         for each in self.player.played[self._heard :]:
-            self._host.ended(outcome_of(each), now)
+            deadline = STRETCH * self._isolated.pop(each.workflow.id)
+            self._host.ended(outcome_of(each, deadline), now)
         self._heard = len(self.player.played)
 
     def traffic(self, seed: str, rates: Callable[[float], float], highest: float, until: float) -> None:
@@ -118,6 +132,7 @@ class Stage:
                 return
             workflow = next(workflows)
             if rng.random() * highest < rates(time.now):
+                self._isolated[workflow.id] = isolated_seconds(workflow, self.costs)
                 self.player.start(workflow)
             time.at(time.now + rng.expovariate(highest), next_one)
 
@@ -133,10 +148,11 @@ class Stage:
         return self.engine.meter.joules_at(self.world.time.now)
 
 
-def outcome_of(played: Played) -> WorkflowOutcome:
+def outcome_of(played: Played, deadline_seconds: float) -> WorkflowOutcome:
     """Of a workflow that is done, as the gateway will say it."""
     calls = played.workflow.calls
     return WorkflowOutcome(
-        played.workflow.id, played.seconds, played.finished_at, played.workflow.kind, played.refused > 0, None,
+        played.workflow.id, played.seconds, played.finished_at, played.workflow.kind, played.refused > 0,
+        played.seconds > deadline_seconds,
         sum(call.prompt_tokens for call in calls), sum(call.output_tokens for call in calls),
     )  # fmt: skip
