@@ -179,11 +179,12 @@ def _guardrails(found: Analysis) -> str:
         if estimate is None:
             rows.append([str(guardrail), "unavailable", effect.unavailable])
             continue
-        worst = estimate.high  # of a share: a difference, to be held against the control's where the limit is
-        if guardrail.relative and effect.metric.is_share and worst > 0:
-            worst = worst / estimate.control if estimate.control else float("inf")
-        kept = "kept" if worst <= guardrail.limit else "not shown to be kept"
-        rows.append([str(guardrail), kept, f"the interval's upper end is {100 * worst:+.1f} %"])
+        best, worst = estimate.low, estimate.high
+        if guardrail.relative and effect.metric.is_share:  # a difference, to be held against the control's share
+            share = estimate.control or 1e-9
+            best, worst = best / share, worst / share
+        kept = "kept" if worst <= guardrail.limit else "broken" if best > guardrail.limit else "not shown to be kept"
+        rows.append([str(guardrail), kept, f"95 % interval: {100 * best:+.1f} to {100 * worst:+.1f} %"])
     return _table(("guardrail", "", "why"), rows)
 
 
