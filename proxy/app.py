@@ -21,6 +21,7 @@ from proxy.engines import Engine, EngineWatch
 from proxy.gateway import Gateway
 from proxy.metrics import GaugeSnapshot, Metrics
 from proxy.own.api import OwnApi
+from proxy.policies import PolicyDesk, PolicyMetrics
 from proxy.scheduler_config import joule_quotas, quotas, scheduler_config
 from proxy.workflow_metrics import WorkflowMetrics
 from scheduler.core import Scheduler
@@ -29,7 +30,6 @@ from scheduler.events import (
     EnginesChanged,
     JouleQuotasChanged,
     LimitsChanged,
-    PolicyChanged,
     QuotasChanged,
     Tick,
 )
@@ -92,7 +92,9 @@ class App:
         self.gateway.configure_watch(config.workflows)
         self.energy = EnergyShell(self.gateway, config)
         self.own = OwnApi(self.gateway, config)
+        self.policies = PolicyDesk(self.gateway, config.workflows)
         self.metrics.registry.register(WorkflowMetrics(self.gateway, self.own))
+        self.metrics.registry.register(PolicyMetrics(self.gateway))
         for engine in config.engines:
             self._add_engine(engine)
         if config.state_dir is not None and (restored := budgets.load(config.state_dir)) is not None:
@@ -115,6 +117,7 @@ class App:
             ready=self.ready,
             metrics=self.metrics,
             energy=self.energy,
+            policies=self.policies,
         )
         await self.energy.capping.start()
         await self.own.start()
@@ -272,9 +275,8 @@ class App:
         if config.health != old.health:
             gateway.tell(BreakersChanged(config.health.failures_to_open, config.health.open_seconds))
         self._change_engines(old, config)
-        if config.policy != old.policy:
-            gateway.tell(PolicyChanged(config.policy.name, tuple(sorted(config.policy.options.items()))))
-            gateway.configure_watch(config.workflows)
+        gateway.scheduler.decisions.resize(limits.decisions)
+        self.policies.reload(config.policy.name, config.policy.options)
         self.log.event("reloaded", needs_restart=kept)
 
     def _change_engines(self, old: Config, config: Config) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.ab.cli import add_commands as add_ab_commands
 from proxy.cli_power import add_commands as add_power_commands
+from proxy.explain import add_command as add_explain_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         "--scheduling-policy", choices=("fcfs", "priority"), default="priority", help="(default: priority)"
     )
     twin.set_defaults(run=_twin)
+    add_explain_command(commands)
     add_power_commands(commands)
     add_ab_commands(commands)
     return parser
@@ -266,8 +268,10 @@ def _hash_key(options: argparse.Namespace) -> int:
 
 
 def _replay(options: argparse.Namespace) -> int:
+    from proxy.policies import load_plugins
     from scheduler.eventlog import LogCut, LogFault, replay
 
+    load_plugins()
     events = different = 0
     try:
         with options.file.open(encoding="utf-8", errors="replace") as file:

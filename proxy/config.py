@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
@@ -17,7 +16,7 @@ from proxy.energy.config import EnergyConfig
 from proxy.parrot.config import ParrotConfig
 from proxy.power_config import PowerConfig
 from proxy.workflows.config import WorkflowsConfig
-from scheduler.policies import POLICIES
+from scheduler.policies import POLICIES, option_problems, unknown_policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,14 +115,12 @@ class PolicyConfig(Table):
     @classmethod
     def _known(cls, value: str) -> str:
         if value not in POLICIES:
-            near = get_close_matches(value, POLICIES, n=1)
-            hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(POLICIES)}"
-            raise ValueError(f"unknown policy {value!r}; {hint}")
+            raise ValueError(unknown_policy(value))
         return value
 
     @model_validator(mode="after")
     def _options(self) -> PolicyConfig:
-        if problems := POLICIES[self.name].options_errors(self.options):
+        if problems := option_problems(self.name, self.options):
             raise Problems([((option,), message) for option, message in problems])
         return self
 
@@ -151,6 +148,8 @@ class LimitsConfig(Table):
     """waiting on one connection for the answer before theirs; over it 429 `pipeline_full`"""
     workflows: Count = 10_000
     """kept apart in the ledger; the one used longest ago is closed"""
+    decisions: Count = 4_096
+    """calls that are over whose decisions are remembered, for /admin/decisions"""
     response_roots: Count = 10_000
     """responses and sub-agents' sessions whose workflow is remembered; the one used longest ago is forgotten"""
     inner_answer_bytes: Count = 16_777_216

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 from proxy.config import Config, Place, Problems, is_sendable
 from proxy.config_lines import Lines
+from proxy.policies import load_plugins
 from scheduler.policies import POLICIES
+from scheduler.policies.options import completed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +31,7 @@ class ConfigError(Exception):
 
 def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any]) -> Config:
     """The configuration; `overrides` come from the command line and win. Raises ConfigError with all problems."""
+    load_plugins()
     lines, data = _read(path)
     where = _Where(path, lines)
     problems = _take_environment(data, environ, where)
@@ -270,6 +273,16 @@ def diff(old: Config, new: Config) -> list[str]:
     return changed
 
 
+def _policy_in_words(config: Config) -> str:
+    """Its name, and all its options as they are in force."""
+    name, given = config.policy.name, config.policy.options
+    values = completed(POLICIES[name].options, given)
+    shown = [
+        f"{option} = {str(value).lower() if isinstance(value, bool) else value}" for option, value in values.items()
+    ]
+    return f"{name} ({', '.join(shown)})" if shown else name
+
+
 def check_config(path: Path, environ: Mapping[str, str]) -> int:
     """`joulegate check-config`: 0 and a summary, or 2 and the problems. Asks nobody on the network."""
     try:
@@ -281,7 +294,7 @@ def check_config(path: Path, environ: Mapping[str, str]) -> int:
     sys.stdout.write(
         f"{path}: OK\n"
         f"listens on {listen.host}:{listen.port}, control plane on {listen.control_host}:{listen.control_port}\n"
-        f"policy {config.policy.name}, {len(config.keys)} keys\n"
+        f"policy {_policy_in_words(config)}, {len(config.keys)} keys\n"
         + "".join(f"engine {engine.name}: {engine.url}\n" for engine in config.engines)
     )
     return 0

@@ -14,6 +14,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from proxy.control_policy import add_pages
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from proxy.energy.capping import Capping
     from proxy.energy.shell import EnergyShell
     from proxy.metrics import Metrics
+    from proxy.policies import PolicyDesk
 
 BODY_BYTES_MAX = 65_536
 KEEP_ALIVE_SECONDS = 75.0
@@ -77,6 +80,7 @@ async def start_control(
     ready: Callable[[], tuple[bool, list[str]]],
     metrics: Metrics,
     energy: EnergyShell | None = None,
+    policies: PolicyDesk | None = None,
     allowed_hosts: Collection[str] = (),
 ) -> Control:
     """Serve on host and port (0 = any free one). OSError if it is taken.
@@ -97,7 +101,8 @@ async def start_control(
 
     async def get_ready(request: web.Request) -> web.Response:
         fine, reasons = ready()
-        return _json({"ready": fine, "reasons": reasons}, 200 if fine else 503)
+        notes = policies.notes() if policies is not None else []
+        return _json({"ready": fine, "reasons": reasons, **({"notes": notes} if notes else {})}, 200 if fine else 503)
 
     async def get_state(request: web.Request) -> web.Response:
         return _json(state())
@@ -118,6 +123,8 @@ async def start_control(
         app.router.add_get("/admin/energy-model", get_energy_model)
         app.router.add_get("/admin/energy", energy.door.control)
         add_caps(app, energy.capping)
+    if policies is not None:
+        add_pages(app, policies)
     runner = web.AppRunner(
         app,
         access_log=None,

@@ -22,8 +22,9 @@ from proxy.inner import InnerCalls
 from proxy.models import answer_models
 from proxy.own.request import OwnRequest
 from proxy.own.router import KEYLESS, PREFIXES, Router
+from proxy.policies import report_failed, rule_words
 from proxy.routes import OTHER
-from scheduler.actions import Abort, Dispatch, Reject, WakeAt
+from scheduler.actions import Abort, Dispatch, PolicyFailed, Reject, WakeAt
 from scheduler.events import CallFailed, Draining, Tick
 
 if TYPE_CHECKING:
@@ -203,8 +204,12 @@ class Gateway:
         elif kind is Abort:
             assert isinstance(action, Abort)
             self.exchanges[action.call_id].abort()
-        elif isinstance(action, WakeAt):
+        elif kind is WakeAt:
+            assert isinstance(action, WakeAt)
             self._wake_at(action.at - now)
+        elif kind is PolicyFailed:
+            assert isinstance(action, PolicyFailed)
+            report_failed(self, action)
         elif self.set_power is not None:  # what is left are GPUs' limits
             self.set_power(action)  # type: ignore[arg-type]
 
@@ -257,11 +262,12 @@ class Gateway:
         """What every answer gets from us that is no error of ours; no engine: the answer is made here."""
         identity = call.identity
         workflow, sent_at = identity.workflow_id, call.dispatched_at
-        line = b"x-workflow-id: %b\r\nx-joulegate-decision: %b; engine=%b; held_ms=%.1f\r\n" % (
+        line = b"x-workflow-id: %b\r\nx-joulegate-decision: %b; engine=%b; held_ms=%.1f%b\r\n" % (
             safe_value(workflow) if workflow else call.id.encode("ascii"),
             call.policy.encode("ascii"),
             engine.shown_name if engine is not None else b"-",
             0.0 if sent_at is None else (sent_at - call.arrived_at) * 1e3,
+            rule_words(self.scheduler, call.id) if engine is not None else b"",
         )
         if identity.node is not None:
             line = b"x-workflow-node: %b\r\n%b" % (safe_value(identity.node), line)

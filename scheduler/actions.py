@@ -60,4 +60,13 @@ class SetClock(NamedTuple):
     reason: str
 
 
-Action = Dispatch | Reject | Abort | WakeAt | SetCap | SetClock
+class PolicyFailed(NamedTuple):
+    """The policy raised, or chose what cannot be done: `passthrough` decides from now on. Say so loudly; nothing else
+    is to be done. `hook`: the method."""
+
+    policy: str
+    hook: str
+    error: str
+
+
+Action = Dispatch | Reject | Abort | WakeAt | SetCap | SetClock | PolicyFailed

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from scheduler.actions import Abort, Action, Dispatch, Reject, WakeAt
+from scheduler.actions import Abort, Action, Reject, WakeAt
 from scheduler.breaker import BreakerRule
 from scheduler.energy.caps.desk import CapsDesk
 from scheduler.energy.caps.rules import CapRules
+from scheduler.deciding import Deciding
+from scheduler.decisions import ANSWERED, DecisionLog, judged
 from scheduler.energy.desk import EnergyDesk, EnergyRules
 from scheduler.energy.ledger import TokenLedger
 from scheduler.energy_events import EnergyEvents
@@ -31,8 +33,8 @@ from scheduler.events import (
     QuotasChanged,
     Tick,
 )
+from scheduler.invariants import ATTEMPTS_MAX, validate
 from scheduler.patience import Patience
-from scheduler.policies import make_policy
 from scheduler.policies.base import View
 from scheduler.quotas import Quotas
 from scheduler.state import CallState, ReadyCalls
@@ -45,11 +47,10 @@ if TYPE_CHECKING:
 
     from scheduler.energy.budgets import JouleQuota
     from scheduler.events import EngineSpec, Event, KeyQuota
+    from scheduler.policies.base import Policy
 
 MODEL_SHOWN_CHARACTERS = 256
 """Of an unknown model's name in the refusal: it may be as long as a body."""
-ATTEMPTS_MAX = 2
-"""A call is sent once, and once more after a fault that the engine cannot have acted on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,8 @@ class SchedulerConfig:
     energy: EnergyRules = field(default_factory=EnergyRules)
     joule_quotas: tuple[JouleQuota, ...] = ()
     caps: CapRules = field(default_factory=CapRules)
+    decisions: int = 4096
+    """Calls whose decisions are remembered."""
 
 
 class Scheduler:
@@ -76,7 +79,6 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig, now: float) -> None:
         self.config = config
         self.queue_calls = config.queue_calls
-        self.policy = make_policy(config.policy, dict(config.policy_options))
         self.quotas = Quotas(config.quotas, now)
         self.ledger = TokenLedger(config.workflows)
         self._engine_table = EngineTable(config.engines, config.breaker)
@@ -88,9 +90,11 @@ class Scheduler:
         self.workflows = WorkflowBook(config.workflow_limits)
         self.energy = EnergyDesk(config.energy, config.joule_quotas, now)
         self.caps = CapsDesk(config.caps, self.energy, self.calls, self.engines)
-        seen = self.engines, self.calls, self.ready, self.workflows, self.energy, self.patience, self.caps
-        self.view = View(*seen)
-        self.policy.begin(self.view, now)
+        self.decisions = DecisionLog(config.decisions)
+        self.view = View(
+            self.engines, self.calls, self.ready, self.workflows, self.energy, self.patience, self.caps, self.decisions
+        )
+        self.deciding = Deciding(self.view, config.policy, dict(config.policy_options), now)
         self.draining = False
         self._sequence = 0
         self._wake_at: float | None = None
@@ -121,7 +125,15 @@ class Scheduler:
         self._handlers[type(event)](event, now, actions)
         if self.ready.count:
             self._run_ready(now, actions)
+        if self.deciding.news:
+            actions += self.deciding.news
+            self.deciding.news = []
         return actions
+
+    @property
+    def policy(self) -> Policy:
+        """The one that decides now."""
+        return self.deciding.policy
 
     # --- a call's life ---
 
@@ -150,7 +162,7 @@ class Scheduler:
         self._newly_ready = call
         if event.workflow_id or event.watched:
             call.node = self.workflows.call_arrived(event, now)
-        self.policy.arrived(call, now)
+        self.deciding.arrived(call, now)
 
     def _answered_here(self, event: AnsweredHere, now: float, actions: list[Action]) -> None:
         if (refusal := self._refusal(event.call_id, None)) is not None:
@@ -205,10 +217,13 @@ class Scheduler:
         self.energy.finished(event, engine, now)
         if call.node is not None:
             self.workflows.call_finished(event, now)
-        if event.prompt_tokens is not None:
-            self._forget(call, event.prompt_tokens + (event.output_tokens or 0), now)
-        else:
-            self._forget(call, _tokens_at_least(call, event.output_tokens_seen), now)
+        prompt, output = event.prompt_tokens, event.output_tokens
+        joules: float | None = None
+        if judged(call.held, call.sent) is not None and (guess := self.energy.bill.preliminary(event.call_id)):
+            joules = guess.joules
+        self.decisions.ended(call, now, ANSWERED, prompt, output, joules)
+        used = _tokens_at_least(call, event.output_tokens_seen) if prompt is None else prompt + (output or 0)
+        self._forget(call, used, now, ANSWERED)
 
     def _call_failed(self, event: CallFailed, now: float, actions: list[Action]) -> None:
         call = self.calls.get(event.call_id)
@@ -231,7 +246,7 @@ class Scheduler:
             actions.append(Reject(event.call_id, 502, event.reason, message, 1.0))
             self._forget(call, 0, now, event.reason)
             return
-        self.policy.ended(call, now)
+        self.deciding.ended(call, now)
         self._leave_engine(call)
         self.energy.left(event.call_id, engine.name, now)
         if call.node is not None:
@@ -239,7 +254,7 @@ class Scheduler:
         call.avoid = engine.name
         self.ready.add(call, front=True)
         self._newly_ready = call
-        self.policy.arrived(call, now)
+        self.deciding.arrived(call, now)
 
     def _client_gone(self, event: ClientGone, now: float, actions: list[Action]) -> None:
         call = self.calls.get(event.call_id)
@@ -250,7 +265,8 @@ class Scheduler:
             actions.append(Abort(event.call_id, call.engine))
         if call.node is not None:
             self.workflows.client_gone(event.call_id, now)
-        self._forget(call, _tokens_at_least(call, event.output_tokens_seen) if call.answering else 0, now)
+        used = _tokens_at_least(call, event.output_tokens_seen) if call.answering else 0
+        self._forget(call, used, now, "client_gone")
 
     # --- engines and configuration ---
 
@@ -270,8 +286,7 @@ class Scheduler:
         self.ledger.shrink()
 
     def _policy_changed(self, event: PolicyChanged, now: float, actions: list[Action]) -> None:
-        self.policy = make_policy(event.name, dict(event.options))
-        self.policy.begin(self.view, now)
+        self.deciding.change(event.name, dict(event.options), now)
 
     def _drain(self, event: Draining, now: float, actions: list[Action]) -> None:
         self.draining = True
@@ -288,25 +303,8 @@ class Scheduler:
     # --- the shared steps ---
 
     def _run_ready(self, now: float, actions: list[Action]) -> None:
-        """Carry out the policy's choices until it has none; refuse what cannot run any more."""
-        engines = list(self.engines.values())
-        again_at: float | None = None
-        while self.ready.count:
-            choice = self.policy.next(self.ready, engines, now)
-            if choice is None or isinstance(choice, float):
-                again_at = choice
-                break
-            call, engine, priority = choice
-            self.ready.remove(call)
-            call.engine = engine.name
-            call.attempts += 1
-            engine.in_flight += 1
-            engine.breaker.sent()
-            self.policy.sent(call, engine, now)
-            self.energy.sent(call.arrived, engine.name, now, call.prefix)
-            if call.node is not None:
-                self.workflows.call_started(call.arrived.call_id, now)
-            actions.append(Dispatch(call.arrived.call_id, engine.name, priority))
+        """Send what the policy chooses; refuse what cannot run any more."""
+        again_at = self.deciding.release(now, actions)
         newly, self._newly_ready = self._newly_ready, None
         if newly is not None and newly.engine is None:  # not sent at once, as most are
             self.patience.watch(newly)
@@ -349,10 +347,12 @@ class Scheduler:
         """The call is over, wherever it stands: free its place and settle its key's account. `reason`: why it has no
         answer, if it has none."""
         call_id = call.arrived.call_id
-        self.policy.ended(call, now)
+        self.deciding.ended(call, now)
         self.energy.stopped(call.arrived, call.engine, used_tokens, now)  # of no effect on one that finished
         if call.node is not None:
             self.workflows.call_failed(call_id, now, reason)  # of no effect on one that finished
+        if reason != ANSWERED:
+            self.decisions.ended(call, now, reason)
         if call.engine is not None:
             self._leave_engine(call)
         else:
@@ -363,35 +363,7 @@ class Scheduler:
 
     def validate(self) -> None:
         """Check every invariant. AssertionError names the one that does not hold."""
-        in_flight = dict.fromkeys(self.engines, 0)
-        running = dict.fromkeys(self.quotas.by_key, 0)
-        held = 0
-        for call_id, call in self.calls.items():
-            assert call.arrived.call_id == call_id
-            assert 0 <= call.attempts <= ATTEMPTS_MAX
-            if call.engine is None:
-                held += 1
-                assert call_id in self.ready.by_model[call.arrived.model], f"{call_id} is nowhere"
-                assert not call.answering
-            else:
-                in_flight[call.engine] += 1
-            if call.arrived.key in running:
-                running[call.arrived.key] += 1
-        assert held == self.ready.count == sum(len(group) for group in self.ready.by_model.values())
-        assert all(self.ready.by_model.values()), "an empty group was left behind"
-        for engine in self.engines.values():
-            assert engine.in_flight == in_flight[engine.name], f"{engine.name} counts {engine.in_flight} in flight"
-            assert not (engine.removed and engine.in_flight == 0), f"{engine.name} should be forgotten"
-        for name, use in self.quotas.by_key.items():
-            assert use.running == running[name] >= 0, f"key {name} counts {use.running} running"
-            assert use.budget_used_tokens >= 0
-        assert not (self.draining and self.ready.count), "held while draining"
-        for part in (self.patience, self.ledger, self.workflows, self.energy, self.caps):
-            part.validate()
-        for call_id, call in self.calls.items():
-            assert call.node is None or call.node.call_id in (call_id, None) or call.node.over, (
-                f"{call_id} lost its node"
-            )
+        validate(self)
 
 
 def _tokens_at_least(call: CallState, output_tokens_seen: int) -> int:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from scheduler.breaker import Breaker
+    from scheduler.decisions import Held, Sent
     from scheduler.events import CallArrived, EngineLoad
     from scheduler.workflow.node import Node
 
@@ -32,6 +33,10 @@ class CallState:
     """Taken from the key's rate and budget in advance; settled at the end."""
     node: Node | None = None
     """Its place in a workflow, if it has one."""
+    held: Held | None = None
+    sent: Sent | None = None
+    others: tuple[tuple[str, int], ...] = ()
+    """What was decided of it, for the log of decisions."""
 
     @property
     def prefix(self) -> tuple[int, ...]:

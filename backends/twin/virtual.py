@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from backends.twin.device import TwinDevice
 from backends.twin.request import Finished, FirstToken
-from scheduler.actions import Abort, Dispatch, Reject, SetCap, SetClock
+from scheduler.actions import Abort, Dispatch, Reject, SetCap, SetClock, WakeAt
 from scheduler.events import CallFinished, CapApplied, ClientGone, Tick
 from scheduler.events import FirstToken as FirstTokenSeen
 
@@ -126,7 +126,7 @@ class World:
             elif isinstance(action, SetClock):
                 detail = "the twin's clock cannot be locked"
                 self.tell(CapApplied(action.engine, action.watts, None, None, now, detail=detail))
-            elif action.at not in self._wakes:
+            elif isinstance(action, WakeAt) and action.at not in self._wakes:
                 self._wakes.add(action.at)
                 self.time.at(max(action.at, now), lambda at=action.at: self._wake(at))  # type: ignore[misc]
 

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from scheduler.decisions import DecisionLog, Why
     from scheduler.energy.caps.desk import CapsDesk
     from scheduler.energy.desk import EnergyDesk
     from scheduler.patience import Patience
+    from scheduler.policies.options import Option
     from scheduler.state import CallState, EngineState, ReadyCalls
     from scheduler.workflow.book import WorkflowBook
 
 
 class Choice(NamedTuple):
-    """Run this call on this engine now. `priority` as vLLM means it: lower runs first, None = say nothing."""
+    """Run this call on this engine now. `priority` as vLLM means it: lower runs first, None = say nothing.
+
+    `why`: for the log of decisions, where the policy has more to say than "it was its turn".
+    """
 
     call: CallState
     engine: EngineState
     priority: int | None = None
+    why: Why | None = None
 
 
 class View(NamedTuple):
@@ -38,53 +43,49 @@ class View(NamedTuple):
     """How long each may be held at most."""
     caps: CapsDesk
     """Told, by `propose`, what slack a policy leaves for a slower engine."""
+    decisions: DecisionLog
+    """`decisions.held(call, why, now)` says why a call is held back: the one thing here that a policy writes."""
 
 
 class Policy(ABC):
     """A policy decides one call at a time: the core carries a choice out and asks again until there is none.
 
     It sees the state and changes nothing; it has no clock and no randomness, so that a log of events replays. What
-    happens to calls is told to it as it happens, so that it need not look through them all for a decision.
+    happens to calls is told to it as it happens, so that it need not look through them all for a decision. One that
+    raises is relieved by `passthrough`.
     """
 
     name: ClassVar[str]
+    """Lower-case letters, digits, `_` and `-`."""
     uses_workflows: ClassVar[bool] = False
     """It decides by what is known of workflows: then those are looked for in calls that say nothing of them, too."""
-    options: ClassVar[dict[str, str]] = {}
-    """The option names it takes and what each means; all are positive whole numbers so far."""
+    options: ClassVar[Mapping[str, Option]] = {}
+    """What can be set of it."""
 
     @abstractmethod
-    def __init__(self, options: Mapping[str, object]) -> None: ...
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        """`options`: a value for each of `options`, checked."""
 
     @abstractmethod
     def next(self, ready: ReadyCalls, engines: Sequence[EngineState], now: float) -> Choice | float | None:
         """The next call to run; or a time at which to look again; or None: nothing until something happens."""
 
-    def begin(self, view: View, now: float) -> None:
+    # What follows need not be there (B027): a policy that looks at the queue alone wants to be told nothing.
+
+    def begin(self, view: View, now: float) -> None:  # noqa: B027
         """It decides from now on. There may be held and running calls already."""
 
-    def arrived(self, call: CallState, now: float) -> None:
+    def end(self, now: float) -> None:  # noqa: B027
+        """Another decides from now on: what was changed outside of this object is to be put back."""
+
+    def arrived(self, call: CallState, now: float) -> None:  # noqa: B027
         """A call is held: it came, or an attempt failed and it is to be sent again."""
 
-    def sent(self, call: CallState, engine: EngineState, now: float) -> None:
+    def sent(self, call: CallState, engine: EngineState, now: float) -> None:  # noqa: B027
         """Its choice was carried out."""
 
-    def ended(self, call: CallState, now: float) -> None:
+    def ended(self, call: CallState, now: float) -> None:  # noqa: B027
         """A call is over, or its attempt has failed; `call.engine` says where it was, None: it was held."""
-
-    @classmethod
-    def options_errors(cls, options: Mapping[str, object]) -> list[tuple[str, str]]:
-        """(option, what is wrong with it and the way out) for each bad option."""
-        errors = []
-        for option, value in options.items():
-            if option not in cls.options:
-                near = get_close_matches(option, ["name", *cls.options], n=1)
-                takes = ", ".join(sorted(cls.options)) or "none"
-                hint = f'; did you mean "{near[0]}"?' if near else f"; the options of {cls.name} are: {takes}"
-                errors.append((option, f"unknown option{hint}"))
-            elif type(value) is not int or value < 1:
-                errors.append((option, f"must be a whole number from 1 on, not {value!r}"))
-        return errors
 
 
 def with_room(engines: Sequence[EngineState], now: float, limit: int) -> list[EngineState]:

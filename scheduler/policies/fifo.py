@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from scheduler.policies.base import Choice, Policy, fit_for, oldest_that_fits, with_room
+from scheduler.policies.options import Option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,12 +17,10 @@ class Fifo(Policy):
     """The oldest call goes to the engine with the fewest calls in flight."""
 
     name = "fifo"
-    options: ClassVar[dict[str, str]] = {"max_in_flight": "calls at once on each engine (default 256)"}
+    options: ClassVar[Mapping[str, Option]] = {"max_in_flight": Option(256, "calls at once on each engine", least=1)}
 
-    def __init__(self, options: Mapping[str, object]) -> None:
-        max_in_flight = options.get("max_in_flight", 256)
-        assert isinstance(max_in_flight, int)
-        self.max_in_flight = max_in_flight
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.max_in_flight: int = options["max_in_flight"]
 
     def next(self, ready: ReadyCalls, engines: Sequence[EngineState], now: float) -> Choice | None:
         """The oldest call that fits somewhere, on the emptiest engine; equal ones in the order of their names."""

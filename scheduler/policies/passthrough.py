@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scheduler.policies.base import Choice, Policy, fit_for, oldest_that_fits, with_room
 
@@ -18,7 +18,7 @@ class Passthrough(Policy):
 
     name = "passthrough"
 
-    def __init__(self, options: Mapping[str, object]) -> None:
+    def __init__(self, options: Mapping[str, Any]) -> None:
         self._last_engine = ""
 
     def next(self, ready: ReadyCalls, engines: Sequence[EngineState], now: float) -> Choice | None:

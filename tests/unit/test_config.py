@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from proxy.config import Config, is_loopback
 from proxy.config_file import ConfigError, check_config, diff, environment_names, load
+from scheduler.policies import POLICIES
 
 ENGINE = '[[engines]]\nurl = "http://127.0.0.1:8000"\n'
 HASH = "ab" * 32
@@ -119,8 +120,11 @@ class TestRefused:
             ("[listen]\nport = 65536\n", "2: listen.port: must be at most 65535, not 65536"),
             ("listen = 3\n", "1: listen: must be a table, not a number"),
             ("limits = 2000-01-01\n", "1: limits: must be a table, not a date or time"),
-            ('[policy]\nname = "fifi"\n', "2: policy.name: unknown policy 'fifi'; did you mean \"fifo\"?"),
-            ('[policy]\nname = "x"\n', "2: policy.name: unknown policy 'x'; there are passthrough, fifo"),
+            (
+                '[policy]\nname = "fifi"\n',
+                f"2: policy.name: unknown policy 'fifi'; did you mean \"fifo\"? there are {', '.join(POLICIES)}",
+            ),
+            ('[policy]\nname = "x"\n', f"2: policy.name: unknown policy 'x'; there are {', '.join(POLICIES)}"),
             (
                 '[policy]\nname = "fifo"\nmax_in_fligt = 3\n',
                 '3: policy.max_in_fligt: unknown option; did you mean "max_in_flight"?',

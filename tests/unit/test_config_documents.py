@@ -69,7 +69,9 @@ def table(name: str, model: type[BaseModel], texts: dict[tuple[str, str], str]) 
             rows.append(f"| `{key}` | {default} | {text} |")
             continue
         for policy in POLICIES.values():
-            rows += [f"| `{option}` | - | of `{policy.name}`: {text} |" for option, text in policy.options.items()]
+            for option, is_what in policy.options.items():
+                text = f"of `{policy.name}`: {is_what.meaning}; {is_what.range_words()}"
+                rows.append(f"| `{option}` | `{in_toml(is_what.default)}` | {text} |")
     return "\n".join(rows) + "\n"
 
 

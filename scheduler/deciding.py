@@ -1,0 +1,138 @@
+"""Who decides, and what becomes of it? The policy in force, a guard around it, and the sending of its choices.
+
+A policy may be somebody else's code. One that raises, or chooses what cannot be done, is relieved by `passthrough` at
+once: no call is lost for it, and `PolicyFailed` says it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scheduler.actions import Dispatch, PolicyFailed
+from scheduler.policies import make_policy
+from scheduler.policies.base import Choice
+from scheduler.policies.passthrough import Passthrough
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from scheduler.actions import Action
+    from scheduler.policies.base import Policy, View
+    from scheduler.state import CallState, EngineState
+
+SOONEST_SECONDS = 0.001
+"""A policy that asks to look again now, or before now, does so after this."""
+ERROR_CHARACTERS = 512
+
+
+class ImpossibleChoiceError(RuntimeError):
+    """A policy chose a call that is not held, or an engine that has no room for it."""
+
+
+class Deciding:
+    """The policy in force. What it says is carried out here, one choice at a time."""
+
+    def __init__(self, view: View, name: str, options: Mapping[str, object], now: float) -> None:
+        self.view = view
+        self.policy: Policy = make_policy(name, options)
+        self.asked: tuple[str, dict[str, object]] = (name, dict(options))
+        """What is configured: also after the policy of that name has failed."""
+        self.failed: PolicyFailed | None = None
+        """`passthrough` decides because of this."""
+        self.error: Exception | None = None
+        """The same as it was raised, for its traceback."""
+        self.failures = 0
+        self.news: list[Action] = []
+        self._begin(now)
+
+    def change(self, name: str, options: Mapping[str, object], now: float) -> None:
+        """Another decides from now on. KeyError, ValueError: there is none of that name, or with these options; then
+        nothing has changed."""
+        policy = make_policy(name, options)
+        try:
+            self.policy.end(now)
+        except Exception as error:  # noqa: BLE001  (said; it decides no more)
+            self._say("end", error)
+        self.policy, self.asked = policy, (name, dict(options))
+        self.failed = self.error = None
+        self._begin(now)
+
+    def _begin(self, now: float) -> None:
+        try:
+            self.policy.begin(self.view, now)
+        except Exception as error:  # noqa: BLE001  (said, and relieved)
+            self._relieve("begin", error, now)
+
+    # --- what happens to calls ---
+
+    def arrived(self, call: CallState, now: float) -> None:
+        """A call is held."""
+        try:
+            self.policy.arrived(call, now)
+        except Exception as error:  # noqa: BLE001  (said, and relieved)
+            self._relieve("arrived", error, now)
+
+    def ended(self, call: CallState, now: float) -> None:
+        """A call is over, or its attempt has failed."""
+        try:
+            self.policy.ended(call, now)
+        except Exception as error:  # noqa: BLE001  (said, and relieved)
+            self._relieve("ended", error, now)
+
+    # --- decisions ---
+
+    def release(self, now: float, actions: list[Action]) -> float | None:
+        """Carry out choices until there is none; returns when to look again, if the policy says."""
+        ready, engines = self.view.ready, list(self.view.engines.values())
+        while ready.count:
+            try:
+                choice = self.policy.next(ready, engines, now)
+                if choice is None:
+                    return None
+                if type(choice) is not Choice:
+                    return max(float(choice), now + SOONEST_SECONDS)  # type: ignore[arg-type]
+                call, engine, priority, _ = choice
+                if not (ready.holds(call) and engine.has_room(now) and engine in engines):
+                    raise ImpossibleChoiceError(f"{call.arrived.call_id!r} to {engine.name!r}")
+            except Exception as error:  # noqa: BLE001  (said, and relieved)
+                self._relieve("next", error, now)
+                continue
+            self._send(choice, engines, now)
+            actions.append(Dispatch(call.arrived.call_id, engine.name, priority))
+            try:
+                self.policy.sent(call, engine, now)
+            except Exception as error:  # noqa: BLE001  (said, and relieved)
+                self._relieve("sent", error, now)
+        return None
+
+    def _send(self, choice: Choice, engines: list[EngineState], now: float) -> None:
+        call, engine, priority, why = choice
+        view = self.view
+        view.ready.remove(call)
+        call.engine = engine.name
+        call.attempts += 1
+        engine.in_flight += 1
+        engine.breaker.sent()
+        view.decisions.sent(call, engine, priority, why, self.policy.name, engines, now)
+        view.energy.sent(call.arrived, engine.name, now, call.prefix)
+        if call.node is not None:
+            view.workflows.call_started(call.arrived.call_id, now)
+
+    # --- the guard ---
+
+    def _relieve(self, hook: str, error: Exception, now: float) -> None:
+        if type(self.policy) is Passthrough:
+            raise error  # there is nothing simpler
+        failed = self._say(hook, error)
+        before, self.policy = self.policy, Passthrough({})
+        self.failed, self.error = failed, error
+        try:
+            before.end(now)
+        except Exception as another:  # noqa: BLE001  (said)
+            self._say("end", another)
+
+    def _say(self, hook: str, error: Exception) -> PolicyFailed:
+        self.failures += 1
+        failed = PolicyFailed(self.policy.name, hook, f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS])
+        self.news.append(failed)
+        return failed
