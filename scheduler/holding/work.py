@@ -10,6 +10,7 @@ from scheduler.workflow.durations import SecondsForecast
 if TYPE_CHECKING:
     from scheduler.holding.costs import StepCosts
     from scheduler.state import CallState
+    from scheduler.workflow.durations import DurationModel
     from scheduler.workflow.forecasts import Forecasts
     from scheduler.workflow.node import Node
 
@@ -64,8 +65,9 @@ class IsolatedDurations:
     """A `DurationModel` that says how long calls would last alone on the engine, by its step costs. What company makes
     of that is for the policy to say, which chooses the company."""
 
-    def __init__(self, costs: StepCosts) -> None:
+    def __init__(self, costs: StepCosts, learned: DurationModel) -> None:
         self.costs = costs
+        self._learned = learned
 
     def forecast(
         self, model: str | None, uncached_tokens: float, output_tokens: float, output_tokens_upper: float,
@@ -79,4 +81,5 @@ class IsolatedDurations:
         return SecondsForecast(CALL_SECONDS + prefill + steps * each, longer * each)
 
     def observe(self, model: str | None, uncached_tokens: float, output_tokens: float, seconds: float) -> None:
-        """Nothing: the energy model learns times from the engine's steps."""
+        """The energy model learns times from the engine's steps; who decides next may want those of calls."""
+        self._learned.observe(model, uncached_tokens, output_tokens, seconds)

@@ -10,14 +10,16 @@ Where so many wait that steps are full anyway, they go at once: the fixed cost i
 from __future__ import annotations
 
 from heapq import heappop
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from scheduler.decisions import Expected, Why
 from scheduler.holding.costs import StepCosts, costs_of
 from scheduler.holding.flow import AT_ONCE, Flow
 from scheduler.holding.margin import Margin
 from scheduler.holding.room import Room, Rules
 from scheduler.holding.work import IsolatedDurations, work_of_call
 from scheduler.policies.base import Choice, Policy, fit_for
+from scheduler.policies.options import Option
 from scheduler.workflow.durations import LearnedDurations
 
 if TYPE_CHECKING:
@@ -34,6 +36,11 @@ PATIENCE_SECONDS = 1.0
 """A call is sent so long before the queue would refuse it."""
 FLOWS_SWEPT = 1024
 """At so many workflows without a call here, those that are closed are forgotten."""
+SHAPES_LEAST = 4
+"""A workflow that was not declared is held when so many runs of its kind have said what usually comes behind."""
+MARGIN_LEAST, MARGIN_FIRST, MARGIN_MOST = 0.02, 0.08, 4.0
+MISSES_KEPT = 0.5
+"""The margin aims at this part of the misses that are allowed: it can only follow them."""
 
 
 class Joule(Policy):
@@ -41,17 +48,30 @@ class Joule(Policy):
 
     name = "joule"
     uses_workflows = True
-    options: ClassVar[dict[str, str]] = {
-        k: k for k in ("margin_pct", "cover_pct", "full", "start_full", "least_pct", "priority")
+    options: ClassVar[Mapping[str, Option]] = {
+        "misses_share": Option(0.01, "of the deadlines that holding may cost", above=0, below=1),
+        "cover_share": Option(
+            0.6, "of a call's own time, to be covered by steps that are made anyway for it to join", above=0, most=1
+        ),
+        "full_batch": Option(256, "sequences beyond which company saves nothing worth waiting for", least=1),
+        "max_in_flight": Option(256, "calls at once on each engine", least=1),
+        "spread_from": Option(
+            0.15, "of several engines, one is given more until company lengthens its steps by this share", least=0
+        ),
+        "engine_priority": Option(
+            False, "tell vLLM the order, by its `priority`; it must run with --scheduling-policy priority"
+        ),
     }
 
-    def __init__(self, options: Mapping[str, object]) -> None:
-        get = lambda name, value: float(options.get(name, value))
-        self.margin = Margin(0.005, get("margin_pct", 8) / 100, get("least_pct", 2) / 100, 4.0)
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.margin = Margin(MISSES_KEPT * options["misses_share"], MARGIN_FIRST, MARGIN_LEAST, MARGIN_MOST)
         self.rules = Rules(
-            cover_share=get("cover_pct", 60) / 100, full_batch=get("full", 256), start_full=get("start_full", 2)
+            cover_share=options["cover_share"],
+            full_batch=float(options["full_batch"]),
+            in_flight=options["max_in_flight"],
+            spread_from=options["spread_from"],
         )
-        self.priority = get("priority", 1) > 0
+        self.engine_priority: bool = options["engine_priority"]
         self.rooms: dict[str, Room] = {}
         self._room_of: dict[CallState, Room] = {}
         self._flows: dict[tuple[str, object], Flow] = {}
@@ -66,6 +86,10 @@ class Joule(Policy):
             self.arrived(call, now)
             if call.engine is not None and (room := self._room_of.get(call)) is not None:
                 room.sent(call, now)
+
+    def end(self, now: float) -> None:
+        """Durations are again those of the present load."""
+        self.view.workflows.forecasts.durations = self._learned
 
     # --- a call's life ---
 
@@ -101,6 +125,10 @@ class Joule(Policy):
     def _deadline(self, call: CallState, workflow: Workflow | None, now: float) -> float:
         if workflow is None or (workflow.deadline_at is None and workflow.effective_class == "interactive"):
             return AT_ONCE
+        if workflow.origin != "declared" and not workflow.closing:
+            template = self.view.workflows.templates.of(workflow)
+            if template is None or len(template.shapes) < SHAPES_LEAST:
+                return AT_ONCE  # nobody knows how much of it is still to come
         patience = self.view.patience.ends_at(call) - PATIENCE_SECONDS
         return min(workflow.end_allowed(now), patience)
 
@@ -147,7 +175,7 @@ class Joule(Policy):
         room = self.rooms.get(name)
         if room is None:
             room = self.rooms[name] = Room(name, self._costs(name), self.rules, self.margin, now)
-            self.view.workflows.forecasts.durations = IsolatedDurations(room.costs)
+            self.view.workflows.forecasts.durations = IsolatedDurations(room.costs, self._learned)
         return room
 
     def _costs(self, name: str) -> StepCosts:
@@ -159,7 +187,8 @@ class Joule(Policy):
         for name, room in self.rooms.items():
             room.stepping.costs = self._costs(name)
         if self.rooms:
-            self.view.workflows.forecasts.durations = IsolatedDurations(next(iter(self.rooms.values())).costs)
+            costs = next(iter(self.rooms.values())).costs
+            self.view.workflows.forecasts.durations = IsolatedDurations(costs, self._learned)
 
     def _move_from(self, room: Room, now: float) -> None:
         """Its engine is gone or down: what is held for it is held for others."""
@@ -187,8 +216,27 @@ class Joule(Policy):
             if not queue:
                 wake = min(wake, room.decide(now))
             if queue and engine.in_flight < room.rules.in_flight and engine.has_room(now):
-                return Choice(queue[0].call, engine, int(1e3 * queue[0].order) if self.priority else None)
+                order, _, call, rule = queue[0]
+                priority = int(1e3 * order) if self.engine_priority else None
+                return Choice(call, engine, priority, self._why(room, call, rule, now))
         return wake if wake < float("inf") else None
+
+
+    def _why(self, room: Room, call: CallState, rule: str, now: float) -> Why:
+        """What it looks like at this moment: sent beside what runs, or held to its latest start and run alone."""
+        flow = room.flow_of[call]
+        work = flow.held[call]
+        costs, stepping = room.costs, room.stepping
+        slack = None if flow.deadline == AT_ONCE else flow.deadline - now - flow.held_tail
+        alone = work.prefill_seconds + work.steps * (costs.step_seconds + work.token_seconds)
+        soon = later = None
+        if costs.step_joules is not None:
+            company = len(stepping.running) + 1
+            own = work.steps * costs.token_joules
+            soon = own + work.steps * costs.step_joules / company
+            later = own + work.steps * costs.step_joules
+        wait = max(slack or 0.0, 0.0)
+        return Why(rule, slack, None, Expected(stepping.seconds_of(work), soon), Expected(wait + alone, later))
 
 
 def _usable(engine: EngineState) -> bool:
