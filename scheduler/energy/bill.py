@@ -56,7 +56,7 @@ class Closed(NamedTuple):
 
 
 class Bill:
-    """One gateway's. Pure: time is what it is told. A call costs 2 µs beside its windows, a share of a window 5 µs."""
+    """One gateway's. Pure: time is what it is told. `joulegate-bench energy-cost` says what a call costs."""
 
     def __init__(self, limits: BillLimits | None = None) -> None:
         self.limits = limits or BillLimits()
