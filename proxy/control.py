@@ -71,6 +71,15 @@ class _Collected(Collector):
         return self._families
 
 
+def _add_energy(app: web.Application, energy: EnergyShell) -> None:
+    async def get_energy_model(request: web.Request) -> web.Response:
+        return _json(energy.export() if "export" in request.query else energy.describe())
+
+    app.router.add_get("/admin/energy-model", get_energy_model)
+    app.router.add_get("/admin/energy", energy.door.control)
+    add_caps(app, energy.capping)
+
+
 async def start_control(
     host: str,
     port: int,
@@ -116,13 +125,7 @@ async def start_control(
     app.router.add_get("/ready", get_ready)
     app.router.add_get("/admin/state", get_state)
     if energy is not None:
-
-        async def get_energy_model(request: web.Request) -> web.Response:
-            return _json(energy.export() if "export" in request.query else energy.describe())
-
-        app.router.add_get("/admin/energy-model", get_energy_model)
-        app.router.add_get("/admin/energy", energy.door.control)
-        add_caps(app, energy.capping)
+        _add_energy(app, energy)
     if policies is not None:
         add_pages(app, policies)
     runner = web.AppRunner(

@@ -150,7 +150,7 @@ class PolicyDesk:
             return []
         return [
             f"policy {failed.policy} failed in {failed.hook} ({failed.error}): passthrough decides; "
-            "POST /admin/policy or SIGHUP sets one again"
+            + "POST /admin/policy or SIGHUP sets one again"
         ]
 
     # --- its decisions ---

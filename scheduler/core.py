@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from scheduler.actions import Abort, Action, Reject, WakeAt
 from scheduler.breaker import BreakerRule
-from scheduler.energy.caps.desk import CapsDesk
-from scheduler.energy.caps.rules import CapRules
 from scheduler.deciding import Deciding
 from scheduler.decisions import ANSWERED, DecisionLog, judged
+from scheduler.energy.caps.desk import CapsDesk
+from scheduler.energy.caps.rules import CapRules
 from scheduler.energy.desk import EnergyDesk, EnergyRules
 from scheduler.energy.ledger import TokenLedger
 from scheduler.energy_events import EnergyEvents

@@ -39,6 +39,7 @@ def validate(scheduler: Scheduler) -> None:
         assert use.budget_used_tokens >= 0
     assert not (scheduler.draining and ready.count), "held while draining"
     for part in (
-        scheduler.patience, scheduler.ledger, scheduler.workflows, scheduler.energy, scheduler.caps, scheduler.decisions,
+        scheduler.patience, scheduler.ledger, scheduler.workflows, scheduler.energy, scheduler.caps,
+        scheduler.decisions,
     ):  # fmt: skip
         part.validate()

@@ -3,7 +3,7 @@ wash-outs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.experiments.stage import Shape, Stage
 from scheduler.events import PolicyChanged
@@ -11,6 +11,7 @@ from scheduler.experiments.definition import CONTROL
 from scheduler.experiments.experiment import Experiment
 from scheduler.policies import POLICIES
 from scheduler.policies.base import Choice, Policy, with_room
+from scheduler.policies.options import Option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +27,10 @@ class Late(Policy):
     """A harmful policy, for tests of guardrails: each call is kept for a while, for nothing."""
 
     name = "late"
-    options: ClassVar[dict[str, str]] = {"hold_ms": "how long"}
+    options: ClassVar[Mapping[str, Option]] = {"hold_ms": Option(1000, "how long", least=0)}
 
-    def __init__(self, options: Mapping[str, object]) -> None:
-        hold = options.get("hold_ms", 1000)
-        assert isinstance(hold, int)
-        self.hold_seconds = hold / 1000.0
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.hold_seconds = options["hold_ms"] / 1000.0
 
     def next(self, ready: ReadyCalls, engines: Sequence[EngineState], now: float) -> Choice | float | None:
         """The oldest call, when its time is up."""

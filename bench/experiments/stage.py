@@ -91,8 +91,9 @@ class Stage:
         self._isolated: dict[str, float] = {}
         if any(policy.uses_workflows for policy in policies):
             self.scheduler.handle(EnergyPrior("twin", prior_of(self.engine.calibration), simulated=True), 0.0)
-        self.scheduler.policy = ArmPolicies(policies, self._arm_of, host.first)
-        self.scheduler.policy.begin(self.scheduler.view, 0.0)
+        arms_policy = ArmPolicies(policies, self._arm_of, host.first)
+        self.scheduler.deciding.policy = arms_policy
+        arms_policy.begin(self.scheduler.view, 0.0)
         self.world = World(self, {"twin": self.engine})
         self.player = Player(self.world)
         self._heard = 0

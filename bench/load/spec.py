@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from backends.twin import calibration as calibrations
 from backends.twin.calibration import CalibrationError
-from scheduler.policies import POLICIES
+from scheduler.policies import POLICIES, option_problems
 from workloads import arrivals as arrival_kinds
 from workloads.arrivals import Arrivals
 from workloads.catalogue import NAMES, Workload, WorkloadFault
@@ -250,5 +250,5 @@ def _policy_problems(spec: Spec) -> list[tuple[Place, str]]:
         if spec.way in ("native", "parrot") and not spec.simulated:
             return [(("way",), f"{spec.way} needs a gateway: policy {AS_IS} has none; use hinted or bare")]
         return [(("policy_options",), f"policy {AS_IS} takes none")] if spec.policy_options else []
-    found = POLICIES[spec.policy].options_errors(spec.policy_options)
+    found = option_problems(spec.policy, spec.policy_options)
     return [(("policy_options", name), what) for name, what in found]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from backends.twin import calibration as calibrations
@@ -20,6 +21,9 @@ from scheduler.workflow.spec import NodeSpec, WorkflowLimits, WorkflowSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from scheduler.actions import Action
+    from scheduler.events import Event
 
 READ_SECONDS = 0.4
 BOUND_BATCH = 256.0
@@ -104,9 +108,8 @@ class Timed:
         self.events = 0
         self.seconds = 0.0
 
-    def handle(self, event: object, now: float) -> list:
-        from time import perf_counter
-
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """The scheduler's own."""
         started = perf_counter()
         actions = self.scheduler.handle(event, now)
         self.seconds += perf_counter() - started
@@ -193,15 +196,28 @@ def outcome(run: Run, arrivals: Sequence[Arrival], engine: TwinEngine, player: P
     ended_at = max(each.finished_at for each in played)  # a timer of nobody's may have come much later
     joules = engine.meter.joules - engine.costs.idle_watts * (engine.meter.now - ended_at)
     return Outcome(
-        run, len(played), joules, ended_at, totals.busy_seconds, totals.steps,
-        totals.decode_tokens, stretches, tuple(each.seconds for each in played), missed,
-        sum(each.refused for each in played), bound_joules(arrivals, engine), plain_bound_joules(engine), engine.costs.idle_watts, mind.events, mind.seconds,
-    )  # fmt: skip
+        run=run,
+        workflows=len(played),
+        joules=joules,
+        ended_at=ended_at,
+        busy_seconds=totals.busy_seconds,
+        steps=totals.steps,
+        decode_tokens=totals.decode_tokens,
+        stretches=stretches,
+        seconds=tuple(each.seconds for each in played),
+        missed=missed,
+        refused=sum(each.refused for each in played),
+        bound_joules=bound_joules(arrivals, engine),
+        plain_bound_joules=plain_bound_joules(engine),
+        idle_watts=engine.costs.idle_watts,
+        events=mind.events,
+        mind_seconds=mind.seconds,
+    )
 
 
 def bound_joules(arrivals: Sequence[Arrival], engine: TwinEngine) -> float:
-    """What no policy can go under, above idle power, with the tokens that this run computed: each output token in a step
-    of 256, each new prompt token in a full chunk, at the price that these have under the card's own limit.
+    """What no policy can go under, above idle power, with the tokens that this run computed: each output token in a
+    step of 256, each new prompt token in a full chunk, at the price that these have under the card's own limit.
 
     A prompt's leading parts that other calls have too are read at the price of what is read again.
     """

@@ -1,4 +1,4 @@
-"""`joulegate-bench policies`: every policy on the same traffic; joules, deadlines, and how much of the room was used."""
+"""`joulegate-bench policies`: policies on the same traffic; joules, deadlines, how much of the room was used."""
 
 from __future__ import annotations
 

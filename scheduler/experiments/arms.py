@@ -54,6 +54,11 @@ class ArmPolicies(Policy):
         self._calls[arm][call_id] = call
         return arm
 
+    def end(self, now: float) -> None:
+        """To all, the last to begin first: what each changed outside is as it was."""
+        for policy in reversed(self.policies):
+            policy.end(now)
+
     def arrived(self, call: CallState, now: float) -> None:
         """To its arm."""
         arm = self._deal(call, now)

@@ -29,7 +29,7 @@ def bucket_of(seconds: float) -> int:
 
 def middle_of(bucket: int) -> float:
     """Its usual length."""
-    return 2.0 ** ((bucket + 0.5) / BUCKETS_AN_OCTAVE)
+    return float(2.0 ** ((bucket + 0.5) / BUCKETS_AN_OCTAVE))
 
 
 class Sums:

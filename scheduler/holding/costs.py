@@ -1,4 +1,4 @@
-"""What does an engine's step cost, in seconds and joules? Plain floats for those who decide thousands of times a second.
+"""What does an engine's step cost, in seconds and joules? Plain floats, for those who decide often.
 
 Where an engine's energy is modelled, the live model says so; elsewhere its times are those of the calls that finished.
 """

@@ -22,12 +22,12 @@ class Flow:
     """A workflow, or a call of none, as long as it has calls that are held or run. Seconds of the engine's time."""
 
     __slots__ = (
-        "attained", "begun_sums", "deadline", "ends_at", "held", "held_since", "held_tail", "key", "left_at", "left_marginal",
-        "left_steps", "prefill", "present_sums", "run_steps", "run_tail", "running", "tight_key", "urgent", "version",
-        "was_held", "workflow",
+        "attained", "begun_sums", "deadline", "ends_at", "held", "held_tail", "key", "left_at",
+        "left_marginal", "left_steps", "prefill", "present_sums", "run_steps", "run_tail", "running", "tight_key",
+        "urgent", "version", "workflow",
     )  # fmt: skip
 
-    def __init__(self, key: object, workflow: Workflow | None) -> None:
+    def __init__(self, key: tuple[str, object], workflow: Workflow | None) -> None:
         self.key = key
         self.workflow = workflow
         self.deadline = AT_ONCE
@@ -48,7 +48,6 @@ class Flow:
         """Marginal seconds that it got."""
         self.urgent = False
         """It can wait no longer: what comes of it is sent at once."""
-        self.was_held = False
         self.ends_at = 0.0
         """When it ends, as it looked last; of use while it is urgent."""
         self.tight_key = 0.0

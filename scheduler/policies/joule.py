@@ -221,7 +221,6 @@ class Joule(Policy):
                 return Choice(call, engine, priority, self._why(room, call, rule, now))
         return wake if wake < float("inf") else None
 
-
     def _why(self, room: Room, call: CallState, rule: str, now: float) -> Why:
         """What it looks like at this moment: sent beside what runs, or held to its latest start and run alone."""
         flow = room.flow_of[call]

@@ -24,7 +24,7 @@ class Faulty(Policy):
     """Sends at once while it is well, and raises where it is told to."""
 
     name = "faulty"
-    options = {"fails": Option("", "where", choices=("", *HOOKS, "choice", "engine")), "hold": Option(0.0, "seconds")}
+    options: ClassVar[Any] = {"fails": Option("", "where", choices=("", *HOOKS, "choice", "engine")), "hold": Option(0.0, "seconds")}
 
     def __init__(self, options: Any) -> None:
         self.fails, self.hold = options["fails"], options["hold"]
