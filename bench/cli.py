@@ -15,6 +15,18 @@ if TYPE_CHECKING:
 # name: (module with add_options and run, one line of help)
 COMMANDS = {
     "demo": ("bench.demo", "workflows through a gateway to a simulated engine: joules, times, and a gateway to try"),
+    "run": ("bench.load.run", "a workload under one or more policies: joules, times, a result file with every call"),
+    "sweep": (
+        "bench.load.sweep",
+        "grids of configurations from a file, over all cores; goes on where it was broken off",
+    ),
+    "compare": ("bench.load.compare", "two results of the same load, repeat by repeat: ratios with intervals"),
+    "record": ("bench.load.record", "a gateway's log as a trace: lengths, times, graphs, hashes of prefixes; no text"),
+    "replay": ("bench.load.replay", "a recorded trace, played as any workload is"),
+    "player-speed": (
+        "bench.load.player_speed",
+        "how late the player sends with thousands of streams open, on one core",
+    ),
     "overhead": ("bench.overhead", "CPU, latency and memory of the gateway beside nginx and vllm-router"),
     "workflow-speed": (
         "bench.workflow_speed",
@@ -23,7 +35,11 @@ COMMANDS = {
     "inference": ("bench.inference", "workflows found by content alone: microseconds, precision, recall, memory"),
     "energy-model": ("bench.energy.model", "the live energy model on the twin: errors, coverage, drift"),
     "energy-bill": ("bench.energy.bill", "bills of calls and workflows against the twin's true split of each step"),
+    "energy-cost": ("bench.energy.bill_cost", "CPU time that energy costs the gateway's loop, a call"),
     "energy-caps": ("bench.energy.caps", "the cap controller against the best fixed cap in hindsight"),
+    "policies": ("bench.policies.table", "every policy on the same traffic: joules, deadlines, share of the room used"),
+    "experiments": ("bench.experiments.check", "is an A/B test right? its error rates on thousands of simulated ones"),
+    "experiment-report": ("bench.experiments.report", "an experiment's blocks as one page: answer, effects, checks"),
     "power-sampling": ("bench.power_sampling", "what reading a card every 100 ms costs"),
     "twin-check": ("bench.twin.check", "measured rows played again on the twin: times, joules, errors"),
     "twin-speed": ("bench.twin.speed", "how fast virtual time passes on the twin, a call early and late"),

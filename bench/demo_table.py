@@ -72,7 +72,7 @@ def figures(
         joules=joules,
         horizon_seconds=measured_seconds,
         over_seconds=max(0.0, active - horizon_seconds),
-        output_tokens=sum(call.output_tokens for call in calls),
+        output_tokens=sum(call.output_tokens or 0 for call in calls),
         active_seconds=active,
     )
 

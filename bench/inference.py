@@ -25,7 +25,7 @@ from proxy.prompts import segments
 from scheduler.core import Scheduler, SchedulerConfig
 from scheduler.events import CallArrived, CallFinished, EngineSpec
 from scheduler.workflow.inference import BYTES_MAX, ContentInference
-from workloads.player import request_of
+from workloads.player import Arrival, request_of
 from workloads.shapes import KINDS, CallShape, Part, WorkflowShape, stream
 from workloads.text import prose
 
@@ -186,7 +186,7 @@ class Observer:
 def body_of(workflow: WorkflowShape, call: CallShape, answers: dict[str, str]) -> dict[str, Any]:
     """The request as a client sends it. A conversation's parts are messages, all others' paragraphs of one."""
     if workflow.kind != CONVERSATION:
-        return request_of(workflow.id, call, answers, "m")[1]
+        return request_of(Arrival(0.0, workflow), call, answers, "m")[1]
     messages = [{"role": "system", "content": prose(call.prompt[0].text, call.prompt[0].tokens)}]
     for part in call.prompt[1:]:
         if part.output_of is None:

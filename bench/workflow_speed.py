@@ -6,28 +6,50 @@ thrown away.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import json
 import random
 import sys
+import tempfile
+import threading
+import time
 import tracemalloc
+from http.client import HTTPConnection
+from pathlib import Path
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, NamedTuple
 
+from bench.processes import cpu_seconds, free_ports, running
+from bench.programs import BenchError
 from proxy.app import GC_THRESHOLD
 from scheduler.events import CallArrived, CallFinished
 from scheduler.workflow import NodeSpec, WorkflowBook, WorkflowLimits, WorkflowSpec
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable
+    import subprocess
+    from collections.abc import Callable, Iterable, Iterator
 
     from scheduler.workflow import Node, Workflow
 
-DECLARED_MS_MAX = 100.0
+DECLARED_MS_MAX = SUBMITTED_MS_MAX = 100.0
 DECLARATIONS = 7
 """Of each graph; the best is judged, since other work on the machine only ever adds, and the median is shown."""
 SLACK_US_MAX = 50.0
 HINTED_US_MAX = 30.0
+SUBMISSIONS = 9
+"""Of each mode, after one that warms the gateway up."""
+READY_SECONDS = 30.0
+_GATEWAY_CONFIG = """[listen]
+host = "127.0.0.1"
+port = {port}
+control_port = {control_port}
+[[engines]]
+url = "http://127.0.0.1:9"
+[log]
+path = "{folder}/calls.log"
+"""
 
 
 class Timing(NamedTuple):
@@ -200,6 +222,103 @@ def bytes_a_node(shape: str, nodes: int, seed: int) -> float:
     return taken / nodes
 
 
+class Submitted(NamedTuple):
+    """Milliseconds of many equal submissions, the shortest first, the gateway's CPU time of each, likewise, and the
+    longest that another client waited."""
+
+    taken: list[float]
+    cpu: list[float]
+    others_waited: float
+
+
+def submission(nodes: int, seed: int, mode: str) -> bytes:
+    """A random graph with small requests. All wait for a tool that nobody runs, so that no engine is needed."""
+    items: list[dict[str, object]] = [{"id": "n-0", "tool": True}]
+    for number, spec in enumerate(random_dag(nodes, random.Random(seed))[1:], 1):
+        messages = [{"role": "user", "content": f"Question {number} about the report."}]
+        items.append(
+            {
+                "id": spec.id,
+                "after": spec.after or ["n-0"],
+                "expected_output_tokens": spec.expected_output_tokens,
+                "request": {"model": "m", "messages": messages, "max_tokens": 1024},
+            }
+        )
+    return json.dumps({"mode": mode, "background": mode == "run", "nodes": items}).encode()
+
+
+def submitted(nodes: int, seed: int) -> dict[str, Submitted]:
+    """By mode: POST /v1/workflows to a gateway process, until its answer is there."""
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder, (port, control_port) = Path(name), free_ports(2)
+        config, log = folder / "gateway.toml", folder / "gateway.log"
+        config.write_text(_GATEWAY_CONFIG.format(port=port, control_port=control_port, folder=name))
+        command = [sys.executable, "-m", "proxy.cli", "serve", "--config", str(config)]
+        with running(command, log) as process:
+            _wait_until_answers(port, process, log)
+            for mode in ("declared", "run"):
+                body = submission(nodes, seed, mode)
+                alone = [_submit_ms(port, process.pid, body) for _ in range(1 + SUBMISSIONS)][1:]
+                with _asking(port) as waits:
+                    for _ in range(SUBMISSIONS):
+                        _submit_ms(port, process.pid, body)
+                taken, cpu = (sorted(times) for times in zip(*alone, strict=True))
+                found[mode] = Submitted(taken, cpu, max(waits, default=0.0))
+    return found
+
+
+def _submit_ms(port: int, pid: int, body: bytes) -> tuple[float, float]:
+    """From the first byte of the request to the last of the answer, and the gateway's CPU time meanwhile."""
+    with contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=READY_SECONDS)) as client:
+        client.connect()
+        cpu, begun = cpu_seconds(pid), perf_counter_ns()
+        client.request("POST", "/v1/workflows", body, {"content-type": "application/json"})
+        answer = client.getresponse()
+        text = answer.read()
+        taken, cpu = (perf_counter_ns() - begun) / 1e6, (cpu_seconds(pid) - cpu) * 1e3
+        if answer.status not in (201, 202):
+            raise BenchError(f"the gateway answered {answer.status}: {text[:200]!r}")
+        client.request("DELETE", answer.headers["location"])
+        client.getresponse().read()
+    time.sleep(0.2)  # what the deletion left to do is no part of the next
+    return taken, cpu
+
+
+@contextlib.contextmanager
+def _asking(port: int) -> Iterator[list[float]]:
+    """Another client, which asks for little all the time: how long each answer took, in ms."""
+    waits: list[float] = []
+    enough = threading.Event()
+
+    def ask() -> None:
+        with contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=READY_SECONDS)) as client:
+            while not enough.wait(0.002):
+                begun = perf_counter_ns()
+                client.request("GET", "/v1/workflows?limit=1")
+                client.getresponse().read()
+                waits.append((perf_counter_ns() - begun) / 1e6)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield waits
+    finally:
+        enough.set()
+        thread.join()
+
+
+def _wait_until_answers(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + READY_SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        with contextlib.suppress(OSError), contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=1.0)) as client:
+            client.request("GET", "/v1/workflows")
+            client.getresponse().read()
+            return
+        time.sleep(0.05)
+    raise BenchError(f"the gateway does not answer: {log.read_text()[-500:]}")
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The subcommand's options."""
     parser.add_argument("--declared", type=int, default=10_000, help="nodes of a graph to declare (default 10000)")
@@ -222,6 +341,15 @@ def run(args: argparse.Namespace) -> int:
         print(f"  {shape:12} {best:8.1f} {taken[len(taken) // 2]:8.1f} {worst:8.1f}    {memory:8.0f} bytes a node")
         if best > DECLARED_MS_MAX:
             faults.append(f"declaring {shape} took {best:.1f} ms")
+    title = f"\nsubmitted through the gateway, {args.declared:,} nodes, ms"
+    print(f"{title}: best (at most {SUBMITTED_MS_MAX:g}), median, worst of {SUBMISSIONS}; its CPU time: best, median")
+    for mode, (taken, cpu, waited) in submitted(args.declared, args.seed).items():
+        best, *_, worst = taken
+        used = f"{cpu[0]:8.1f} {cpu[len(cpu) // 2]:8.1f}"
+        print(f"  {mode:12} {best:8.1f} {taken[len(taken) // 2]:8.1f} {worst:8.1f}    {used}", end="")
+        print(f"    others waited {waited:.0f} at most")
+        if best > SUBMITTED_MS_MAX:
+            faults.append(f"submitting in mode {mode} took {best:.1f} ms")
     print(f"\ncalls among {args.nodes:,} live nodes, µs a step (finish + slack: at most {SLACK_US_MAX:g} in the mean)")
     print(f"  {'':24} {'step':8} {'count':>7} {'p50':>8} {'mean':>8} {'p99':>8} {'max':>10}")
     for shape in SHAPES:

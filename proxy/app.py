@@ -16,6 +16,7 @@ from proxy.config import listen_problems
 from proxy.config_file import NEEDS_RESTART, ConfigError, diff
 from proxy.control import start_control
 from proxy.energy.shell import EnergyShell
+from proxy.energy.telling import Joules
 from proxy.engines import Engine, EngineWatch
 from proxy.gateway import Gateway
 from proxy.metrics import GaugeSnapshot, Metrics
@@ -75,7 +76,7 @@ class App:
         if config.tracing.otlp_endpoint:
             from proxy.tracing import Tracing  # OpenTelemetry costs memory that only its users should pay
 
-            tracing = Tracing(config.tracing, self._engine_url)
+            tracing = Tracing(config.tracing, self._engine_url, Joules(scheduler.energy).estimate)
         event_log = None
         if config.event_log.path is not None:
             from proxy.eventlog import EventLogWriter
@@ -118,6 +119,7 @@ class App:
             energy=self.energy,
             policies=self.policies,
         )
+        await self.energy.capping.start()
         await self.own.start()
         port = await gateway.server.listen(listen.host, listen.port)
         self._listens = True
@@ -152,6 +154,7 @@ class App:
         running = len(gateway.exchanges)
         self.log.event("draining", calls=running, seconds=self.config.timeouts.drain_seconds)
         gateway.drain()
+        await self.energy.capping.close()  # first of all: whoever ends us may not wait for the calls
         await self.own.drain()
         for watch in self._watches.values():
             watch.stop()

@@ -1,4 +1,4 @@
-"""Token budgets over a restart: a small file in the state directory, written whole or not at all."""
+"""Budgets over a restart, of tokens and of joules: small files in the state directory, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from scheduler.events import BudgetsRestored
+from scheduler.events import BudgetsRestored, JouleBudgetsRestored
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 FILE_NAME = "budgets.json"
+JOULES_FILE_NAME = "energy-budgets.json"
 
-Budgets = tuple[tuple[str, int, float], ...]
-"""(key, used tokens, seconds until the period ends) each, as the scheduler says it."""
+Budgets = tuple[tuple[str, int, float], ...] | tuple[tuple[str, float, float], ...]
+"""(key, used tokens or joules, seconds until the period ends) each, as the scheduler says it."""
 
 
 class BudgetsFault(Exception):
@@ -27,8 +28,9 @@ class BudgetsFault(Exception):
 class BudgetsFile:
     """Writes what the keys have used, if it has changed. May be used by several threads, one after the other."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, name: str = FILE_NAME) -> None:
         self._directory = directory
+        self._name = name
         self._saved: object = None
         self._one_at_a_time = threading.Lock()
 
@@ -46,7 +48,7 @@ class BudgetsFile:
 
     def _write(self, budgets: Budgets) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
-        path = self._directory / FILE_NAME
+        path = self._directory / self._name
         fresh = path.with_suffix(".new")
         data = orjson.dumps({"saved_unix_seconds": time.time(), "budgets": budgets})
         with fresh.open("wb") as file:
@@ -58,16 +60,22 @@ class BudgetsFile:
 
 def load(directory: Path) -> BudgetsRestored | None:
     """The event that brings an earlier process's use back; None if there was none. Raises BudgetsFault."""
-    path = directory / FILE_NAME
+    found = _read(directory / FILE_NAME, "token budgets")
+    return None if found is None else BudgetsRestored(tuple([(key, int(used), ends) for key, used, ends in found]))
+
+
+def load_joules(directory: Path) -> JouleBudgetsRestored | None:
+    """The same for joules."""
+    found = _read(directory / JOULES_FILE_NAME, "budgets of joules")
+    return None if found is None else JouleBudgetsRestored(found)
+
+
+def _read(path: Path, what: str) -> tuple[tuple[str, float, float], ...] | None:
     try:
         saved = orjson.loads(path.read_bytes())
         passed = max(0.0, time.time() - saved["saved_unix_seconds"])
-        return BudgetsRestored(
-            tuple((str(key), int(used), float(ends) - passed) for key, used, ends in saved["budgets"])
-        )
+        return tuple((str(key), float(used), float(ends) - passed) for key, used, ends in saved["budgets"])
     except FileNotFoundError:
         return None
     except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise BudgetsFault(
-            f"{path} cannot be read ({error}); mend it, or remove it to start all token budgets anew"
-        ) from None
+        raise BudgetsFault(f"{path} cannot be read ({error}); mend it, or remove it to start all {what} anew") from None

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from proxy.ab.cli import add_commands as add_ab_commands
 from proxy.cli_power import add_commands as add_power_commands
 from proxy.explain import add_command as add_explain_command
 
@@ -96,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     twin.set_defaults(run=_twin)
     add_explain_command(commands)
     add_power_commands(commands)
+    add_ab_commands(commands)
     return parser
 
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from proxy.batches.config import BatchesConfig
+from proxy.caps_config import CapsConfig
 from proxy.config_types import Count, Name, OptionalPath, Port, Seconds, Switch, Table
 from proxy.energy.config import EnergyConfig
 from proxy.parrot.config import ParrotConfig
@@ -253,6 +254,8 @@ class TracingConfig(Table):
     """service.name of the spans"""
     sample_ratio: Annotated[float, Field(ge=0, le=1, strict=True)] = 1.0
     """of traces that begin here; a client's own decision is kept"""
+    metrics_seconds: Annotated[float, Field(ge=0, le=3600, strict=True)] = 60.0
+    """between two exports of `hw.energy` and `hw.power` to the same collector; 0 = none"""
 
     @field_validator("otlp_endpoint")
     @classmethod
@@ -285,6 +288,7 @@ class Config(Table):
     health: HealthConfig = HealthConfig()
     keys: tuple[KeyConfig, ...] = ()
     power: PowerConfig = PowerConfig()
+    caps: CapsConfig = CapsConfig()
     energy: EnergyConfig = EnergyConfig()
     workflows: WorkflowsConfig = WorkflowsConfig()
     parrot: ParrotConfig = ParrotConfig()
@@ -295,7 +299,8 @@ class Config(Table):
 
     @model_validator(mode="after")
     def _together(self) -> Config:
-        if found := [*listen_problems(self.listen, bool(self.keys)), *_doubles(self)]:
+        found = [*listen_problems(self.listen, bool(self.keys)), *_doubles(self), *_caps_problems(self)]
+        if found:
             raise Problems(found)
         return self
 
@@ -321,6 +326,15 @@ def listen_problems(listen: ListenConfig, has_keys: bool) -> Iterator[tuple[tupl
         )
     if listen.port and listen.port == listen.control_port:
         yield ("listen", "control_port"), f"must differ from listen.port, both are {listen.port}"
+
+
+def _caps_problems(config: Config) -> Iterator[tuple[Place, str]]:
+    if config.power.mode == "actuate":
+        for name in config.caps.missing():
+            yield (
+                ("caps", name),
+                'is needed with power.mode = "actuate", as no value is safe for every use: set it, or take "observe"',
+            )
 
 
 def _doubles(config: Config) -> Iterator[tuple[Place, str]]:

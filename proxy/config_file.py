@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ENVIRONMENT_PREFIX = "JOULEGATE_"
-NEEDS_RESTART = ("listen", "log", "tracing", "event_log", "state_dir", "workflows", "batches", "power", "energy")
+NEEDS_RESTART = ("listen", "log", "tracing", "event_log", "state_dir", "workflows", "batches", "power", "caps",
+                 "energy")  # fmt: skip
 
 
 class ConfigError(Exception):

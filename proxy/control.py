@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import logging
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import orjson
 from aiohttp import web
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Handler, Middleware
     from prometheus_client.core import Metric
 
+    from proxy.energy.capping import Capping
     from proxy.energy.shell import EnergyShell
     from proxy.metrics import Metrics
     from proxy.policies import PolicyDesk
@@ -67,6 +69,15 @@ class _Collected(Collector):
 
     def collect(self) -> list[Metric]:
         return self._families
+
+
+def _add_energy(app: web.Application, energy: EnergyShell) -> None:
+    async def get_energy_model(request: web.Request) -> web.Response:
+        return _json(energy.export() if "export" in request.query else energy.describe())
+
+    app.router.add_get("/admin/energy-model", get_energy_model)
+    app.router.add_get("/admin/energy", energy.door.control)
+    add_caps(app, energy.capping)
 
 
 async def start_control(
@@ -138,12 +149,22 @@ async def start_control(
     return Control(runner, bound)
 
 
-def _add_energy(app: web.Application, energy: EnergyShell) -> None:
-    async def get_energy_model(request: web.Request) -> web.Response:
-        return _json(energy.export() if "export" in request.query else energy.describe())
+def add_caps(app: web.Application, capping: Capping) -> None:
+    """What is decided of GPUs' limits, and the operator's word after somebody else has set one."""
 
-    app.router.add_get("/admin/energy-model", get_energy_model)
-    app.router.add_get("/admin/energy", energy.door.control)
+    async def get_caps(request: web.Request) -> web.Response:
+        return _json(capping.describe())
+
+    async def resume(request: web.Request) -> web.Response:
+        if (origin := request.headers.get("origin")) is not None and urlsplit(origin).netloc != request.host:
+            return _error(403, "host", "a page of another site may not do this")
+        engine = request.query.get("engine", "")
+        if not capping.resume(engine):
+            return _error(404, "not_found", "?engine= must name one of those in GET /admin/caps")
+        return _json({"resumed": engine})
+
+    app.router.add_get("/admin/caps", get_caps)
+    app.router.add_post("/admin/caps/resume", resume)
 
 
 @web.middleware

@@ -7,10 +7,11 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from backends.vllm.connection import ProtocolFault
-from backends.vllm.pool import GATEWAY_FAULT, NO_DESCRIPTORS
 from proxy.answers import ANSWER_BYTES_MAX
+from proxy.attempts import lost, our_fault
 from proxy.call import Call, Outcome
 from proxy.deadlines import answer_up, total_up
+from proxy.energy.telling import TRAILER_LINE, HeldAnswer
 from proxy.errors import RequestFault, error_answer, error_object
 from proxy.http.relay import CHUNKED_END, AnswerHead, answer_head
 from proxy.jsonedit import edit_members
@@ -29,15 +30,6 @@ if TYPE_CHECKING:
 
 _ONE_EVENT_BYTES = 512
 """A shorter read is one event of a stream; vLLM's have 200 to 300 bytes."""
-_LOST = {
-    "engine_reset": "the engine closed the connection before its answer was complete",
-    "engine_protocol": "the engine sent something that is not an HTTP answer",
-}
-_OURS = {
-    NO_DESCRIPTORS: (503, "the gateway may open no more connections (ulimit -n); try again later"),
-    GATEWAY_FAULT: (500, "a fault of the gateway's; its log says more"),
-}
-"""Attempts that failed for want of something here: no engine is to blame, and another would not help."""
 
 
 class Exchange:
@@ -49,6 +41,7 @@ class Exchange:
         "_engine",
         "_gateway",
         "_head",
+        "_held_answer",
         "_held_bytes",
         "_last_chunk_at",
         "_names_response",
@@ -87,6 +80,7 @@ class Exchange:
         self._upstream: EngineConnection | None = None
         self._opening: asyncio.Task[None] | None = None
         self._head: AnswerHead | None = None
+        self._held_answer: HeldAnswer | None = None
         self._reader: EventReader | PlainReader | None = None
         self._usage: Usage | None = None
         self._last_chunk_at = 0.0
@@ -205,12 +199,13 @@ class Exchange:
             if ended:
                 body += reader.end()
         if head.chunked:
-            if body:
-                out += b"%x\r\n%b\r\n" % (len(body), body)
+            out += b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             if ended:
-                out += CHUNKED_END
+                out += self._gateway.joules.last_chunk(call, reader) if head.trailers else CHUNKED_END
         else:
             out += body
+        if self._held_answer is not None:
+            out = self._let_go(self._held_answer, out, ended)
         if out:
             self.client.write(out)
         if ended:
@@ -222,10 +217,10 @@ class Exchange:
         self._upstream = None
         self._attempt_failed(reason, detail)
 
-    def cancel(self, fault: RequestFault) -> None:
-        """Its workflow is ended from outside: the client gets this error, the engine is free."""
+    def cancel(self, fault: RequestFault, outcome: Outcome = Outcome.REFUSED) -> None:
+        """It is ended with its workflow, or its time is up: the client gets this error, the engine is free."""
         self.abort()
-        self._fail(Outcome.REFUSED, fault, engine_fault=False)
+        self._fail(outcome, fault, engine_fault=False)
 
     def engine_down(self, engine: Engine, detail: str) -> None:
         """Its probes have given this engine up. What has begun to be answered goes on, what has not may go elsewhere:
@@ -267,11 +262,7 @@ class Exchange:
         if up is None and self._upstream is not None and call.sent_at is not None:
             up = answer_up(call, timeouts, now, paused_at=self._paused_at, last_chunk_at=self._last_chunk_at)
         if up is not None:
-            self._time_up(*up)
-
-    def _time_up(self, reason: str, message: str) -> None:
-        self.abort()
-        self._fail(Outcome.TIMEOUT, RequestFault(504, reason, message), engine_fault=False)
+            self.cancel(RequestFault(504, *up), Outcome.TIMEOUT)
 
     # --- inside ---
 
@@ -286,8 +277,10 @@ class Exchange:
         ours = gateway.own_answer_headers(call, engine)
         if whole_body and connection.status < 400:
             self._usage = whole_answer(whole_body)
-            ours += gateway.energy_lines(call, self._usage)
-        head = answer_head(connection, self.request, ours, b"x-request-id: %b\r\n" % call.request_id.encode("latin-1"))
+            ours += gateway.joules.lines(call, self._usage)
+        trailer = TRAILER_LINE if gateway.joules.told(engine) and not whole_body else b""
+        own_id = b"x-request-id: %b\r\n" % call.request_id.encode("latin-1")
+        head = answer_head(connection, self.request, ours, own_id, trailer)
         self._head = head
         call.status = connection.status
         kind = head.content_type
@@ -295,15 +288,22 @@ class Exchange:
         if head.encoded:
             self._reader = self._usage = None  # compressed: passed on, not looked into
         elif call.stream and head.chunked:
-            energy = partial(gateway.energy_members, call)
+            energy = partial(gateway.joules.members, call)
             self._reader = EventReader(take_out=self._take_out_usage, fingerprint=engine.fingerprint, annotate=energy)
         elif not kind.startswith(b"application/json"):
             self._usage = None
         elif self._usage is None:
             self._reader = PlainReader()
+            if trailer and call.status < 400:
+                self._held_answer = HeldAnswer(gateway.joules, call)
         self._admitted = None
         self._release()
         return head
+
+    def _let_go(self, held: HeldAnswer, out: bytes, ended: bool) -> bytes:
+        if out := held.feed(out, self._reader, ended=ended):
+            self._held_answer = None
+        return out
 
     def _first_body(self, now: float, ended: bool) -> None:
         self.call.first_byte_at = now
@@ -346,18 +346,19 @@ class Exchange:
         call = self.call
         self._paused_at = None
         self._gateway.engine_failed(call, reason, detail)
-        if reason in _OURS:
-            status, message = _OURS[reason]
-            self._fail(Outcome.REFUSED, RequestFault(status, reason, message), engine_fault=False)
+        if (ours := our_fault(reason)) is not None:
+            self._fail(Outcome.REFUSED, ours, engine_fault=False)
         elif self._head is None and reason != "engine_protocol":
             self._gateway.tell(CallFailed(call.id, reason, retryable=True, engine_fault=True))
         else:
-            self._fail(Outcome.ENGINE_LOST, RequestFault(502, reason, _LOST[reason]), engine_fault=True)
+            self._fail(Outcome.ENGINE_LOST, lost(reason), engine_fault=True)
 
     def _fail(self, outcome: Outcome, fault: RequestFault, *, engine_fault: bool) -> None:
         """The call cannot be completed. After a 200 the fault is an event of the stream, never a false end."""
         call, client, head, reader = self.call, self.client, self._head, self._reader
         keep_alive = None
+        if self._held_answer is not None:  # nothing has gone out so far
+            self._held_answer = head = call.status = None
         if head is None:
             keep_alive = self._write_error(fault)
         elif isinstance(reader, EventReader) and fault.reason != "client_stalled":

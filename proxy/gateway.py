@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from proxy.admission import Admission
 from proxy.arrival import arrived
 from proxy.call import Call, Outcome
-from proxy.energy.answer import answer_headers, usage_bytes
+from proxy.energy.telling import Joules
 from proxy.errors import RequestFault, error_answer
 from proxy.exchange import Exchange
 from proxy.faults import Faults
@@ -28,6 +28,8 @@ from scheduler.actions import Abort, Dispatch, PolicyFailed, Reject, WakeAt
 from scheduler.events import CallFailed, Draining, Tick
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxy.calllog import CallLog
     from proxy.config import Config
     from proxy.engines import Engine
@@ -36,12 +38,10 @@ if TYPE_CHECKING:
     from proxy.http.request import Request
     from proxy.metrics import Metrics
     from proxy.tracing import Tracing
-    from proxy.usage import Usage
     from proxy.watching import ContentWatch
     from proxy.workflows.config import WorkflowsConfig
-    from scheduler.actions import Action
+    from scheduler.actions import Action, SetCap, SetClock
     from scheduler.core import Scheduler
-    from scheduler.energy.bill_calls import Estimate
     from scheduler.events import EngineStatus, Event
 
 ENDED_MAX = 64
@@ -64,6 +64,7 @@ class Gateway:
         self.log = log
         self.tracing = tracing
         self.event_log = event_log
+        self.joules = Joules(scheduler.energy)
         self.timeouts = config.timeouts
         self.faults = Faults(log.event)
         self.admission = Admission(config)
@@ -74,6 +75,8 @@ class Gateway:
         self.inner = InnerCalls(self, config.limits.inner_answer_bytes)
         self.watch: ContentWatch | None = None
         """Looks at content, while the policy (or the configuration) wants to know."""
+        self.set_power: Callable[[SetCap | SetClock], None] | None = None
+        """Carries out what is decided of GPUs' limits; answers with `CapApplied`."""
         self._loop = asyncio.get_running_loop()
         self._id_prefix = f"jg-{os.urandom(6).hex()}-"
         self._ids = 0
@@ -204,9 +207,11 @@ class Gateway:
         elif kind is WakeAt:
             assert isinstance(action, WakeAt)
             self._wake_at(action.at - now)
-        else:
+        elif kind is PolicyFailed:
             assert isinstance(action, PolicyFailed)
             report_failed(self, action)
+        elif self.set_power is not None:  # what is left are GPUs' limits
+            self.set_power(action)  # type: ignore[arg-type]
 
     def _wake_at(self, seconds: float) -> None:
         at = self._loop.time() + max(0.0, seconds)
@@ -284,18 +289,6 @@ class Gateway:
             self.watch = ContentWatch(self, config.inference_bytes)
         else:
             self.watch.inference.bytes_max = config.inference_bytes
-
-    def energy_lines(self, call: Call, usage: Usage) -> bytes:
-        """Header lines for the answer of a call that is complete; its bill follows when its windows have closed."""
-        return answer_headers(self._energy_of(call, usage))
-
-    def energy_members(self, call: Call, usage: Usage) -> bytes:
-        """The same for a usage object, to stand behind its other members."""
-        return usage_bytes(self._energy_of(call, usage))
-
-    def _energy_of(self, call: Call, usage: Usage) -> Estimate | None:
-        desk = self.scheduler.energy
-        return desk.guess(call.id, usage.prompt_tokens, usage.cached_tokens, usage.output_tokens, monotonic())
 
     def progress(self, engine: str) -> tuple[tuple[str, int], ...]:
         """How many tokens each stream from an engine has shown so far, about."""

@@ -43,6 +43,7 @@ def scheduler_config(config: Config) -> SchedulerConfig:
             config.energy.budgets_without_energy,
         ),
         joule_quotas=joule_quotas(config),
+        caps=config.caps.rules(config.power.mode),
         decisions=config.limits.decisions,
     )
 

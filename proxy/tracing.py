@@ -16,6 +16,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from proxy.call import Outcome
 from proxy.config_file import ConfigError
+from proxy.energy.answer import span_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from proxy.call import Call
     from proxy.config import TracingConfig
+    from scheduler.energy.bill_calls import Estimate
 
 QUEUE_SPANS = 8192
 """Spans waiting for export; further ones are dropped by the SDK, which says so."""
@@ -68,11 +70,15 @@ class Tracing:
     """A SERVER span for each call, the child of the client's span if it sent a traceparent; in it, for calls that were
     given to an engine, a CLIENT span with all attempts, from the first one's start: its context the engine gets.
 
-    `engine_url`: the address of an engine by its name; None = not known. Raises TracingFault.
+    `engine_url`: the address of an engine by its name; None = not known. `estimate`: what a call that ends has used;
+    None = nothing is told of its engine. Raises TracingFault.
     """
 
     def __init__(
-        self, config: TracingConfig, engine_url: Callable[[str], SplitResult | None] = lambda name: None
+        self,
+        config: TracingConfig,
+        engine_url: Callable[[str], SplitResult | None] = lambda name: None,
+        estimate: Callable[[Call], Estimate | None] = lambda call: None,
     ) -> None:
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -82,6 +88,7 @@ class Tracing:
         if not endpoint.endswith("/v1/traces"):
             endpoint += "/v1/traces"
         self._engine_url = engine_url
+        self._estimate = estimate
         self._ids = _Ids()
         self._provider = TracerProvider(
             resource=Resource.create({"service.name": config.service_name}),
@@ -148,6 +155,7 @@ class Tracing:
             },
         )
         if call.dispatched_at is not None:
+            _set(server, span_attributes(self._estimate(call)))
             server.add_event("joulegate.dispatched", timestamp=_unix_ns(call, call.dispatched_at))
         _mark_error(server, call, from_status=500)
         server.end(ended_ns)

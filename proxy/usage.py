@@ -20,6 +20,8 @@ TAIL_BYTES = 4096
 # writes can never look like `"usage":`.
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+_WHOLE_USAGE = re.compile(rb'"choices"\s*:\s*\[\s*\]|"type"\s*:\s*"(?:response\.completed|message_delta)"')
+"""An event whose usage is the whole stream's: OpenAI's chat and completions, its Responses, Anthropic's messages."""
 _FINGERPRINT = re.compile(rb'"system_fingerprint"\s*:\s*"[^"\\]*"')
 _ENDS_CHOICE = b'"finish_reason":"'
 _BLANK_LINE = re.compile(rb"\r?\n\r?\n")
@@ -146,13 +148,14 @@ class EventReader:
                 self._first = data
             else:
                 self._last = data
-            if self._annotate is not None and _NO_CHOICES.search(data):
+            if self._annotate is not None and _WHOLE_USAGE.search(data):
                 return self._annotated(data, self._annotate)
         return data
 
     def _annotated(self, data: bytes, annotate: Callable[[Usage], bytes]) -> bytes:
         """The event with the whole stream's usage says more than the engine did."""
         usage, found = Usage(), None
+        usage.read(self._first)  # Anthropic's stream says the input first and the output last
         for found in _USAGE.finditer(data):
             usage.take(found[1])
         if found is None or found[1] == b"{}":

@@ -41,6 +41,25 @@ class WakeAt(NamedTuple):
     at: float
 
 
+class SetCap(NamedTuple):
+    """Have each GPU of the engine limited to so many watts, all together. Answered by `CapApplied`."""
+
+    engine: str
+    watts: float
+    """Of each GPU."""
+    reason: str
+
+
+class SetClock(NamedTuple):
+    """Hold each GPU's SM clock at or under this; None = let it run free. Answered by `CapApplied`."""
+
+    engine: str
+    highest_mhz: float | None
+    watts: float
+    """Of each GPU: the cap that it stands for; comes back as `requested` of CapApplied."""
+    reason: str
+
+
 class PolicyFailed(NamedTuple):
     """The policy raised, or chose what cannot be done: `passthrough` decides from now on. Say so loudly; nothing else
     is to be done. `hook`: the method."""
@@ -50,4 +69,4 @@ class PolicyFailed(NamedTuple):
     error: str
 
 
-Action = Dispatch | Reject | Abort | WakeAt | PolicyFailed
+Action = Dispatch | Reject | Abort | WakeAt | SetCap | SetClock | PolicyFailed

@@ -9,6 +9,8 @@ from scheduler.actions import Abort, Action, Reject, WakeAt
 from scheduler.breaker import BreakerRule
 from scheduler.deciding import Deciding
 from scheduler.decisions import ANSWERED, DecisionLog, judged
+from scheduler.energy.caps.desk import CapsDesk
+from scheduler.energy.caps.rules import CapRules
 from scheduler.energy.desk import EnergyDesk, EnergyRules
 from scheduler.energy.ledger import TokenLedger
 from scheduler.energy_events import EnergyEvents
@@ -66,6 +68,7 @@ class SchedulerConfig:
     workflow_limits: WorkflowLimits = field(default_factory=WorkflowLimits)
     energy: EnergyRules = field(default_factory=EnergyRules)
     joule_quotas: tuple[JouleQuota, ...] = ()
+    caps: CapRules = field(default_factory=CapRules)
     decisions: int = 4096
     """Calls whose decisions are remembered."""
 
@@ -86,8 +89,11 @@ class Scheduler:
         self._newly_ready: CallState | None = None
         self.workflows = WorkflowBook(config.workflow_limits)
         self.energy = EnergyDesk(config.energy, config.joule_quotas, now)
+        self.caps = CapsDesk(config.caps, self.energy, self.calls, self.engines)
         self.decisions = DecisionLog(config.decisions)
-        self.view = View(self.engines, self.calls, self.ready, self.workflows, self.energy, self.decisions)
+        self.view = View(
+            self.engines, self.calls, self.ready, self.workflows, self.energy, self.patience, self.caps, self.decisions
+        )
         self.deciding = Deciding(self.view, config.policy, dict(config.policy_options), now)
         self.draining = False
         self._sequence = 0
@@ -109,8 +115,8 @@ class Scheduler:
             PolicyChanged: self._policy_changed,
             Draining: self._drain,
             Tick: self._tick,
-            **WorkflowEvents(self.workflows).handlers,
-            **EnergyEvents(self.energy).handlers,
+            **WorkflowEvents(self.workflows, self.energy, self.calls).handlers,
+            **EnergyEvents(self.energy, self.caps).handlers,
         }
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -284,6 +290,7 @@ class Scheduler:
 
     def _drain(self, event: Draining, now: float, actions: list[Action]) -> None:
         self.draining = True
+        self.caps.stop()
         for call in list(self.ready):
             self._reject_held(call, 503, "draining", "the gateway is shutting down; try another instance", now, actions)
 
@@ -291,6 +298,7 @@ class Scheduler:
         self.workflows.expire(now)
         self.energy.timed(now)
         self._wake_at = None  # even if it comes early: what is still to be waited for is asked for anew
+        self.caps.tick(now, actions)
 
     # --- the shared steps ---
 

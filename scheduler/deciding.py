@@ -114,7 +114,7 @@ class Deciding:
         engine.in_flight += 1
         engine.breaker.sent()
         view.decisions.sent(call, engine, priority, why, self.policy.name, engines, now)
-        view.energy.sent(call.arrived, engine.name, now)
+        view.energy.sent(call.arrived, engine.name, now, call.prefix)
         if call.node is not None:
             view.workflows.call_started(call.arrived.call_id, now)
 

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from typing import Any
 
     from scheduler.actions import Action
+    from scheduler.energy.caps.desk import CapsDesk
     from scheduler.energy.desk import EnergyDesk
 
 
 class EnergyEvents:
     """Handlers of the scheduler's: what is measured, counted and believed of engines."""
 
-    def __init__(self, desk: EnergyDesk) -> None:
+    def __init__(self, desk: EnergyDesk, caps: CapsDesk) -> None:
         self._desk = desk
         self.handlers: dict[type, Callable[[Any, float, list[Action]], None]] = {
             MeterRead: self._read,
@@ -26,6 +27,7 @@ class EnergyEvents:
             EnergyPrior: self._prior,
             JouleQuotasChanged: self._quotas,
             JouleBudgetsRestored: self._restored,
+            **caps.handlers,
         }
 
     def _read(self, event: MeterRead, now: float, actions: list[Action]) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from scheduler.breaker import BreakerRule
 from scheduler.core import Scheduler, SchedulerConfig
 from scheduler.energy.budgets import JouleQuota
+from scheduler.energy.caps.rules import CapRules
+from scheduler.energy.caps.view import CardLimits
 from scheduler.energy.desk import EnergyRules
 from scheduler.energy.model.prior import CapPrior, Prices, Prior
 from scheduler.energy.window import Counters, Energy, MeterSample
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from scheduler.actions import Action
 
-VERSION = 2
+VERSION = 3
 _EVENTS: dict[str, Any] = {kind.__name__: kind for kind in get_args(Event)}
 _NESTED: dict[str, Any] = {
     "engines": EngineSpec, "quotas": KeyQuota, "nodes": NodeSpec, "joule_quotas": JouleQuota,
@@ -70,6 +72,8 @@ def _value(name: str, value: Any) -> Any:
         return value
     if name == "sample":
         return MeterSample(value[0], Energy(*value[1]), *value[2:])
+    if name == "limits":
+        return CardLimits(*value)
     if name == "counters":
         return Counters(*value)
     if name == "spec":
@@ -81,7 +85,7 @@ def _value(name: str, value: Any) -> Any:
 
 def _config(record: dict[str, Any]) -> SchedulerConfig:
     values = {name: _value(name, value) for name, value in record.items()}
-    tables = {"breaker": BreakerRule, "workflow_limits": WorkflowLimits, "energy": EnergyRules}
+    tables = {"breaker": BreakerRule, "workflow_limits": WorkflowLimits, "energy": EnergyRules, "caps": CapRules}
     return SchedulerConfig(**{**values, **{name: kind(**record[name]) for name, kind in tables.items()}})
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Literal
 
+    from scheduler.energy.caps.view import CardLimits
     from scheduler.energy.model.prior import Prior
     from scheduler.energy.window import Counters, MeterSample
     from scheduler.workflow.spec import NodeSpec, WorkflowSpec
@@ -260,6 +261,50 @@ class JouleBudgetsRestored(NamedTuple):
     budgets: tuple[tuple[str, float, float], ...]
 
 
+class CardsRead(NamedTuple):
+    """The limits of an engine's GPUs are these now: told when they are first read and whenever they have changed.
+
+    In between each `MeterRead` says as much as that they have not.
+    """
+
+    engine: str
+    gpus: int
+    limits: CardLimits | None
+    """None: they cannot be read (any more)."""
+    at: float
+    """When they were read, in the core's seconds."""
+    may_set: bool = False
+    """The operator has named them, and they can be set."""
+    settle_seconds: float = 1.0
+    """Until a new limit is in force."""
+    sm_clock_max_mhz: float | None = None
+
+
+class CapApplied(NamedTuple):
+    """What became of a `SetCap` or `SetClock`, or (`by` other) what somebody else did. Watts of each GPU; of several,
+    the strictest.
+
+    The two watts and what was asked for are three numbers: a limit is clamped to what the card allows, and the driver
+    may still say something else.
+    """
+
+    engine: str
+    requested: float | None
+    """As the action had it; None where it was not ours."""
+    clamped: float | None
+    applied: float | None
+    """Read back from the driver; None: it failed, and the limit is what it was."""
+    at: float
+    by: Literal["us", "other"] = "us"
+    detail: str = ""
+
+
+class CapResumed(NamedTuple):
+    """An operator says that we may set the limits of this engine's GPUs again, after a yield or too many failures."""
+
+    engine: str
+
+
 class Draining(NamedTuple):
     """The process is going down: no new calls; those that are held are refused, those that run may finish."""
 
@@ -293,6 +338,9 @@ Event = (
     | EnergyPrior
     | JouleQuotasChanged
     | JouleBudgetsRestored
+    | CardsRead
+    | CapApplied
+    | CapResumed
     | Draining
     | Tick
 )

@@ -38,8 +38,8 @@ def validate(scheduler: Scheduler) -> None:
         assert use.running == running[name] >= 0, f"key {name} counts {use.running} running"
         assert use.budget_used_tokens >= 0
     assert not (scheduler.draining and ready.count), "held while draining"
-    scheduler.patience.validate()
-    scheduler.ledger.validate()
-    scheduler.workflows.validate()
-    scheduler.energy.validate()
-    scheduler.decisions.validate()
+    for part in (
+        scheduler.patience, scheduler.ledger, scheduler.workflows, scheduler.energy, scheduler.caps,
+        scheduler.decisions,
+    ):  # fmt: skip
+        part.validate()

@@ -58,9 +58,12 @@ class Patience:
         """Raise AssertionError if a call could be held for ever, or more is kept than need be."""
         assert {call.sequence for call in self._ready} <= {entry[1] for entry in self._ends}, "held for ever"
 
+    def ends_at(self, call: CallState) -> float:
+        """Until when it may be held."""
+        return call.arrived_at + max(self.queue_seconds, (call.arrived.deadline_ms or 0.0) / 1e3)
+
     def _entry(self, call: CallState) -> tuple[float, int, CallState]:
-        own_seconds = (call.arrived.deadline_ms or 0.0) / 1e3
-        return call.arrived_at + max(self.queue_seconds, own_seconds), call.sequence, call
+        return self.ends_at(call), call.sequence, call
 
     def _begin_anew(self) -> None:
         self._ends = [self._entry(call) for call in self._ready]

@@ -38,6 +38,11 @@ class CallState:
     others: tuple[tuple[str, int], ...] = ()
     """What was decided of it, for the log of decisions."""
 
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """Hashes of how its prompt begins, as far as its node has any."""
+        return () if self.node is None else self.node.prefix
+
 
 @dataclass(slots=True, eq=False)
 class EngineState:

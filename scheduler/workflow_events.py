@@ -11,10 +11,12 @@ from scheduler.workflow.extending import extend
 from scheduler.workflow.spec import GraphFault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from scheduler.actions import Action
+    from scheduler.energy.desk import EnergyDesk
+    from scheduler.state import CallState
     from scheduler.workflow.book import WorkflowBook
 
 RETRY_SECONDS = 1.0
@@ -23,8 +25,10 @@ RETRY_SECONDS = 1.0
 class WorkflowEvents:
     """Handlers of the scheduler's: what is said of workflows, beside their calls."""
 
-    def __init__(self, book: WorkflowBook) -> None:
+    def __init__(self, book: WorkflowBook, energy: EnergyDesk, calls: Mapping[str, CallState]) -> None:
         self._book = book
+        self._energy = energy
+        self._calls = calls
         self.handlers: dict[type, Callable[[Any, float, list[Action]], None]] = {
             WorkflowDeclared: self._declared,
             NodesAdded: self._nodes_added,
@@ -39,6 +43,9 @@ class WorkflowEvents:
         except GraphFault as fault:
             retry = RETRY_SECONDS if fault.status == 503 else None
             actions.append(Reject(event.call_id, fault.status, fault.reason, fault.message, retry, fault.param))
+        else:
+            spec = event.spec
+            self._energy.budgets.declare(spec.key, spec.workflow_id, spec.energy_budget_joules, now)
 
     def _nodes_added(self, event: NodesAdded, now: float, actions: list[Action]) -> None:
         with suppress(GraphFault):  # nobody is asked: their calls grow the graph as they come
@@ -57,6 +64,8 @@ class WorkflowEvents:
             self._book.close(event.key, event.workflow_id, now)
 
     def _placed(self, event: CallPlaced, now: float, actions: list[Action]) -> None:
+        if (call := self._calls.get(event.call_id)) is not None:
+            self._energy.placed(event.call_id, call.engine, event.prefix)
         self._book.placed(
             event.call_id,
             now,

@@ -10,8 +10,26 @@ if TYPE_CHECKING:
     from workloads.shapes import WorkflowShape
 
 
+class Arrival(NamedTuple):
+    """A workflow that begins so many seconds after the play did (of a play by users: when one of them is free)."""
+
+    seconds: float
+    workflow: WorkflowShape
+    deadline_seconds: float | None = None
+    """From its intended start on."""
+    workflow_class: str | None = None
+
+
+class Tokens(NamedTuple):
+    """Of a call, as the engine counts. None: it did not say."""
+
+    prompt: int | None = None
+    cached: int | None = None
+    output: int | None = None
+
+
 class PlayedCall(NamedTuple):
-    """What became of one call. `status` 0: no answer; `error` is empty for a good one."""
+    """What became of one call. `status` 0: no answer; `error` is empty for a good one. None: nobody said."""
 
     node: str
     intended_at: float
@@ -20,10 +38,17 @@ class PlayedCall(NamedTuple):
     answered_at: float
     status: int
     error: str = ""
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    """As the engine counts; 0 where it did not say."""
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    """These three as the engine counts."""
+    first_token_at: float | None = None
+    """The first piece of a streamed answer."""
+    held_seconds: float | None = None
+    engine: str | None = None
+    energy_joules: float | None = None
+    energy_source: str | None = None
+    """These four as a gateway says."""
 
     @property
     def good(self) -> bool:
@@ -32,7 +57,8 @@ class PlayedCall(NamedTuple):
 
 
 class PlayedWorkflow(NamedTuple):
-    """A workflow that is over: all its calls answered, or some failed and those behind them never sent."""
+    """A workflow that is over: all its calls answered, or some failed and those behind them never sent; or the play was
+    broken off, and these are the calls that were over by then."""
 
     workflow: WorkflowShape
     intended_at: float

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 Range = tuple[int, int]
 """Both ends included."""
@@ -30,6 +30,8 @@ class CallShape(NamedTuple):
     after: tuple[str, ...]
     prompt: tuple[Part, ...]
     output_tokens: int
+    pause_seconds: float = 0.0
+    """Between the last answer that it waits for and its start: a tool or a person at work."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -116,12 +118,13 @@ def chat(
     return WorkflowShape(workflow_id, "chat", (CallShape("answer", (), prompt, rng.randint(*output_tokens)),))
 
 
-def coding(
+def coding(  # noqa: PLR0913  (each length is a parameter)
     workflow_id: str,
     rng: random.Random,
     *,
     files: Range = (4, 16),
     rounds: int = 4,
+    task_tokens: int = 182,
     design_tokens: int = 706,
     context_tokens: int = 2200,
     file_tokens: int = 85,
@@ -133,7 +136,7 @@ def coding(
 
     What programmers, reviewers and revisers of one workflow read before their own file is common to them.
     """
-    task = Part(f"{workflow_id} task", CODING_TASK_TOKENS)
+    task = Part(f"{workflow_id} task", task_tokens)
     calls = [CallShape("architect", (), (task,), design_tokens)]
     common = (
         Part("coding instructions", context_tokens),
@@ -157,7 +160,6 @@ def coding(
     return WorkflowShape(workflow_id, "coding", tuple(calls))
 
 
-CODING_TASK_TOKENS = 182
 KINDS: dict[str, Callable[[str, random.Random], WorkflowShape]] = {
     "chain": chain,
     "map-reduce": map_reduce,
@@ -169,12 +171,19 @@ COMPOSITE = {"chat": 0.5, "copilot": 0.2, "chain": 0.12, "map-reduce": 0.12, "co
 """Share of the workflows of each kind in the mix."""
 
 
-def stream(kind: str, rng: random.Random, *, prefix: str = "wf") -> Iterator[WorkflowShape]:
+def stream(
+    kind: str,
+    rng: random.Random,
+    *,
+    prefix: str = "wf",
+    makers: Mapping[str, Callable[[str, random.Random], WorkflowShape]] = KINDS,
+    mix: Mapping[str, float] = COMPOSITE,
+) -> Iterator[WorkflowShape]:
     """Workflows of one kind, or of the mix `composite`, without end. KeyError for an unknown kind."""
     number = 0
     while True:
         number += 1
         name = kind
         if kind == "composite":
-            name = rng.choices(list(COMPOSITE), list(COMPOSITE.values()))[0]
-        yield KINDS[name](f"{prefix}-{number}", rng)
+            name = rng.choices(list(mix), list(mix.values()))[0]
+        yield makers[name](f"{prefix}-{number}", rng)

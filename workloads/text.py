@@ -8,6 +8,8 @@ from functools import lru_cache
 WORDS_PER_TOKEN = 0.85
 """About what tokenizers of today make of such prose; what a prompt really came to is in its answer's usage."""
 
+SALT_GROUPS = 4
+
 _WHO = (
     "the old man",
     "a young woman",
@@ -82,16 +84,23 @@ _SENTENCES_PER_PARAGRAPH = (3, 7)
 
 
 @lru_cache(maxsize=256)
-def prose(seed: str, tokens: int) -> str:
+def prose(seed: str, tokens: int, words_per_token: float = WORDS_PER_TOKEN) -> str:
     """About so many tokens of prose. The same seed tells the same tale: a shorter one is the beginning of a longer."""
     rng = random.Random(seed)
-    wanted = max(1, round(tokens * WORDS_PER_TOKEN))
+    wanted = max(1, round(tokens * words_per_token))
     paragraphs: list[str] = []
     while wanted > 0:
         words = " ".join(_sentence(rng) for _ in range(rng.randint(*_SENTENCES_PER_PARAGRAPH))).split(" ")[:wanted]
         wanted -= len(words)
         paragraphs.append(" ".join(words))
     return "\n\n".join(paragraphs)
+
+
+def salt_of(seed: str) -> str:
+    """A number in groups of three digits: one token a group to some tokenizers, three to others, but whatever the seed,
+    they come to as many."""
+    rng = random.Random(seed)
+    return " ".join(["Number", *(f"{rng.randrange(100, 1000)}" for _ in range(SALT_GROUPS))]) + "."
 
 
 def _sentence(rng: random.Random) -> str:

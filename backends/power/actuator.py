@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
     from pathlib import Path
 
+    from backends.power.cap import Fence
     from backends.power.device import PowerDevice
     from backends.power.sample import Sample
 
@@ -61,6 +62,8 @@ class Actuator:
         self._watchdog = Watchdog() if watchdog and mode == "actuate" else None
         self._redis_url = redis_url
         self._holder = holder or new_holder()
+        self._fence_of: Callable[[str], Fence] | None = None
+        self._started = False
         self._caps: dict[str, Cap] = {}
         self._threads: dict[str, DeviceThread] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -84,11 +87,23 @@ class Actuator:
         restored = await self._restore_orphans()
         for done in restored:
             self._say(f"{done.device}: left by an earlier process: {done.state.replace('_', ' ')}: {done.detail}")
-        fence_of = None if client is None else partial(redis_fence.RedisFence, client, holder=self._holder)
+        if client is not None:
+            self._fence_of = partial(redis_fence.RedisFence, client, holder=self._holder)
+        self._started = True
         for label, device in self._devices.items():
-            self._caps[label] = Cap(label, device, self._folder, self._watchdog, fence_of)
+            self._add_cap(label, device)
         self._renewing = asyncio.ensure_future(self._renew())
         return restored
+
+    def add(self, label: str, device: PowerDevice) -> None:
+        """One more card. One of that label that is there already stays."""
+        if label not in self._devices:
+            self._devices[label] = device
+            if self._started:
+                self._add_cap(label, device)
+
+    def _add_cap(self, label: str, device: PowerDevice) -> None:
+        self._caps[label] = Cap(label, device, self._folder, self._watchdog, self._fence_of)
 
     async def set_limit_watts(self, label: str, watts: float) -> Outcome:
         """Move one card's limit. Never raises for what a card or a lease does: the outcome says it."""

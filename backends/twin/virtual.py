@@ -5,9 +5,10 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from backends.twin.device import TwinDevice
 from backends.twin.request import Finished, FirstToken
-from scheduler.actions import Abort, Dispatch, Reject, WakeAt
-from scheduler.events import CallFinished, ClientGone, Tick
+from scheduler.actions import Abort, Dispatch, Reject, SetCap, SetClock, WakeAt
+from scheduler.events import CallFinished, CapApplied, ClientGone, Tick
 from scheduler.events import FirstToken as FirstTokenSeen
 
 if TYPE_CHECKING:
@@ -120,9 +121,21 @@ class World:
                 live.done(Answer(action.call_id, live.arrived_at, None, now, None, action.reason))
             elif isinstance(action, Abort):
                 self.engines[action.engine].abort(action.call_id, now)
+            elif isinstance(action, SetCap):
+                self.tell(self._limited(action))
+            elif isinstance(action, SetClock):
+                detail = "the twin's clock cannot be locked"
+                self.tell(CapApplied(action.engine, action.watts, None, None, now, detail=detail))
             elif isinstance(action, WakeAt) and action.at not in self._wakes:
                 self._wakes.add(action.at)
                 self.time.at(max(action.at, now), lambda at=action.at: self._wake(at))  # type: ignore[misc]
+
+    def _limited(self, action: SetCap) -> CapApplied:
+        """A limit set on the engine's cards."""
+        device = TwinDevice(self.engines[action.engine], lambda: self.time.now)
+        clamped = device.limits().clamp(action.watts)
+        device.set_limit_watts(clamped)
+        return CapApplied(action.engine, action.watts, clamped, device.limits().requested_watts, self.time.now)
 
     def _wake(self, at: float) -> None:
         self._wakes.discard(at)

@@ -12,6 +12,7 @@ from backends.twin import calibration as calibrations
 from backends.twin.engine import TwinEngine
 from backends.twin.prior import prior_of
 from backends.twin.virtual import World
+from bench.energy.bill_parts import Told, parts
 from bench.energy.bill_truth import Truth
 from bench.energy.play import off
 from bench.energy.watch import Sight, Watch
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from bench.energy.bill_parts import Part
     from scheduler.actions import Action
     from scheduler.energy.bill_split import Side
     from scheduler.energy.window import Window
@@ -100,16 +102,17 @@ class Scenes:
         self.estimates: dict[str, float] = {}
         self.finished: dict[str, float] = {}
         self.sides: list[Side] = []
+        self.told = Told()
         front = calibration.frontend.input_seconds + calibration.frontend.output_seconds
-        maker = WindowMaker("twin", 0.0, WindowRule(2.4, front))
+        self._random = random.Random(scene.seed + 11)
+        self._maker = maker = WindowMaker("twin", 0.0, WindowRule(2.4, front))
         scheduler = Scheduler(SchedulerConfig((EngineSpec("twin", 4096),), "passthrough"), 0.0)
         self.watch = Watch(scheduler, engine, maker, scene.sight, scene.seed + 7, self._window)
         self.world = World(self, {"twin": engine})
         self.player = Player(self.world)
         self._arrived: dict[str, CallArrived] = {}
         self._marks: dict[str, tuple[tuple[str, float], ...]] = {}
-        self._prefixes: dict[str, tuple[str, float]] = {}
-        self.watch.prefix_of = self._prefixes.get
+        self.watch.prefixes_of = lambda call_id: self._marks.get(call_id, ())
 
     def run(self) -> Row:
         """All of it."""
@@ -134,7 +137,9 @@ class Scenes:
                 arrived = self._arrived.pop(action.call_id)
                 marks = self._marks[action.call_id] if self.scene.sight.prefixes_known else ()
                 started = time.process_time()
-                self.bill.dispatched(action.call_id, "-", arrived.workflow_id, "m", "twin", now, marks)
+                self.bill.dispatched(
+                    action.call_id, "-", arrived.workflow_id, "m", "twin", now, marks, self._estimate(arrived)
+                )
                 self.seconds += time.process_time() - started
         if isinstance(event, CallFinished):
             cached = event.cached_tokens if self.scene.sight.cached_reported else None
@@ -146,10 +151,17 @@ class Scenes:
                 self.estimates[event.call_id] = guess.joules
         return actions
 
+    def _estimate(self, arrived: CallArrived) -> float:
+        """Of the prompt's length: as wrong as the windows' own."""
+        sight = self.scene.sight
+        wrong = sight.estimate_bias * self._random.lognormvariate(0.0, sight.estimate_spread)
+        return arrived.prompt_tokens_estimate * wrong * self._maker.prompt_ratio
+
     def _window(self, window: Window) -> None:
         if self.scene.prices != "given":
             self.model.learn(window)
         tariff = tariff_of(self.model, window)
+        self.told.window(window, tariff, self.bill.known_at_end(window))
         started = time.process_time()
         closed = self.bill.close(window, tariff)
         self.seconds += time.process_time() - started
@@ -170,9 +182,18 @@ class Scenes:
                 call_id = f"{workflow.id}/{call.node}"
                 self._marks[call_id] = tuple(marks)
                 self.truth.call(call_id, tuple(marks))
-                if marks:
-                    self._prefixes[call_id] = marks[0]
             yield workflow
+
+    def parts(self) -> list[Part]:
+        """What each part of the bill costs, of a scene that was played."""
+        calls = [call_id for call_id, at in self.finished.items() if at > WARM_SECONDS]
+        known = set(calls)
+        workflows = [
+            [f"{played.workflow.id}/{call.node}" for call in played.workflow.calls]
+            for played in self.player.played
+            if played.arrived_at >= WARM_SECONDS
+        ]
+        return parts(self, calls, [ids for ids in workflows if known.issuperset(ids)])
 
     def _row(self) -> Row:
         scene = self.scene
@@ -218,6 +239,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prices", choices=("live", "given"), default="live", help="the live model's, or the twin's own"
     )
+    parser.add_argument(
+        "--parts", action="store_true", help="also what each part costs, a call and a workflow, the others being true"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
 
 
@@ -233,13 +257,16 @@ def run(args: argparse.Namespace) -> int:
     )
     for name in names:
         for seed in range(1, args.seeds + 1):
-            row = Scenes(Scene(name, seed, calls_per_second=args.rate, seconds=args.seconds, prices=args.prices)).run()
+            scene = Scenes(Scene(name, seed, calls_per_second=args.rate, seconds=args.seconds, prices=args.prices))
+            row = scene.run()
             rows.append(row)
             print(
                 f"{row.workload:<12}{row.seed:>5}{row.calls:>7}{row.call_error:>8.2%}{row.call_p90:>8.2%}"
                 f"{row.estimate_error:>8.2%}{row.covered:>9.1%}{row.workflows:>11}{row.workflow_error:>10.2%}"
                 f"{row.workflow_p90:>8.2%}{row.workflow_by_joules:>11.2%}{row.bias:>+9.2%}{row.residual:>10.2%}{row.bill_us:>11.1f}"
             )
+            for part in scene.parts() if args.parts else ():
+                print(f"{'':>12}wrong alone: {part.name:<18}{part.call_error:>8.2%}{part.workflow_error:>8.2%}")
     if args.json:
         args.json.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n")
     bad = [row for row in rows if row.call_error > CALL_ERROR_MAX or row.workflow_error > WORKFLOW_ERROR_MAX]

@@ -24,6 +24,10 @@ class Truth:
     def __init__(self, engine: TwinEngine) -> None:
         self.own: dict[str, float] = defaultdict(float)
         """Call → joules, its own prefill in full."""
+        self.work: dict[str, list[float]] = defaultdict(lambda: [0.0] * 6)
+        """Call → the first six features of `Work`, exactly."""
+        self.prefill_joules: dict[str, float] = defaultdict(float)
+        """Call → of its joules, those for tokens and pairs of its prompt."""
         self.above_idle = 0.0
         self._prefill: dict[Hashable, float] = defaultdict(float)
         self._users: dict[Hashable, list[str]] = defaultdict(list)
@@ -59,6 +63,7 @@ class Truth:
         for request in decoding:
             read = steps * (engine.decoding.computed(request) + 1) + steps * (steps - 1) / 2
             repeated = steps * again[request.id]
+            _count(self.work[request.id], (steps / sequences, steps, read - repeated, repeated, 0.0, 0.0))
             nominal[request.id] = (
                 steps * (fixed / sequences + terms.decode_token)
                 + terms.context_token * (read - repeated)
@@ -68,6 +73,8 @@ class Truth:
         for request, count in run.chunks:
             start, repeated = request.computed_tokens, again[request.id]
             prefills[request.id] = _prefill(terms, start, start + count)
+            pairs = count * (start + count / 2)
+            _count(self.work[request.id], (1 / sequences, 0.0, start - repeated, repeated, float(count), pairs))
             nominal[request.id] = (
                 fixed / sequences
                 + terms.context_token * (start - repeated)
@@ -77,6 +84,8 @@ class Truth:
         factor = true / sum(nominal.values())
         for call_id, joules in nominal.items():
             self.own[call_id] += joules * factor
+        for call_id, joules in prefills.items():
+            self.prefill_joules[call_id] += joules * factor
         for request, count in run.chunks:
             self._spent(request, request.computed_tokens, request.computed_tokens + count, factor)
 
@@ -112,3 +121,8 @@ class Truth:
 def _prefill(terms: object, start: float, end: float) -> float:
     token, pair = terms.prefill_token, terms.attention_pair  # type: ignore[attr-defined]
     return float(token * (end - start) + pair * (end * end - start * start) / 2)
+
+
+def _count(work: list[float], more: tuple[float, ...]) -> None:
+    for place, value in enumerate(more):
+        work[place] += value

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from backends.twin import calibration as calibrations
 from backends.twin.calibration import CalibrationError
 from backends.twin.prior import prior_of
+from bench.energy.caps_cost import show
 from bench.energy.caps_play import WORKLOADS, Outcome, Play, Scene, Stage, Targets
 from bench.programs import BenchError
 from scheduler.energy.caps import CapRules
@@ -87,6 +88,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warm-seconds", type=float, default=240.0, help="of them, not counted (default: 240)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--told", action="store_true", help="the controller's model knows the truth and learns nothing")
+    parser.add_argument("--cost", action="store_true", help="what it costs a gateway, and nothing else")
     parser.add_argument("--every-cap", action="store_true", help="try each fixed cap, not only where the best must be")
 
 
@@ -94,6 +96,9 @@ def run(args: argparse.Namespace) -> int:
     """Play and print; 1 if a scene is worse than it must be. BenchError for options that cannot be used."""
     if not args.seconds > args.warm_seconds >= 0:
         raise BenchError("--seconds must be above --warm-seconds, and that not below 0")
+    if args.cost:
+        show(args.calibration)
+        return 0
     try:
         calibrations.load(args.calibration)
     except CalibrationError as error:

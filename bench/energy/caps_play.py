@@ -14,21 +14,20 @@ from backends.twin.virtual import World
 from bench.energy.play import off
 from bench.energy.watch import Sight, Watch
 from bench.twin.play import Player
+from scheduler.actions import SetCap
 from scheduler.core import Scheduler, SchedulerConfig
 from scheduler.energy.caps import (
-    CapApplied,
     CapController,
     CapRules,
     CardLimits,
     EngineView,
     Recent,
     Savings,
-    SetCap,
     Slack,
 )
 from scheduler.energy.model import EnergyModel
 from scheduler.energy.windows import WindowMaker, WindowRule
-from scheduler.events import CallArrived, CallFinished, EngineSpec, FirstToken
+from scheduler.events import CallArrived, CallFinished, CapApplied, EngineSpec, FirstToken
 from workloads.shapes import KINDS, stream
 
 if TYPE_CHECKING:
@@ -296,10 +295,8 @@ class Caps:
                 limits.highest_watts,
             ),
             recent.load(now),
-            recent.ttft(now),
-            recent.itl(now),
-            float(len(engine.running)),
-            None,
+            recent.ttft,
+            recent.itl,
             float(len(engine.requests) - len(engine.running)),
             None if last is None else now - last,
             self._slack(now),
@@ -316,6 +313,8 @@ class Caps:
                 continue
             end = workflow.projected_end(now)
             slack = Slack(end - now, workflow.deadline_at - end)
+            if slack.slack_seconds < -0.5 * slack.remaining_seconds:
+                continue
             if tightest is None or slack.bears < tightest.bears:
                 tightest = slack
         return tightest

@@ -8,7 +8,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 from backends.twin.calibration import CalibrationError
-from bench.energy.play import Play, Row, Scene, off
+from bench.energy.play import Play, Scene, off
 from bench.energy.rows import h200_rows
 from bench.energy.watch import Sight
 from bench.programs import BenchError
@@ -16,6 +16,8 @@ from bench.programs import BenchError
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
+
+    from bench.energy.report import Row
 
 __all__ = ["Play", "Scene", "add_options", "figures", "off", "run"]
 
@@ -35,6 +37,8 @@ RATES = {
 """Calls a second of `composite`, from light to more than the engine can do."""
 CAPS = {"b200-qwen3-32b": (400.0, 550.0, 700.0, 1000.0)}
 CAPS_OTHERS = (250.0, 300.0, 400.0, 500.0, 700.0)
+BINDING = 3
+"""Of those, so many bind in most of what is played; each seed has one of them as its fixed cap."""
 START, SETTLED, BACK = (60.0, 180.0), 3600.0, 120.0
 """Seconds: of the first figure, from the start; of the second, to the swap; of the third, behind it."""
 
@@ -50,6 +54,10 @@ class Figures(NamedTuple):
     true: float
     """The same as `error`, against the meter's exact value, which no gateway sees."""
     covered: float
+    known: float
+    """The same as `error`, of somebody who knows each price: what noise and the equations leave."""
+    counter: float
+    """Mean of |counter / exact meter − 1|: what nobody can know."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     """Play, print the table; 1 if a figure is over what it must be. BenchError for options that cannot be used."""
     if not (isfinite(args.seconds) and args.seconds >= 600 and args.seeds >= 1 and 0 <= args.prior_off < 1):
         raise BenchError("--seconds must be at least 600, --seeds at least 1, --prior-off from 0 to below 1")
-    columns = ("from 60 s", "settled", "swapped", "planned", "covered", "alarms", "marked")
+    columns = ("from 60 s", "settled", "swapped", "all", "known", "planned", "covered", "alarms", "marked")
     print(f"{'scene':<44}" + "".join(f"{column:>10}" for column in columns))
     results: list[dict[str, object]] = []
     pooled: list[Row] = []
@@ -93,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"{everything.true:.2%} by the exact meter, planned {everything.planned:.2%}, covered {everything.covered:.1%}"
     )
+    print(f"with each price known: {everything.known:.2%} by the counter, which is {everything.counter:.2%} off itself")
     print(f"{spent:.0f} s of CPU for {calls:.0f} calls and {windows:.0f} windows of the model, the simulation included")
     for line in h200_rows(args.prior_off, args.seed):
         print(line)
@@ -111,6 +120,8 @@ def scenes(args: argparse.Namespace) -> Iterator[tuple[str, Scene]]:
         caps = CAPS.get(calibration, CAPS_OTHERS)
         for seed in range(args.seed, args.seed + args.seeds):
             yield f"{calibration} {seed}", base._replace(seed=seed)
+            fixed = caps[seed % BINDING]
+            yield f"{calibration} {seed}, cap {fixed:.0f} W", base._replace(seed=seed, cap_watts=(fixed,))
             yield f"{calibration} {seed}, caps move", base._replace(seed=seed, cap_watts=caps)
     if args.variety:
         yield from variety(Scene(seconds=1200.0, swap_to="h100-qwen3-14b", seed=args.seed, prior_off=args.prior_off))
@@ -146,6 +157,8 @@ def figures(rows: Sequence[Row], start: float = 0.0, end: float = float("inf")) 
         mean([abs(row.planned / row.measured - 1) for row in some]),
         mean([abs(row.predicted / row.true - 1) for row in some]),
         mean([row.low <= row.measured <= row.high for row in some]),
+        mean([abs(row.known / row.measured - 1) for row in some]),
+        mean([abs(row.measured / row.true - 1) for row in some]),
     )
 
 
@@ -159,10 +172,10 @@ def _line(name: str, scene: Scene, play: Play) -> dict[str, object]:
     }
     shown = play.model.describe()
     alarms, marked = shown["drift"]["alarms"], sum(shown["windows"]["marked"].values())
-    errors = ["-" if found is None else f"{found.error:.2%}" for found in stretches.values()][:3]
+    errors = ["-" if found is None else f"{found.error:.2%}" for found in stretches.values()]
     whole = stretches["all"]
     assert whole is not None
-    cells = *errors, f"{whole.planned:.2%}", f"{whole.covered:.1%}", str(alarms), str(marked)
+    cells = *errors, f"{whole.known:.2%}", f"{whole.planned:.2%}", f"{whole.covered:.1%}", str(alarms), str(marked)
     print(f"{name:<44}" + "".join(f"{cell:>10}" for cell in cells), flush=True)
     return {
         "scene": name,
@@ -173,13 +186,16 @@ def _line(name: str, scene: Scene, play: Play) -> dict[str, object]:
 
 
 def _within(results: list[dict[str, object]], everything: Figures) -> bool:
-    """The musts of the energy work: means over all scenes with the engine's counters."""
+    """The musts of the energy work: of each scene with the engine's counters; the interval's of all together."""
     ok = 0.87 <= everything.covered <= 0.93
+    if not ok:
+        print(f"not within 87-93 %: {everything.covered:.2%} of the windows were held by their interval")
     for key, most in (("start", 0.03), ("settled", 0.02), ("swapped", 0.02)):
-        errors = [
-            found["error"]
-            for each in results
-            if each["scene"] != "no counters" and isinstance(found := each[key], dict)
-        ]
-        ok = ok and (not errors or sum(errors) / len(errors) <= most)
+        for each in results:
+            found = each[key]
+            if each["scene"] != "no counters" and isinstance(found, dict) and found["error"] > most:
+                print(
+                    f"over {most:.0%}, {key}: {each['scene']}, {found['error']:.2%}; known prices: {found['known']:.2%}"
+                )
+                ok = False
     return ok

@@ -11,6 +11,8 @@ from backends.twin.cost import CostModel
 from backends.twin.engine import TwinEngine
 from backends.twin.prior import prior_of
 from backends.twin.virtual import World
+from bench.energy.oracle import Oracle
+from bench.energy.report import Reporter
 from bench.energy.watch import Sight, Watch
 from bench.twin.play import Player, calls_per_workflow
 from scheduler.core import Scheduler, SchedulerConfig
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from backends.twin.calibration import Calibration
     from scheduler.energy.window import Window
     from workloads.shapes import WorkflowShape
-
-REPORT_SECONDS = 5.0
 
 
 class Scene(NamedTuple):
@@ -47,24 +47,6 @@ class Scene(NamedTuple):
     prior_off: float = 0.3
     window_seconds: float = 2.4
     sight: Sight = Sight()
-
-
-class Row(NamedTuple):
-    """A reported window: one or more of the model's, predicted before any of their energies was seen."""
-
-    start: float
-    end: float
-    measured: float
-    """By the counter."""
-    true: float
-    predicted: float
-    low: float
-    high: float
-    planned: float
-    busy_seconds: float
-    limit_watts: float | None
-    drift: bool
-    marked: bool
 
 
 def off(prior: Prior, share: float, rng: random.Random) -> Prior:
@@ -94,7 +76,6 @@ class Play:
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
-        self.rows: list[Row] = []
         self.windows: list[Window] = []
         rng = random.Random(scene.seed)
         self._random = rng
@@ -105,13 +86,15 @@ class Play:
         self.maker = WindowMaker("twin", 0.0, WindowRule(scene.window_seconds, front))
         scheduler = Scheduler(SchedulerConfig((EngineSpec("twin", 4096),), "passthrough"), 0.0)
         self.watch = Watch(scheduler, self.engine, self.maker, scene.sight, scene.seed + 7, self._window)
+        oracle = Oracle(prior_of(calibration), calibration)
+        self.report = Reporter(self.model, oracle, self.watch.joules_at_probe)
+        self.rows = self.report.rows
         self.world = World(self.watch, {"twin": self.engine})
         self.player = Player(self.world)
-        self._prefixes: dict[str, tuple[str, float]] = {}
-        self.watch.prefix_of = self._prefixes.get
+        self._prefixes: dict[str, tuple[tuple[str, float]]] = {}
+        self.watch.prefixes_of = lambda call_id: self._prefixes.get(call_id, ())
         self._workflows = self._known(stream(scene.workload, random.Random(scene.seed + 1)))
         self._per_workflow = calls_per_workflow(stream(scene.workload, random.Random(0)))
-        self._held: list[Window] = []
 
     def run(self) -> Play:
         """All of it."""
@@ -131,6 +114,7 @@ class Play:
         engine = self.engine
         engine.calibration = engine.calibration.model_copy(update={"time": other.time, "energy": other.energy})
         engine.costs = CostModel(engine.calibration)
+        self.report.oracle = Oracle(prior_of(engine.calibration), engine.calibration)
 
     def _stretch(self) -> None:
         rng, time = self._random, self.world.time
@@ -157,40 +141,9 @@ class Play:
                     shared += part.tokens
                     names.append(part.text)
                 if shared >= 256:
-                    self._prefixes[f"{workflow.id}/{call.node}"] = ("|".join(names), float(shared))
+                    self._prefixes[f"{workflow.id}/{call.node}"] = (("|".join(names), float(shared)),)
             yield workflow
 
     def _window(self, window: Window) -> None:
         self.windows.append(window)
-        held = self._held
-        held.append(window)
-        if window.end - held[0].start < REPORT_SECONDS - 0.1:
-            return
-        self._report(held)
-        self._held = []
-
-    def _report(self, held: list[Window]) -> None:
-        work, busy, measured = held[0].work, held[0].busy_seconds, held[0].energy.gpu
-        for window in held[1:]:
-            work += window.work
-            busy += window.busy_seconds
-            more = window.energy.gpu
-            measured = None if measured is None or more is None else measured + more
-        start, end = held[0].start, held[-1].end
-        limits = [window.limit_watts for window in held if window.limit_watts is not None]
-        limit = sum(limits) / len(limits) if limits else None
-        given = self.model.predict_window(work, end - start, limit, busy_seconds=busy)
-        planned = self.model.predict_window(work, end - start, limit)
-        drift = False
-        for window in held:
-            drift |= self.model.learn(window).drift
-        if measured is None:
-            return
-        exact = self.watch.joules_at_probe
-        true = exact.get(end, 0.0) - exact.get(start, 0.0) if end in exact and start in exact else measured
-        self.rows.append(
-            Row(
-                start, end, measured, true, *given.joules, planned.joules.value, busy, limit, drift,
-                any(not window.whole for window in held),
-            )
-        )  # fmt: skip
+        self.report.window(window)

@@ -10,11 +10,12 @@ from scheduler.energy.window import Counters, Energy, MeterSample
 from scheduler.events import CallArrived, CallFailed, CallFinished, ClientGone, FirstToken
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable
 
     from backends.twin.engine import TwinEngine
     from backends.twin.virtual import Mind, VirtualTime
     from scheduler.actions import Action
+    from scheduler.energy.batch import Prefixes
     from scheduler.energy.window import Window
     from scheduler.energy.windows import WindowMaker
     from scheduler.events import Event
@@ -59,7 +60,7 @@ class Watch:
         self._streamed: set[str] = set()
         self.cached_tokens = 0
         """Of prompts whose first token is out, as vllm:prompt_tokens_cached_total."""
-        self.prefix_of: Callable[[str], tuple[Hashable, float] | None] = lambda _: None
+        self.prefixes_of: Callable[[str], Prefixes] = lambda _: ()
         self.joules_at_probe: dict[float, float] = {}
         """Time of a probe → the meter's exact value, which no gateway sees."""
         self.bypassed: set[str] = set()
@@ -101,9 +102,9 @@ class Watch:
         streamed = rng.random() < sight.streamed_share
         if streamed:
             self._streamed.add(call_id)
-        prefix = self.prefix_of(call_id) if sight.prefixes_known else None
+        prefixes = self.prefixes_of(call_id) if sight.prefixes_known else ()
         limit = 2.0 * (arrived.max_output_tokens or 0) or None
-        self._maker.sent(call_id, estimate, limit, now, streamed=streamed, prefix=prefix)
+        self._maker.sent(call_id, estimate, limit, now, streamed=streamed, prefixes=prefixes)
 
     def _progress(self, now: float) -> None:
         engine = self._engine

@@ -6,12 +6,8 @@ import random
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from backends.twin import calibration as calibrations
-from backends.twin.engine import TwinEngine
-from backends.twin.virtual import World
-from bench.twin.play import Player, calls_per_workflow
-from scheduler.core import Scheduler, SchedulerConfig
-from scheduler.events import EngineSpec
+from bench.load.isolated import Alone
+from bench.twin.play import calls_per_workflow
 from workloads.shapes import stream
 
 if TYPE_CHECKING:
@@ -88,23 +84,3 @@ def traffic(cell: Cell, seconds: float, seed: int, calibration: str) -> tuple[Ar
         arrivals.append(Arrival(at, workflow, alone.seconds(workflow)))
         at += rng.expovariate(rate)
     return tuple(arrivals)
-
-
-class Alone:
-    """An engine on which one workflow runs at a time."""
-
-    def __init__(self, calibration: str) -> None:
-        engine = TwinEngine(calibrations.load(calibration))
-        config = SchedulerConfig((EngineSpec("twin", CALLS_MAX),), "passthrough")
-        self._player = Player(World(Scheduler(config, 0.0), {"twin": engine}))
-        self._known: set[str] = set()
-
-    def seconds(self, workflow: WorkflowShape) -> float:
-        """Its time from the first call to the last answer. The first of a kind runs twice: its shared prefixes were
-        not cached."""
-        player = self._player
-        for name in ("warm", "timed") if workflow.kind not in self._known else ("timed",):
-            player.start(workflow._replace(id=f"{workflow.id} {name}"))
-            player.world.time.run()
-        self._known.add(workflow.kind)
-        return player.played.pop().seconds

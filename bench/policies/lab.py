@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from backends.twin import calibration as calibrations
+from backends.twin.cost import Batch
 from backends.twin.engine import TwinEngine
+from backends.twin.meter import COUNTER_SECONDS
 from backends.twin.prior import prior_of
 from backends.twin.virtual import World
 from bench.policies.cells import CALLS_MAX, Arrival, Cell, Promise, traffic
 from bench.twin.play import Player
 from scheduler.core import Scheduler, SchedulerConfig
-from scheduler.events import EnergyPrior, EngineSpec, WorkflowDeclared
+from scheduler.energy.window import Counters, Energy, MeterSample
+from scheduler.events import EnergyPrior, EngineCounted, EngineSpec, MeterRead, WorkflowDeclared
 from scheduler.workflow.spec import NodeSpec, WorkflowLimits, WorkflowSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from scheduler.actions import Action
+    from scheduler.events import Event
+
+READ_SECONDS = 0.4
 BOUND_BATCH = 256.0
 """Sequences in each step, as the bound has it."""
 LIMITS = WorkflowLimits(workflows=200_000, nodes=4_000_000, edges=16_000_000, closed_workflows=1)
@@ -54,7 +63,9 @@ class Outcome(NamedTuple):
     """Of those with a deadline."""
     refused: int
     bound_joules: float
-    """Above idle power: each call at its marginal cost in full batches."""
+    """Above idle power; see `bound_joules`."""
+    plain_bound_joules: float
+    """Above idle power, at the equations' prices, without the card's limit."""
     idle_watts: float
     events: int
     mind_seconds: float
@@ -81,6 +92,8 @@ def play(run: Run) -> Outcome:
     player = Declaring(world, run.promise)
     for arrival in arrivals:
         world.time.at(arrival.at, lambda arrival=arrival: player.arrive(arrival))  # type: ignore[misc]
+    meter = Meter(world, engine, player, len(arrivals))
+    meter.read()
     world.time.run()
     engine.validate()
     return outcome(run, arrivals, engine, player, mind)
@@ -95,9 +108,8 @@ class Timed:
         self.events = 0
         self.seconds = 0.0
 
-    def handle(self, event: object, now: float) -> list:
-        from time import perf_counter
-
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """The scheduler's own."""
         started = perf_counter()
         actions = self.scheduler.handle(event, now)
         self.seconds += perf_counter() - started
@@ -105,6 +117,37 @@ class Timed:
         if self._validate:
             self.scheduler.validate()
         return actions
+
+
+class Meter:
+    """Reads the engine's power device and counters as a gateway does, as long as there is something to come."""
+
+    def __init__(self, world: World, engine: TwinEngine, player: Player, workflows: int) -> None:
+        self._world, self._engine, self._player, self._workflows = world, engine, player, workflows
+
+    def read(self) -> None:
+        """Now, and again after a while."""
+        world, engine = self._world, self._engine
+        now = world.time.now
+        throttled = engine.sm_clock_mhz < engine.calibration.card.sm_clock_max_mhz
+        joules = engine.meter.joules_at(now // COUNTER_SECONDS * COUNTER_SECONDS)
+        limit = engine.limit.in_force_watts(now)
+        sample = MeterSample(now, Energy(joules), engine.meter.average_watts(), limit, throttled, "simulated")
+        world.tell(MeterRead("twin", sample))
+        totals, run = engine.totals, engine._run  # vLLM counts each step, the twin each run
+        done = run.done(engine.now) if run is not None else 0
+        counters = Counters(
+            now,
+            float(totals.steps + done),
+            float(totals.prompt_tokens),
+            float(totals.prefix_hits),
+            float(totals.generation_tokens + done * (run.batch.decode if run is not None else 0)),
+            float(len(engine.running)),
+            float(len(engine.requests) - len(engine.running)),
+        )
+        world.tell(EngineCounted("twin", counters))
+        if len(self._player.played) < self._workflows:
+            world.time.at(now + READ_SECONDS, self.read)
 
 
 class Declaring(Player):
@@ -149,17 +192,65 @@ def outcome(run: Run, arrivals: Sequence[Arrival], engine: TwinEngine, player: P
             missed += stretch > promise.stretch
         elif promise.seconds is not None:
             missed += each.seconds > promise.seconds
+    totals = engine.totals
+    ended_at = max(each.finished_at for each in played)  # a timer of nobody's may have come much later
+    joules = engine.meter.joules - engine.costs.idle_watts * (engine.meter.now - ended_at)
+    return Outcome(
+        run=run,
+        workflows=len(played),
+        joules=joules,
+        ended_at=ended_at,
+        busy_seconds=totals.busy_seconds,
+        steps=totals.steps,
+        decode_tokens=totals.decode_tokens,
+        stretches=stretches,
+        seconds=tuple(each.seconds for each in played),
+        missed=missed,
+        refused=sum(each.refused for each in played),
+        bound_joules=bound_joules(arrivals, engine),
+        plain_bound_joules=plain_bound_joules(engine),
+        idle_watts=engine.costs.idle_watts,
+        events=mind.events,
+        mind_seconds=mind.seconds,
+    )
+
+
+def bound_joules(arrivals: Sequence[Arrival], engine: TwinEngine) -> float:
+    """What no policy can go under, above idle power, with the tokens that this run computed: each output token in a
+    step of 256, each new prompt token in a full chunk, at the price that these have under the card's own limit.
+
+    A prompt's leading parts that other calls have too are read at the price of what is read again.
+    """
+    seen: Counter[str] = Counter(part.text for each in arrivals for call in each.workflow.calls for part in call.prompt)
+    repeated = 0.0
+    for each in arrivals:
+        for call in each.workflow.calls:
+            shared = 0
+            for part in call.prompt:
+                if seen[part.text] == 1:
+                    break
+                shared += part.tokens
+            repeated += shared * call.output_tokens
+    costs, totals, card = engine.costs, engine.totals, engine.calibration.card
+    limit = card.limit_watts_default * card.gpus
+    tokens, chunk = totals.decode_tokens, engine.calibration.engine.max_num_batched_tokens
+    full = Batch(
+        int(BOUND_BATCH),
+        BOUND_BATCH * max(totals.context_tokens - repeated, 0.0) / tokens,
+        BOUND_BATCH * min(repeated, totals.context_tokens) / tokens,
+    )
+    prompt = Batch(prefill=chunk, pairs=chunk * totals.attention_pairs / totals.prefill_tokens)
+    decode, prefill = costs.step(full, limit), costs.step(prompt, limit)
+    above = [(step.watts - costs.idle_watts) * step.seconds for step in (decode, prefill)]
+    return above[0] * tokens / BOUND_BATCH + above[1] * totals.prefill_tokens / chunk
+
+
+def plain_bound_joules(engine: TwinEngine) -> float:
+    """Each call's marginal cost by the equations, in steps of 256."""
     energy, totals = engine.calibration.energy, engine.totals
-    bound = (
-        energy.step * totals.decode_tokens / BOUND_BATCH
-        + energy.decode_token * totals.decode_tokens
-        + energy.repeated_token * 0.0
+    return (
+        (energy.step / BOUND_BATCH + energy.decode_token) * totals.decode_tokens
         + energy.context_token * totals.context_tokens
         + energy.prefill_token * totals.prefill_tokens
         + energy.attention_pair * totals.attention_pairs
     )
-    return Outcome(
-        run, len(played), engine.meter.joules, engine.meter.now, totals.busy_seconds, totals.steps,
-        totals.decode_tokens, stretches, tuple(each.seconds for each in played), missed,
-        sum(each.refused for each in played), bound, engine.costs.idle_watts, mind.events, mind.seconds,
-    )  # fmt: skip

@@ -47,7 +47,20 @@ class Player:
 
     def start(self, workflow: WorkflowShape) -> None:
         """Begin a workflow now."""
-        _Progress(self, workflow).begin()
+        Progress(self, workflow).begin()
+
+    def arrived(self, call_id: str, workflow: WorkflowShape, call: CallShape) -> CallArrived:
+        """What the scheduler is told of a call."""
+        prompt, output = call.prompt_tokens, call.output_tokens
+        return CallArrived(call_id, "-", self.model, workflow.id, prompt, output, call.node, call.after)
+
+    def call_over(self, progress: Progress, call: CallShape, request: Request, ready_at: float, answer: Answer) -> None:
+        """For those who want to know each call."""
+
+    def workflow_over(self, progress: Progress) -> None:
+        """A workflow is done, or what is left of it will not be made."""
+        now = self.world.time.now
+        self.played.append(Played(progress.workflow, progress.arrived_at, now, progress.refused))
 
     def poisson(self, workflows: Iterator[WorkflowShape], rate: float, seconds: float, rng: random.Random) -> None:
         """Begin workflows at random times, `rate` a second, for so long from now."""
@@ -63,7 +76,9 @@ class Player:
         time.at(time.now + rng.expovariate(rate), next_one)
 
 
-class _Progress:
+class Progress:
+    """One workflow under way."""
+
     def __init__(self, player: Player, workflow: WorkflowShape) -> None:
         self.player = player
         self.workflow = workflow
@@ -77,25 +92,36 @@ class _Progress:
                 self.children.setdefault(node, []).append(call)
 
     def begin(self) -> None:
+        """Make the calls that wait for nothing."""
         for call in self.workflow.calls:
             if not call.after:
-                self.send(call)
+                self.ready(call)
+
+    def ready(self, call: CallShape) -> None:
+        """All that it waits for is answered."""
+        self.running += 1
+        if call.pause_seconds > 0:
+            time = self.player.world.time
+            time.at(time.now + call.pause_seconds, lambda: self.send(call))
+        else:
+            self.send(call)
 
     def send(self, call: CallShape) -> None:
+        """Make a call now."""
         player, workflow = self.player, self.workflow
         player.calls += 1
-        self.running += 1
+        ready_at = player.world.time.now
         call_id = f"{workflow.id}/{call.node}"
         pieces = [Piece(part.text, part.tokens) for part in call.prompt]
         pieces.append(Piece(f"{workflow.id} {call.node}", call.output_tokens))
         prompt = call.prompt_tokens
         request = Request(call_id, prompt, call.output_tokens, runs_of_pieces(pieces, player.block_tokens))
-        arrived = CallArrived(
-            call_id, "-", player.model, workflow.id, prompt, call.output_tokens, call.node, call.after
-        )
-        player.world.call(arrived, request, lambda answer: self.answered(call, answer))
+        arrived = player.arrived(call_id, workflow, call)
+        player.world.call(arrived, request, lambda answer: self.answered(call, request, ready_at, answer))
 
-    def answered(self, call: CallShape, answer: Answer) -> None:
+    def answered(self, call: CallShape, request: Request, ready_at: float, answer: Answer) -> None:
+        """A call is over: those that waited for it alone are ready."""
+        self.player.call_over(self, call, request, ready_at, answer)
         self.running -= 1
         self.left -= 1
         if answer.reason is not None:
@@ -104,10 +130,9 @@ class _Progress:
             for child in self.children.get(call.node, ()):
                 self.waits[child.node] -= 1
                 if not self.waits[child.node]:
-                    self.send(child)
+                    self.ready(child)
         if not self.running:
-            now = self.player.world.time.now
-            self.player.played.append(Played(self.workflow, self.arrived_at, now, self.refused))
+            self.player.workflow_over(self)
 
 
 def calls_per_workflow(workflows: Iterator[WorkflowShape], sample: int = 500) -> float:

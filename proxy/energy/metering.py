@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from backends.power.opening import Where
     from backends.power.sample import Sample
     from proxy.config import Config
+    from proxy.energy.capping import Capping
     from proxy.engines import Engine
     from proxy.gateway import Gateway
 
@@ -51,10 +52,17 @@ class Meter(NamedTuple):
 class Metering:
     """One gateway's meters. `on_meter(engine, meter, card)` hears once of each engine what counts its joules."""
 
-    def __init__(self, gateway: Gateway, config: Config, on_meter: Callable[[Engine, Meter, str | None], None]) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        config: Config,
+        on_meter: Callable[[Engine, Meter, str | None], None],
+        capping: Capping,
+    ) -> None:
         self._gateway = gateway
         self._config = config
         self._on_meter = on_meter
+        self._capping = capping
         self._where: Where = config.power.where()
         self._devices: dict[str, PowerDevice] = {}
         self._host: dict[str, str] = {}
@@ -81,6 +89,15 @@ class Metering:
         if self._sampler is not None:
             await self._sampler.close()
 
+    def kind(self, device: str) -> str:
+        """What a device is, in OpenTelemetry's words."""
+        return {"cpu": "cpu", "dram": "memory"}.get(self._host.get(device, ""), "gpu")
+
+    def card(self, device: str) -> str:
+        """What it calls itself."""
+        known = self._devices.get(device)
+        return device if known is None else known.name
+
     # --- finding devices ---
 
     async def _look(self, engine: Engine) -> None:
@@ -100,6 +117,7 @@ class Metering:
             self._devices |= devices
             self.meters[engine.name] = meter
             self._gateway.log.event("meter", engine=engine.name, gpus=list(devices), detail=detail)
+            await self._capping.meter_found(meter)
             await self._restart()
             self._on_meter(engine, meter, card or next((device.name for device in devices.values()), None))
         except Exception as error:  # noqa: BLE001  (reported; the engine's energy stays unavailable)
@@ -160,12 +178,15 @@ class Metering:
     def _read(self, samples: list[Sample]) -> None:
         for sample in samples:
             self.latest[sample.device] = sample
+            self._capping.seen(sample)
         now = monotonic()
         if now - self._told_at < TOLD_SECONDS:
             return
         self._told_at = now
         for meter in self.meters.values():
             if (told := self._together(meter)) is not None:
+                devices = [self._devices[name] for name in meter.gpus]
+                self._capping.read(meter, devices, [self.latest[name] for name in meter.gpus])
                 self._gateway.tell(MeterRead(meter.engine, told))
 
     def _together(self, meter: Meter) -> MeterSample | None:

@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from proxy.budgets import JOULES_FILE_NAME, BudgetsFile, load_joules
 from proxy.energy.api import EnergyDoor
+from proxy.energy.capping import Capping
+from proxy.energy.caps_metrics import CapsMetrics
 from proxy.energy.metering import Metering
 from proxy.energy.metrics import EnergyMetrics
 from proxy.energy.store import FILE_NAME, EnergyStore
-from scheduler.events import EnergyPrior, JouleBudgetsRestored
+from scheduler.events import EnergyPrior
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from proxy.config import Config
     from proxy.energy.metering import Meter
+    from proxy.energy.otel import HardwareMetrics
     from proxy.engines import Engine
     from proxy.gateway import Gateway
 
@@ -44,7 +49,9 @@ class EnergyShell:
         self.door = EnergyDoor(self.store, config.energy, self._keep)
         self.door.register(gateway.router)
         gateway.metrics.registry.register(EnergyMetrics(self._desk.bill, self._desk.budgets, self.store))
-        self.metering = Metering(gateway, config, self._found)
+        gateway.metrics.registry.register(CapsMetrics(gateway.scheduler.caps))
+        self.capping = Capping(gateway, config)
+        self.metering = Metering(gateway, config, self._found, self.capping)
         self._state_path = None if config.state_dir is None else config.state_dir / STATE_FILE
         self._kept = _read(self._state_path, log)
         self._priors: dict[str, str] = {}
@@ -52,9 +59,15 @@ class EnergyShell:
         self._saved_at = monotonic()
         self._believing: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        if budgets := self._kept.get("budgets"):
-            passed = max(0.0, time.time() - float(self._kept.get("saved_unix_seconds", time.time())))
-            gateway.tell(JouleBudgetsRestored(tuple((key, used, ends - passed) for key, used, ends in budgets)))
+        self._budgets = None if config.state_dir is None else BudgetsFile(config.state_dir, JOULES_FILE_NAME)
+        self._saving: asyncio.Task[None] | None = None
+        if config.state_dir is not None and (restored := load_joules(config.state_dir)) is not None:
+            gateway.tell(restored)
+        self._hardware: HardwareMetrics | None = None
+        if config.tracing.otlp_endpoint and config.tracing.metrics_seconds:
+            from proxy.energy.otel import HardwareMetrics, readings_of
+
+            self._hardware = HardwareMetrics(config.tracing, partial(readings_of, self.metering))
         self._drain_now()
 
     def describe(self) -> dict[str, Any]:
@@ -85,8 +98,7 @@ class EnergyShell:
             for name, desk in self._desk.engines.items()
             if desk.model is not None
         }
-        budgets = self._desk.budgets.budgets(monotonic())
-        return {"saved_unix_seconds": time.time(), "engines": engines, "budgets": budgets}
+        return {"saved_unix_seconds": time.time(), "engines": engines}
 
     async def close(self) -> None:
         """Keep what there is."""
@@ -94,15 +106,22 @@ class EnergyShell:
             self._timer.cancel()
         for task in list(self._believing):
             task.cancel()
+        if self._hardware is not None:
+            await asyncio.to_thread(self._hardware.close)
         await self.metering.close()
+        await self.capping.close()
         now = monotonic()
         self._desk.close(now)
         self._keep()
+        if self._saving is not None:
+            await self._saving
+        await self._save_budgets()
         await self._save()
         await asyncio.to_thread(self.store.close)
 
     async def tick(self) -> None:
         """Called every few seconds."""
+        await self.capping.tick()
         if monotonic() - self._saved_at >= SAVED_SECONDS:
             await self._save()
 
@@ -112,6 +131,8 @@ class EnergyShell:
         """Into the ledger, so often that a crash costs no more than a second."""
         try:
             self._keep()
+            if self._desk.budgets.by_key and (self._saving is None or self._saving.done()):
+                self._saving = asyncio.get_running_loop().create_task(self._save_budgets())
         except Exception as error:  # noqa: BLE001  (reported; tried again the next time)
             self._gateway.faults.report("keeping the energy ledger", error)
         finally:
@@ -122,6 +143,15 @@ class EnergyShell:
         changes, engines = self._desk.bill.drain()
         if changes or engines:
             self.store.add(changes, engines, time.time() - (monotonic() - self._desk.booked_until))
+
+    async def _save_budgets(self) -> None:
+        if self._budgets is None:
+            return
+        now = monotonic()
+        try:
+            await asyncio.to_thread(self._budgets.save, self._desk.budgets.budgets(now), now)
+        except OSError as error:
+            self._gateway.log.event("state_not_saved", detail=str(error))
 
     def _found(self, engine: Engine, meter: Meter, card: str | None) -> None:
         task = asyncio.get_running_loop().create_task(self._believe(engine, meter, card))

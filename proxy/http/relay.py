@@ -54,10 +54,21 @@ class AnswerHead(NamedTuple):
     content_type: bytes
     encoded: bool
     """The body is compressed."""
+    trailers: bool = False
+    """Header lines may follow the last chunk."""
 
 
-def answer_head(engine: EngineConnection, request: Request, ours: bytes, request_id: bytes) -> AnswerHead:
-    """The engine's head, less hop-by-hop headers, plus ours. `request_id`: x-request-id, if the engine sent none.
+def takes_trailers(request: Request) -> bool:
+    """RFC 9110, 6.5.1: whether its client will look at header lines behind the body."""
+    te = request.fields.get(b"te")
+    return te is not None and b"trailers" in [part.partition(b";")[0].strip() for part in te.lower().split(b",")]
+
+
+def answer_head(
+    engine: EngineConnection, request: Request, ours: bytes, request_id: bytes, trailer: bytes = b""
+) -> AnswerHead:
+    """The engine's head, less hop-by-hop headers, plus ours. `request_id`: x-request-id, if the engine sent none;
+    `trailer`: the line that announces trailers, where there will be some if the client takes them.
 
     Raises ProtocolFault for a body that is coded in a way that the client would not be told of.
     """
@@ -87,15 +98,18 @@ def answer_head(engine: EngineConnection, request: Request, ours: bytes, request
     if not has_request_id:
         lines.append(request_id)
     lines.append(ours)
-    keep_alive, chunked = request.keep_alive, False
+    keep_alive, chunked, trailers = request.keep_alive, False, False
     if not has_length and request.method != b"HEAD" and engine.status not in (204, 304):
         if request.http_1_0:
             keep_alive = False  # the end of the connection is the end of the body
         else:
             chunked = True
             lines.append(b"transfer-encoding: chunked\r\n")
+            if trailer and takes_trailers(request):
+                trailers = True
+                lines.append(trailer)
     lines.append(b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
-    return AnswerHead(b"".join(lines), chunked, keep_alive, content_type, encoded)
+    return AnswerHead(b"".join(lines), chunked, keep_alive, content_type, encoded, trailers)
 
 
 def safe_value(value: str) -> bytes:

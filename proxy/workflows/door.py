@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from proxy.errors import RequestFault
+from proxy.workflows.bulk import Bulk
 from proxy.workflows.describing import whole
-from proxy.workflows.mind import Mind, specs_of
-from proxy.workflows.run import WorkflowRun
+from proxy.workflows.mind import Mind
+from proxy.workflows.run import WorkflowRun, linked
 from proxy.workflows.runner import Runner
 from proxy.workflows.stream import RunStream
 from proxy.workflows.submission import Bounds, Submission, parse
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from proxy.own.router import Router
     from proxy.workflows.config import WorkflowsConfig
     from proxy.workflows.run import NodeRun
-    from scheduler.workflow.spec import NodeSpec
 
 IDEMPOTENCY_KEY_MAX = 256
 LARGE_BODY_BYTES = 262_144
@@ -81,12 +81,21 @@ class WorkflowDoor:
     async def _submit(self, request: OwnRequest) -> None:
         if self._gateway.server.draining:
             raise RequestFault(503, "draining", "the gateway is shutting down; try another instance")
-        if (found := await self._begin(request)) is not None:
+        bulk = Bulk()
+        try:
+            found = await self._begin(request, bulk)
+            if found is not None and found[0].submission.background:
+                run = found[0]
+                request.answer_json(self._short(run.key_name, run.id), 202, _location(run.id))
+                return
+        finally:
+            bulk.end()
+        if found is not None:
             run, keep = found
             request.let_go_of_body()  # and with `_begin` all that was made of it, but for what the run still needs
             await self._follow(request, run, keep=keep)
 
-    async def _begin(self, request: OwnRequest) -> tuple[WorkflowRun, bool] | None:
+    async def _begin(self, request: OwnRequest, bulk: Bulk) -> tuple[WorkflowRun, bool] | None:
         """The run of this submission, new or the one that it began before, and whether it goes on without its client.
         None: it is only declared, and has been answered."""
         key_name, body = request.key_name, request.body
@@ -96,7 +105,7 @@ class WorkflowDoor:
             raise RequestFault(400, "idempotency_key", f"Idempotency-Key {message}", param="idempotency-key")
         if token is not None:
             self.table.same_submission(key_name, token, body)  # another body is refused before it is read
-        submission, specs = await self._read(request)
+        submission, nodes = await self._read(request, bulk)
         if token is not None and (before := self.table.same_submission(key_name, token, body)) is not None:
             if not submission.declared and (run := self.table.get(key_name, before)) is not None:
                 return run, True
@@ -106,13 +115,13 @@ class WorkflowDoor:
         run_id = submission.id or f"wf-{os.urandom(12).hex()}"
         if submission.declared:
             self.table.check_id(key_name, run_id)
-            self.mind.declare(request.call.id, key_name, run_id, submission, specs)
+            self.mind.declare(request.call.id, key_name, run_id, submission)
             self.table.remember(key_name, token, run_id, body)
             request.answer_json(self._short(key_name, run_id), 201, _location(run_id))
             return None
         self.table.check_room(key_name, run_id)
-        self.mind.declare(request.call.id, key_name, run_id, submission, specs)
-        run = WorkflowRun(run_id, key_name, submission, monotonic(), self.table.held)
+        self.mind.declare(request.call.id, key_name, run_id, submission)
+        run = WorkflowRun(run_id, key_name, submission, nodes, monotonic(), self.table.held)
         if (trace := request.header(b"traceparent")) is not None:
             run.trace_fields = {b"traceparent": trace.encode("latin-1")}
         run.listeners.append(lambda event, node: self._changed(run, event, node))
@@ -121,21 +130,24 @@ class WorkflowDoor:
         self.runner.begin(run)
         return run, token is not None or submission.background
 
-    async def _read(self, request: OwnRequest) -> tuple[Submission, tuple[NodeSpec, ...]]:
+    async def _read(self, request: OwnRequest, bulk: Bulk) -> tuple[Submission, dict[str, NodeRun]]:
         config = self.table.config
         bounds = Bounds(config.nodes, self._gateway.server.limits.body_bytes, config.held_bytes)
 
-        def read() -> tuple[Submission, tuple[NodeSpec, ...]]:
-            submission = parse(request.json(), bounds)
-            return submission, specs_of(submission)
+        def read() -> tuple[Submission, dict[str, NodeRun]]:
+            body = request.json()
+            submission = parse(body, bounds)
+            bulk.kept = body, submission
+            return submission, linked(submission.plans)
 
-        return await asyncio.to_thread(read) if len(request.body) > LARGE_BODY_BYTES else read()
+        def read_beside() -> tuple[Submission, dict[str, NodeRun]]:
+            bulk.begin()
+            return read()
+
+        return await asyncio.to_thread(read_beside) if len(request.body) > LARGE_BODY_BYTES else read()
 
     async def _follow(self, request: OwnRequest, run: WorkflowRun, *, keep: bool) -> None:
         """Answer with what becomes of it. Unless `keep`, it ends when its client leaves."""
-        if run.submission.background:
-            request.answer_json(self._short(run.key_name, run.id), 202, _location(run.id))
-            return
         try:
             if run.submission.stream:
                 await RunStream(request, run).play()

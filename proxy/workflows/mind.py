@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 from scheduler.events import NodeEnded, WorkflowDeclared, WorkflowEnded
 from scheduler.workflow.describe import status
 from scheduler.workflow.draw import to_dot, to_mermaid
-from scheduler.workflow.spec import NodeSpec, WorkflowSpec
+from scheduler.workflow.spec import WorkflowSpec
 
 if TYPE_CHECKING:
     from proxy.gateway import Gateway
     from proxy.workflows.run import NodeRun, WorkflowRun
-    from proxy.workflows.submission import NodePlan, Submission
+    from proxy.workflows.submission import Submission
     from scheduler.workflow.workflow import Workflow
 
-BYTES_A_TOKEN = 4
 _DATA_FROM = re.compile(r"\.data_from\b.*")
 
 
@@ -27,9 +26,7 @@ class Mind:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
 
-    def declare(
-        self, call_id: str, key_name: str, workflow_id: str, submission: Submission, nodes: tuple[NodeSpec, ...]
-    ) -> None:
+    def declare(self, call_id: str, key_name: str, workflow_id: str, submission: Submission) -> None:
         """Announce the whole graph. RequestFault if it cannot be."""
         spec = WorkflowSpec(
             key_name,
@@ -38,7 +35,7 @@ class Mind:
             submission.workflow_class,
             None if submission.deadline_ms is None else submission.deadline_ms / 1e3,
             submission.energy_budget_joules,
-            nodes,
+            submission.specs,
             submission.outputs,
             run_here=not submission.declared,
         )
@@ -107,22 +104,3 @@ def _listed(workflow: Workflow, now: float) -> dict[str, Any]:
         "nodes": len(workflow.graph.nodes),
         "unfinished_nodes": workflow.graph.unfinished,
     }
-
-
-def specs_of(submission: Submission) -> tuple[NodeSpec, ...]:
-    """The nodes as the scheduler is told of them."""
-    return tuple([_node_spec(plan) for plan in submission.nodes])
-
-
-def _node_spec(plan: NodePlan) -> NodeSpec:
-    return NodeSpec(
-        plan.id,
-        plan.after,
-        plan.data_from,
-        plan.expected_output_tokens,
-        plan.max_output_tokens,
-        plan.request.size_bytes // BYTES_A_TOKEN if plan.request is not None else None,
-        plan.model,
-        tool=plan.tool,
-        expected_seconds=plan.expected_seconds,
-    )

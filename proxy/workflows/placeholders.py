@@ -15,7 +15,7 @@ from proxy.errors import RequestFault
 from proxy.http.request import body_too_large
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Container, Iterator, Mapping
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}"
 """Names of nodes and inputs: none of their characters is escaped in JSON."""
@@ -55,51 +55,52 @@ def in_json_string(text: str) -> bytes:
     return orjson.dumps(text)[1:-1]
 
 
+def copied(data: bytes) -> bytes:
+    """The same bytes in memory of their own length: orjson writes into a buffer and hands over 4 KiB with however short
+    a text, and cutting or joining what is one piece already gives that piece."""
+    return b"".join((data, b""))
+
+
 def template(
     request: dict[str, Any],
+    data: bytes,
     inputs: Mapping[str, bytes],
-    known: Callable[[str], bool],
-    place: Callable[[], str],
-    *,
-    literal: bool,
+    known: Container[str],
+    place: str,
     bytes_max: int | None = None,
 ) -> Template:
-    """Cut a request at its references to nodes. `literal`: nothing in it is a placeholder. `place`: its path. `inputs`:
-    by name, as they stand in JSON's strings.
+    """Cut a request, whose JSON text is `data`, at its references to `known` nodes. `place`: its path. `inputs`: by
+    name, as they stand in JSON's strings.
 
     RequestFault 400, with the path of the text, for a name that is neither a node nor an input; 413 for a request that
     is larger than `bytes_max` with its inputs in it.
     """
-    try:
-        data = orjson.dumps(request)
-    except orjson.JSONEncodeError:  # reading takes deeper ones than writing
-        raise RequestFault(400, "invalid_workflow", f"{place()} is nested too deeply", param=place()) from None
-    if literal or b"{{" not in data:
-        return Template((data,), (), len(data))
     parts = _PLACEHOLDER.split(data)  # JSON text, a name, JSON text, …
+    if len(parts) == 1:
+        return Template((copied(data),), (), len(data))
     names = [name.decode("ascii") for name in parts[1::2]]
-    if all(map(known, names)):
+    if all(map(known.__contains__, names)):
         return Template(tuple(parts[::2]), tuple(names), sum(map(len, parts[::2])))
     pieces: list[bytes] = []
     references: list[str] = []
     held: list[bytes] = [parts[0]]
     size = len(data)
     for name, piece in zip(names, parts[2::2], strict=True):
-        if known(name):
+        if name in known:
             pieces.append(b"".join(held))
             references.append(name)
             held = [piece]
             continue
         if not name.startswith(INPUT):
-            raise _unknown(request, name, place(), "there is no such node")
+            raise _unknown(request, name, place, "there is no such node")
         value = inputs.get(name.removeprefix(INPUT))
         if value is None:
-            raise _unknown(request, name, place(), "there is no such member of `inputs`")
+            raise _unknown(request, name, place, "there is no such member of `inputs`")
         held += (value, piece)
         size += len(value)
         if bytes_max is not None and size > bytes_max:  # before it is put together
-            message = f"{place()} with its inputs has over {bytes_max} bytes (limits.body_bytes)"
-            raise RequestFault(413, "workflow_too_large", message, param=place())
+            message = f"{place} with its inputs has over {bytes_max} bytes (limits.body_bytes)"
+            raise RequestFault(413, "workflow_too_large", message, param=place)
     pieces.append(b"".join(held))
     return Template(tuple(pieces), tuple(references), sum(map(len, pieces)))
 

@@ -14,7 +14,7 @@ from proxy.energy.answer import UNAVAILABLE
 from proxy.errors import RequestFault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterable
 
     from proxy.inner import InnerCall
     from proxy.workflows.submission import NodePlan, Submission
@@ -38,6 +38,8 @@ class NodeStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+_PLANNED, _FAILED = NodeStatus.PLANNED, NodeStatus.FAILED
+"""Said once: to take a member out of an enumeration is a call, and runs have many nodes."""
 OVER = frozenset((NodeStatus.FINISHED, NodeStatus.FAILED, NodeStatus.SKIPPED, NodeStatus.CANCELLED))
 
 
@@ -62,7 +64,7 @@ class NodeRun:
 
     def __init__(self, plan: NodePlan) -> None:
         self.plan = plan
-        self.status = NodeStatus.PLANNED
+        self.status = _PLANNED
         self.waits_for = 0
         """Nodes before it that are not finished."""
         self.consumers: list[NodeRun] = []
@@ -73,11 +75,27 @@ class NodeRun:
         """Characters in `pieces`."""
         self.error: dict[str, Any] | None = None
         self.usage: dict[str, int | None] | None = None
-        self.energy: dict[str, object] = dict(UNAVAILABLE)
+        self.energy: dict[str, object] = UNAVAILABLE
         """What its call is thought to have used, as its end said it."""
         self.attempts = 0
         self.ready_at: float | None = None
         self.inner: InnerCall | None = None
+
+
+def linked(plans: Iterable[NodePlan]) -> dict[str, NodeRun]:
+    """By name the nodes of a run that has not begun, each known to those it waits for."""
+    nodes = {plan[0][0]: NodeRun(plan) for plan in plans}  # by its spec's id
+    for node in nodes.values():
+        _, after, data_from = node.plan[0][:3]
+        if not after and not data_from:
+            continue
+        before: Collection[str] = (*after, *data_from) if data_from else after
+        if len(before) > 1:
+            before = dict.fromkeys(before)
+        node.waits_for = len(before)
+        for name in before:
+            nodes[name].consumers.append(node)
+    return nodes
 
 
 class HeldBytes:
@@ -90,16 +108,18 @@ class HeldBytes:
 class WorkflowRun:
     """The graph of one submission, being worked off. `listeners` hear of each change: (event, node)."""
 
-    def __init__(self, run_id: str, key_name: str, submission: Submission, now: float, held: HeldBytes) -> None:
+    def __init__(
+        self, run_id: str, key_name: str, submission: Submission, nodes: dict[str, NodeRun], now: float, held: HeldBytes
+    ) -> None:
         self.id = run_id
         self.key_name = key_name
-        self.submission = submission._replace(nodes=())  # each stands in its node
+        self.submission = submission._replace(specs=(), plans=())  # each stands in its node
         self._held = held
         self.status = "running"
         self.created_unix_seconds = time()
         self.started_at = now
         self.finished_at: float | None = None
-        self.nodes = {plan.id: NodeRun(plan) for plan in submission.nodes}
+        self.nodes = nodes
         self.ready: deque[NodeRun] = deque()
         """To be started by the runner."""
         self.listeners: list[Listener] = []
@@ -107,16 +127,13 @@ class WorkflowRun:
         self.trace_fields: dict[bytes, bytes] = {}
         """The submitter's trace, which the calls belong to."""
         self.held_bytes = 0
-        nodes = self.nodes
-        for node in nodes.values():
-            plan = node.plan
-            before = (*plan.after, *plan.data_from)
-            if len(before) > 1:
-                before = tuple(dict.fromkeys(before))
-            node.waits_for = len(before)
-            for name in before:
-                nodes[name].consumers.append(node)
-        self._hold(sum([plan.request.size_bytes for plan in submission.nodes if plan.request is not None]))
+        self._hold(submission.request_bytes)
+
+    @property
+    def outputs(self) -> Iterable[str]:
+        """The names of the nodes whose outputs the user waits for: given, or those that nobody waits for."""
+        given = self.submission.outputs
+        return given or [name for name, node in self.nodes.items() if not node.consumers]
 
     @property
     def over(self) -> bool:
@@ -131,7 +148,7 @@ class WorkflowRun:
 
     def outputs_of(self, plan: NodePlan) -> dict[str, str]:
         """What a node's request is filled with."""
-        return {name: self.nodes[name].output or "" for name in plan.data_from}
+        return {name: self.nodes[name].output or "" for name in plan.spec.data_from}
 
     def sent(self, node: NodeRun) -> None:
         """The node's call has been written to an engine."""
@@ -155,7 +172,7 @@ class WorkflowRun:
             node.pieces = []
         for consumer in node.consumers:
             consumer.waits_for -= 1
-            if not consumer.waits_for and consumer.status is NodeStatus.PLANNED:
+            if not consumer.waits_for and consumer.status is _PLANNED:
                 self._make_ready(consumer, now)
         self._end_if_done(now)
 
@@ -170,7 +187,7 @@ class WorkflowRun:
         todo = deque(node.consumers)
         while todo:
             behind = todo.popleft()
-            if behind.status is NodeStatus.PLANNED:
+            if behind.status is _PLANNED:
                 behind.status = NodeStatus.SKIPPED
                 message = f"not run, because node {node.plan.id!r} failed"
                 behind.error = {"status": None, "code": "skipped", "message": message, "node": node.plan.id}
@@ -249,7 +266,7 @@ class WorkflowRun:
 
     def _end_if_done(self, now: float) -> None:
         if not self.unfinished and not self.over:
-            failed = any(node.status is NodeStatus.FAILED for node in self.nodes.values())
+            failed = any(node.status is _FAILED for node in self.nodes.values())
             self._end("failed" if failed else "completed", now)
 
     def _end(self, status: str, now: float) -> None:

@@ -36,6 +36,8 @@ _KEY_FULL = frozenset(("key_concurrency", "key_request_rate", "key_token_rate"))
 _TURNED_AWAY = _KEY_FULL | {"queue_full", "queue_timeout", "buffers_full"}
 """The gateway is full, or the key has all it may have at once: the node waits for its turn and has not failed. What
 else is ready waits as well, or thousands of nodes would ask again and again."""
+_FINAL = frozenset(("draining", "workflow_joule_budget", "energy_unavailable"))
+"""Trying again does not help."""
 _ALL = ""
 """In place of a key's name: the gateway is full."""
 
@@ -234,7 +236,7 @@ class Runner:
         now = monotonic()
         assert node.ready_at is not None
         turned_away = reason in _TURNED_AWAY and now - node.ready_at < self.config.turn_seconds
-        own_fault = (400 <= status < 500 and status not in (408, 429)) or reason == "draining"
+        own_fault = (400 <= status < 500 and status not in (408, 429)) or reason in _FINAL
         if not turned_away and (own_fault or node.attempts > node.plan.retry):
             run.failed(node, {"status": status or None, "code": reason, "message": message}, now)
             self.go_on(run)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import orjson
 
 from proxy.errors import RequestFault
-from proxy.workflows.placeholders import NAME, Template, in_json_string, template
+from proxy.workflows.placeholders import NAME, Template, copied, in_json_string, template
+from scheduler.workflow.spec import NodeSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _NODE_NAME = re.compile(NAME)
+_NODE_NAMES = re.compile(rf"{NAME}(?:\n{NAME})*+")
 _WORKFLOW_ID = re.compile(r"[!-~]{1,256}")
 _MEMBERS = frozenset(
     "id name class deadline_ms energy_budget_joules nodes outputs inputs mode stream background".split()  # noqa: SIM905
@@ -24,33 +27,37 @@ _NODE_MEMBERS = frozenset(
         *("endpoint", "expected_seconds", "placeholders"),
     )
 )
+_USUAL_MEMBERS = frozenset(("id", "request", "after", "expected_output_tokens"))
 CLASSES = ("interactive", "standard", "batch")
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 _OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _SET_HERE = frozenset(("stream", "stream_options", "workflow"))
 """Members of a request that the gateway decides."""
+BYTES_A_TOKEN = 4
 RETRY_MAX = 10
 _TEXT_MAX = 256
 _NUMBER_MAX = 1e12
 
 
 class NodePlan(NamedTuple):
-    """One node as submitted. `request` None: nothing to run (a tool, or a call that its client makes itself)."""
+    """What the gateway does for one node. `request` None: nothing, it is a tool."""
 
-    id: str
-    after: tuple[str, ...]
+    spec: NodeSpec
+    """As the scheduler is told of it: `data_from` are the nodes whose output stands in its request, each once."""
     endpoint: str
     request: Template | None
-    model: str | None
-    expected_output_tokens: int | None
-    max_output_tokens: int | None
-    expected_seconds: float | None
-    """Of a tool."""
-    tool: bool
     retry: int
     """Further attempts after a failure that is not the request's own fault."""
-    data_from: tuple[str, ...]
-    """The nodes whose output stands in its request, each once."""
+
+    @property
+    def id(self) -> str:
+        """Its name in the workflow."""
+        return self.spec.id
+
+    @property
+    def tool(self) -> bool:
+        """The client's own work."""
+        return self.spec.tool
 
 
 class Submission(NamedTuple):
@@ -61,9 +68,14 @@ class Submission(NamedTuple):
     workflow_class: str | None
     deadline_ms: float | None
     energy_budget_joules: float | None
-    nodes: tuple[NodePlan, ...]
+    specs: tuple[NodeSpec, ...]
+    """All nodes, as the scheduler is told of them."""
+    plans: tuple[NodePlan, ...]
+    """The same, as they are run here; empty where the client makes the calls."""
+    request_bytes: int
+    """Of all requests together."""
     outputs: tuple[str, ...]
-    """The nodes whose outputs the user waits for; given, or those that nobody waits for."""
+    """The nodes whose outputs the user waits for; empty: those that nobody waits for."""
     declared: bool
     """The client makes the calls itself."""
     stream: bool
@@ -81,6 +93,12 @@ class Bounds(NamedTuple):
     """Of all requests of a workflow (`workflows.held_bytes`)."""
 
 
+_Options = tuple[bool, str, int, float | None, bool]
+"""Whether it is a tool, the endpoint, further attempts, a tool's seconds, and whether double braces are text. Plain: a
+named tuple is taken apart three times as slowly."""
+_USUAL: _Options = (False, ENDPOINTS[0], 0, None, False)
+
+
 def parse(body: Mapping[str, Any], bounds: Bounds) -> Submission:
     """Check a submission. RequestFault 400 or 413 names the path of what is wrong."""
     _only(body, _MEMBERS, "")
@@ -94,17 +112,8 @@ def parse(body: Mapping[str, Any], bounds: Bounds) -> Submission:
     if len(given) > bounds.nodes:
         message = f"nodes: {len(given)} are over the limit of {bounds.nodes} (workflows.nodes)"
         raise RequestFault(413, "workflow_too_large", message, param="nodes")
-    ids = _ids(given)
-    inputs = _inputs(body.get("inputs"))
-    nodes: list[NodePlan] = []
-    size = 0
-    for at, item in enumerate(given):
-        nodes.append(plan := _node(item, at, ids, inputs, declared, bounds.request_bytes))
-        if plan.request is not None and (size := size + plan.request.size_bytes) > bounds.all_bytes:
-            message = (
-                f"nodes: their requests have over {bounds.all_bytes} bytes (workflows.held_bytes), inputs included"
-            )
-            raise RequestFault(413, "workflow_too_large", message, param="nodes")
+    known = _ids(given)
+    specs, plans, size = _nodes(given, known, _inputs(body.get("inputs")), bounds, declared=declared)
     workflow_class = body.get("class")
     if workflow_class is not None and workflow_class not in CLASSES:
         _refuse("class", f"must be one of {', '.join(CLASSES)}")
@@ -117,16 +126,22 @@ def parse(body: Mapping[str, Any], bounds: Bounds) -> Submission:
         workflow_class,
         _number(body, "deadline_ms"),
         _number(body, "energy_budget_joules"),
-        tuple(nodes),
-        _outputs(body.get("outputs"), tuple(nodes), ids),
+        tuple(specs),
+        tuple(plans),
+        size,
+        _outputs(body.get("outputs"), known),
         declared,
         _switch(body, "stream", ""),
         _switch(body, "background", ""),
     )
 
 
-def _ids(given: list[Any]) -> dict[str, int]:
-    """Each node's id with its place."""
+def _ids(given: list[Any]) -> frozenset[str]:
+    """The ids of all nodes; checked in one go, since nearly always all are good."""
+    with suppress(TypeError, KeyError):
+        names = [item["id"] for item in given]
+        if _NODE_NAMES.fullmatch("\n".join(names)) and len(known := frozenset(names)) == len(names):
+            return known
     ids: dict[str, int] = {}
     for at, item in enumerate(given):
         if not isinstance(item, dict):
@@ -136,7 +151,7 @@ def _ids(given: list[Any]) -> dict[str, int]:
             _refuse(f"nodes[{at}].id", "must be 1 to 128 letters, digits and _ . : -, a letter, digit or _ first")
         if (before := ids.setdefault(node_id, at)) != at:
             _refuse(f"nodes[{at}].id", f"{node_id!r} is the id of nodes[{before}] already", "duplicate_node")
-    return ids
+    return frozenset(ids)
 
 
 def _inputs(given: Any) -> dict[str, bytes]:
@@ -155,90 +170,121 @@ def _inputs(given: Any) -> dict[str, bytes]:
     return inputs
 
 
-def _node(
-    item: dict[str, Any], at: int, ids: dict[str, int], inputs: dict[str, bytes], declared: bool, bytes_max: int
-) -> NodePlan:
-    if not _NODE_MEMBERS.issuperset(item):
-        _only(item, _NODE_MEMBERS, f"nodes[{at}].")
-    get = item.get
-    tool, request, endpoint = get("tool"), get("request"), get("endpoint", ENDPOINTS[0])
-    if tool is not None:
-        tool = _switch(item, "tool", f"nodes[{at}].")
-    if request is None and not tool and not declared:
-        what = 'is missing: the body of a call (or "tool": true, or mode "declared")'
-        _refuse(f"nodes[{at}].request", what)
-    after = _after(item["after"], at, item["id"], ids) if "after" in item else ()
-    cut, model, limit = None, None, None
-    data_from: tuple[str, ...] = ()
-    if request is not None:
-        if not isinstance(request, dict):
-            _refuse(f"nodes[{at}].request", "must be an object: the body of a call")
-        if tool:
-            what = "cannot be beside tool: a tool is the client's own work, and it posts the result"
+def _nodes(
+    given: list[dict[str, Any]], known: frozenset[str], inputs: dict[str, bytes], bounds: Bounds, *, declared: bool
+) -> tuple[list[NodeSpec], list[NodePlan], int]:
+    """What the scheduler is told, what is run here, and how many bytes the requests have. Ten thousand nodes shall take
+    little: what nearly all have is read here, the rest beside it."""
+    specs: list[NodeSpec] = []
+    plans: list[NodePlan] = []
+    size = 0
+    usual, set_here, dumps, new = _USUAL_MEMBERS.issuperset, _SET_HERE.isdisjoint, orjson.dumps, tuple.__new__
+    for at, item in enumerate(given):
+        get, node_id = item.get, item["id"]
+        tool, endpoint, retry, seconds, literal = _USUAL if usual(item) else _options(item, at)
+        after = () if (after := get("after")) is None else _after(after, at, node_id, known)
+        tokens = get("expected_output_tokens")
+        if tokens is not None and (type(tokens) is not int or not 0 <= tokens < 2**31):
+            _refuse(f"nodes[{at}].expected_output_tokens", "must be a whole number of tokens")
+        cut, estimate, model, limit = None, None, None, None
+        data_from: tuple[str, ...] = ()
+        if (request := get("request")) is not None:
+            if type(request) is not dict or tool:
+                _refuse_request(at, tool=tool)
+            if not set_here(request):
+                request = {name: value for name, value in request.items() if name not in _SET_HERE}
+            try:
+                data = dumps(request)
+            except orjson.JSONEncodeError:  # reading takes deeper ones than writing
+                _refuse(f"nodes[{at}].request", "is nested too deeply")
+            count = len(data)
+            if b"{{" in data and not literal:
+                cut = template(request, data, inputs, known, f"nodes[{at}].request", bounds.request_bytes)
+                count, data_from = cut.size_bytes, tuple(dict.fromkeys(cut.references))
+                if node_id in data_from:
+                    _refuse(f"nodes[{at}].request", f"needs the output of the node itself, {node_id!r}", "cycle")
+            elif not declared:
+                cut = new(Template, ((copied(data),), (), count))
+            size += count
+            if size > bounds.all_bytes:
+                what = f"over {bounds.all_bytes} bytes (workflows.held_bytes), inputs included"
+                raise RequestFault(413, "workflow_too_large", f"nodes: their requests have {what}", param="nodes")
+            estimate, model, limit = count // BYTES_A_TOKEN, request.get("model"), _limit(request)
+            if model is not None and type(model) is not str:
+                _refuse(f"nodes[{at}].request.model", "must be a string")
+        elif not tool and not declared:
+            what = 'is missing: the body of a call (or "tool": true, or mode "declared")'
             _refuse(f"nodes[{at}].request", what)
-        if not _SET_HERE.isdisjoint(request):
-            request = {name: value for name, value in request.items() if name not in _SET_HERE}
-        literal = "placeholders" in item and not _switch(item, "placeholders", f"nodes[{at}].", default=True)
-        cut = template(
-            request,
-            inputs,
-            ids.__contains__,
-            lambda: f"nodes[{at}].request",
-            literal=literal,
-            bytes_max=bytes_max,
-        )
-        if cut.references:
-            data_from = tuple(dict.fromkeys(cut.references))
-            if item["id"] in data_from:
-                _refuse(f"nodes[{at}].request", f"needs the output of the node itself, {item['id']!r}", "cycle")
-        model, limit = _model(request, at), _limit(request)
+        # `new` is what `NodeSpec(…)` comes to, by way of a function in Python that takes twice as long.
+        spec = new(NodeSpec, (node_id, after, data_from, tokens, limit, estimate, model, tool, seconds, (), None))
+        specs.append(spec)
+        if not declared:
+            plans.append(new(NodePlan, (spec, endpoint, cut, retry)))
+    return specs, plans, size
+
+
+def _options(item: dict[str, Any], at: int) -> _Options:
+    """What few nodes say."""
+    place = f"nodes[{at}]."
+    _only(item, _NODE_MEMBERS, place)
+    endpoint, retry = item.get("endpoint", ENDPOINTS[0]), item.get("retry", 0)
     if endpoint not in ENDPOINTS:
-        _refuse(f"nodes[{at}].endpoint", f"must be one of {', '.join(ENDPOINTS)}")
-    tokens, retry, seconds = get("expected_output_tokens"), get("retry", 0), get("expected_seconds")
-    if tokens is not None and (type(tokens) is not int or not 0 <= tokens < 2**31):
-        _refuse(f"nodes[{at}].expected_output_tokens", "must be a whole number of tokens")
+        _refuse(f"{place}endpoint", f"must be one of {', '.join(ENDPOINTS)}")
     if type(retry) is not int or not 0 <= retry <= RETRY_MAX:
-        _refuse(f"nodes[{at}].retry", f"must be a whole number of further attempts, 0 to {RETRY_MAX}")
-    if seconds is not None:
-        seconds = _number(item, "expected_seconds", f"nodes[{at}].")
-    return NodePlan(item["id"], after, endpoint, cut, model, tokens, limit, seconds, tool is True, retry, data_from)
+        _refuse(f"{place}retry", f"must be a whole number of further attempts, 0 to {RETRY_MAX}")
+    return (
+        _switch(item, "tool", place),
+        endpoint,
+        retry,
+        _number(item, "expected_seconds", place),
+        not _switch(item, "placeholders", place, default=True),
+    )
 
 
-def _after(given: Any, at: int, node_id: str, ids: dict[str, int]) -> tuple[str, ...]:
-    if given is None:
-        return ()
+def _refuse_request(at: int, *, tool: bool) -> NoReturn:
+    if tool:
+        what = "cannot be beside tool: a tool is the client's own work, and it posts the result"
+        _refuse(f"nodes[{at}].request", what)
+    _refuse(f"nodes[{at}].request", "must be an object: the body of a call")
+
+
+def _after(given: Any, at: int, node_id: str, known: frozenset[str]) -> tuple[str, ...]:
+    """All names at once, since nearly always all are good."""
     if not isinstance(given, list):
         _refuse(f"nodes[{at}].after", "must be a list of node ids")
+    try:
+        good = known.issuperset(given) and node_id not in given
+    except TypeError:  # a list or an object among them
+        good = False
+    if not good:
+        _refuse_after(given, at, node_id, known)
+    return tuple(given)
+
+
+def _refuse_after(given: list[Any], at: int, node_id: str, known: frozenset[str]) -> NoReturn:
+    """Say which name it is."""
     for number, name in enumerate(given):
-        if not isinstance(name, str) or name not in ids:
+        if not isinstance(name, str) or name not in known:
             _refuse(f"nodes[{at}].after[{number}]", f"there is no node {str(name)[:128]!r}", "unknown_node")
         if name == node_id:
             _refuse(f"nodes[{at}].after[{number}]", f"{node_id!r} cannot wait for itself", "cycle")
-    return tuple(dict.fromkeys(given))
+    raise AssertionError(given)
 
 
-def _outputs(given: Any, nodes: tuple[NodePlan, ...], ids: dict[str, int]) -> tuple[str, ...]:
+def _outputs(given: Any, known: frozenset[str]) -> tuple[str, ...]:
     if given is None:
-        waited_for = {name for node in nodes for name in (*node.after, *node.data_from)}
-        return tuple([node.id for node in nodes if node.id not in waited_for])
+        return ()
     if not isinstance(given, list):
         _refuse("outputs", "must be a list of node ids")
     for at, name in enumerate(given):
-        if not isinstance(name, str) or name not in ids:
+        if not isinstance(name, str) or name not in known:
             _refuse(f"outputs[{at}]", f"there is no node {str(name)[:128]!r}", "unknown_node")
     return tuple(dict.fromkeys(given))
 
 
-def _model(request: dict[str, Any], at: int) -> str | None:
-    model = request.get("model")
-    if model is not None and not isinstance(model, str):
-        _refuse(f"nodes[{at}].request.model", "must be a string")
-    return model
-
-
 def _limit(request: dict[str, Any]) -> int | None:
     for name in _OUTPUT_LIMITS:
-        if type(limit := request.get(name)) is int and limit > 0:
+        if name in request and type(limit := request[name]) is int and limit > 0:
             n = request.get("n")
             return limit * n if type(n) is int and n > 1 else limit
     return None

@@ -27,17 +27,16 @@ def node_view(run: WorkflowRun, node: NodeRun) -> dict[str, Any]:
 def summary(run: WorkflowRun) -> dict[str, Any]:
     """How the whole run stands: outputs, failures, tokens, joules."""
     nodes = run.nodes.values()
+    failed, skipped = NodeStatus.FAILED, NodeStatus.SKIPPED
     finished = [node for node in nodes if node.usage is not None]
     return {
         "id": run.id,
         "object": "workflow",
         "name": run.submission.name,
         "status": run.status,
-        "outputs": {
-            name: run.nodes[name].output for name in run.submission.outputs if run.nodes[name].output is not None
-        },
-        "failed": [node.plan.id for node in nodes if node.status is NodeStatus.FAILED],
-        "skipped": [node.plan.id for node in nodes if node.status is NodeStatus.SKIPPED],
+        "outputs": {name: run.nodes[name].output for name in run.outputs if run.nodes[name].output is not None},
+        "failed": [node.plan.id for node in nodes if node.status is failed],
+        "skipped": [node.plan.id for node in nodes if node.status is skipped],
         "created": int(run.created_unix_seconds),
         "usage": {
             name: _sum([node.usage[name] for node in finished if node.usage is not None])

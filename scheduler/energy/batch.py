@@ -16,11 +16,18 @@ class Marks(NamedTuple):
     member_seconds: float
     """∫ dt while there are members."""
     repeated_tokens_seconds: float
-    """∫ prefix tokens · (n − 1) / n dt over the member's group of n: read by each step, but from the L2 cache."""
+    """∫ Σ tokens · (n − 1) / n dt over the member's groups of n each: read by each step, but from the L2 cache."""
+
+
+Prefixes = tuple[tuple["Hashable", float], ...]
+"""Growing beginnings of a prompt that other calls may have too: (what names it, its tokens) each."""
+DEPTH_MAX = 8
+"""Beginnings of one prompt that are told apart; of more, the first and the last."""
 
 
 class Group:
-    """Members whose prompts begin with the same `tokens` tokens: the first reads them from memory, n − 1 again."""
+    """Members whose prompts have the same stretch of `tokens` tokens behind the same beginning: the first reads it from
+    memory, n − 1 again."""
 
     __slots__ = ("at", "integral", "key", "members", "tokens")
 
@@ -72,30 +79,37 @@ class BatchClock:
         """One fewer."""
         self.in_flight -= 1
 
-    def join(self, prefix: tuple[Hashable, float] | None) -> Group | None:
-        """One more member, with its prefix's key and tokens; returns its group, which it gives back when it leaves."""
+    def join(self, prefixes: Prefixes) -> list[Group] | None:
+        """One more member, with its prompt's beginnings; returns its groups, which it gives back when it leaves."""
         self.members += 1
-        if prefix is None:
+        if not prefixes:
             return None
-        key, tokens = prefix
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = Group(key, tokens, self.member_seconds)
-        group.advance(self.member_seconds)
-        group.members += 1
-        return group
+        if len(prefixes) > DEPTH_MAX:
+            prefixes = (*prefixes[: DEPTH_MAX // 2], *prefixes[-DEPTH_MAX // 2 :])
+        groups, before = [], 0.0
+        for key, tokens in prefixes:
+            group = self._groups.get(key)
+            if group is None:
+                group = self._groups[key] = Group(key, tokens - before, self.member_seconds)
+            group.advance(self.member_seconds)
+            group.members += 1
+            groups.append(group)
+            before = tokens
+        return groups
 
-    def leave(self, group: Group | None) -> None:
+    def leave(self, groups: list[Group] | None) -> None:
         """One fewer."""
         self.members -= 1
-        if group is not None:
+        for group in groups or ():
             group.advance(self.member_seconds)
             group.members -= 1
             if not group.members:
                 del self._groups[group.key]
 
-    def marks(self, group: Group | None) -> Marks:
-        """As they stand now for a member of this group."""
-        if group is not None:
+    def marks(self, groups: list[Group] | None) -> Marks:
+        """As they stand now for a member of these groups."""
+        again = 0.0
+        for group in groups or ():
             group.advance(self.member_seconds)
-        return Marks(self.shared_seconds, self.member_seconds, 0.0 if group is None else group.integral)
+            again += group.integral
+        return Marks(self.shared_seconds, self.member_seconds, again)

@@ -10,10 +10,12 @@ from scheduler.energy.bill_calls import CallBill, estimate, shown
 from scheduler.energy.bill_engine import EngineBook
 from scheduler.energy.bill_prefix import SharedPrefixes
 from scheduler.energy.bill_prices import MICRO
+from scheduler.energy.bill_split import AtEnd
 
 if TYPE_CHECKING:
+    from scheduler.energy.batch import Prefixes
     from scheduler.energy.bill_accounts import Account, Change, Figure, Source
-    from scheduler.energy.bill_calls import Call, Estimate, Marks
+    from scheduler.energy.bill_calls import Call, Estimate
     from scheduler.energy.bill_engine import EngineChange
     from scheduler.energy.bill_prices import Tariff
     from scheduler.energy.bill_split import WindowBill
@@ -36,18 +38,6 @@ class BillLimits(NamedTuple):
     """The engine's cache is shared by all keys, and so is its cost; False: each key pays for what it computed."""
 
 
-class Settled(NamedTuple):
-    """A call whose windows have all closed."""
-
-    call_id: str
-    key: str
-    workflow: str
-    model: str
-    joules: float | None
-    """Marginal; None = nobody knows."""
-    source: Source
-
-
 class Moved(NamedTuple):
     """What prefix sharing moved between calls that are settled; all of a window's are 0 together."""
 
@@ -60,12 +50,13 @@ class Closed(NamedTuple):
     """What became of a window."""
 
     bill: WindowBill
-    settled: tuple[Settled, ...]
+    settled: tuple[CallBill, ...]
+    """Calls whose windows have all closed."""
     moved: tuple[Moved, ...]
 
 
 class Bill:
-    """One gateway's. Pure: time is what it is told. A call costs 2 µs beside its windows, a share of a window 5 µs."""
+    """One gateway's. Pure: time is what it is told. `joulegate-bench energy-cost` says what a call costs."""
 
     def __init__(self, limits: BillLimits | None = None) -> None:
         self.limits = limits or BillLimits()
@@ -76,14 +67,14 @@ class Bill:
         """Calls that were dropped because there were too many."""
         self._live: OrderedDict[str, CallBill] = OrderedDict()
         self._settled: OrderedDict[str, CallBill] = OrderedDict()
-        self._news: list[Settled] = []
+        self._news: list[CallBill] = []
         self._moved: dict[tuple[str, str], int] = {}
 
     # --- a call's life ---
 
     def dispatched(
         self, call_id: str, key: str, workflow_id: str, model: str | None, engine: str,
-        now: float | None = None, marks: Marks = (),
+        now: float | None = None, marks: Prefixes = (), prompt_tokens: float = 0.0,
     ) -> None:  # fmt: skip
         """A call is given to an engine, for its first time or again. Named as in CallArrived and Dispatch.
 
@@ -99,14 +90,21 @@ class Bill:
             if len(self._live) > self.limits.live_calls:
                 self._give_up()
         else:
-            self._leave(call, now)
-            call.account = account
+            self._leave(call, self.engines[call.account.name.engine], now)
+            call.account, call.guess = account, None
         call.open_at.append(engine)
         book = self._engine(engine)
         if now is not None:
-            call.place = book.crowd.enter(now)
+            call.place = book.crowd.enter(now, prompt_tokens - book.cached(prompt_tokens, marks))
         account.calls += 1
         self.accounts.touched[account] = None
+
+    def placed(self, call_id: str, marks: Prefixes) -> None:
+        """A call's prompt was looked at since it was dispatched. `marks`: as in `dispatched`."""
+        call = self._live.get(call_id)
+        if call is not None and not call.marks:
+            call.marks = marks
+            self._engine(call.account.name.engine).cached(0.0, marks)
 
     def guess(
         self, call_id: str, prompt_tokens: float | None, cached_tokens: float | None, output_tokens: float | None,
@@ -120,9 +118,13 @@ class Bill:
         call = self._live.get(call_id)
         if call is None:
             return None
-        book, place = self.engines[call.account.name.engine], call.place
-        part = None if place is None else book.crowd.part(place, book.crowd.at if now is None else now)
+        if call.over_at is not None:
+            return call.estimate
         tokens = prompt_tokens, cached_tokens, output_tokens
+        if call.guess is not None and call.guess[0] == tokens:
+            return call.guess[1]
+        book = self.engines[call.account.name.engine]
+        call.guess_part = part = self._part(call, book, now)
         guess = estimate(call, *tokens, book.tariff, book.company, part)
         call.guess = tokens, guess
         return guess
@@ -135,27 +137,27 @@ class Bill:
         call = self._live.get(call_id)
         if call is None:
             return None
-        engine = call.account.name.engine
-        book, part = self.engines[engine], self._leave(call, now)
-        company, open_at = book.company, call.open_at
+        book = self.engines[call.account.name.engine]
         call.over_at = now
         if prompt_tokens is not None:
             call.prompt_tokens = prompt_tokens
-            known = prompt_tokens * (1.0 - company.computed_share) if cached_tokens is None else cached_tokens
-            call.cached_tokens = min(known, prompt_tokens)
+            known = prompt_tokens * (1.0 - book.company.computed_share) if cached_tokens is None else cached_tokens
+            call.cached_tokens = min(prompt_tokens, known)
+        tokens = prompt_tokens, cached_tokens, output_tokens
+        part, guess = call.guess_part, call.guess
+        if guess is None or guess[0] != tokens:  # else as its client was told
+            part = self._part(call, book, now)
+            guess = tokens, estimate(call, *tokens, book.tariff, book.company, part)
+        self._leave(call, book, now)
+        open_at = call.open_at
         if output_tokens is not None and part is not None and len(open_at) == 1:
             call.steps = output_tokens * part
-        tokens = prompt_tokens, cached_tokens, output_tokens
-        if call.guess is not None and call.guess[0] == tokens:
-            guess = call.guess[1]  # as its client was told
-        else:
-            guess = estimate(call, *tokens, book.tariff, company, part)
-        call.estimate = guess
+        call.estimate = guess[1]
         for name in open_at:
             self.engines[name].over[call_id] = now
         if not open_at:
             self._settle(call, book)
-        return guess
+        return guess[1]
 
     def preliminary(self, call_id: str) -> Estimate | None:
         """What `ended` said, as long as the call is remembered."""
@@ -170,7 +172,7 @@ class Bill:
         Each engine's windows in their order. What is returned is of interest to budgets.
         """
         book = self._engine(window.engine)
-        bill = book.split(window, tariff, self._steps_known(window))
+        bill = book.split(window, tariff, self.known_at_end(window))
         book.book(bill)
         over: list[CallBill] = []
         if bill.source == "unavailable":
@@ -192,14 +194,16 @@ class Bill:
         book.tariff = tariff
         book.company.source = "simulated" if simulated else "modelled"
 
-    def _steps_known(self, window: Window) -> dict[int, float]:
-        """Of calls that have ended, the share of steps is known better than window by window: what is missing."""
-        more = {}
+    def known_at_end(self, window: Window) -> dict[int, AtEnd]:
+        """Of calls that have ended, by their place in the window, before that is billed: their share of steps is known
+        better than window by window, and how much of their prompts was computed."""
+        found = {}
         live, alone = self._live, [window.engine]
         for place, (call_id, work, correction, _, ended) in enumerate(window.calls):
             if ended and (call := live.get(call_id)) is not None and call.steps is not None and call.open_at == alone:
-                more[place] = call.steps - call.told_steps - work[0] - correction[0]
-        return more
+                tokens = call.told_prefill_tokens + work[4] + correction[4]
+                found[place] = AtEnd(call.steps - call.told_steps - work[0] - correction[0], tokens)
+        return found
 
     def _book(self, bill: WindowBill, source: Source, book: EngineBook, over: list[CallBill]) -> None:
         live, engine, touched = self._live, book.name, self.accounts.touched
@@ -262,8 +266,7 @@ class Bill:
             return
         book.judge(call)
         call.settled = True
-        joules = None if call.source == "unavailable" or call.unknown else call.marginal / MICRO
-        self._news.append(Settled(call.id, call.key, call.workflow, call.model, joules, call.source))
+        self._news.append(call)
         self._settled[call.id] = call
         if call.marks and book.tariff is not None and call.source != "unavailable":
             self.prefixes.joined(call, book.tariff, across_keys=self.limits.prefixes_across_keys)
@@ -284,12 +287,18 @@ class Bill:
             account = self.accounts.open(Name(engine, call.key, call.workflow, call.model))
         return self.accounts.touch(account)
 
-    def _leave(self, call: CallBill, now: float | None) -> float | None:
-        """It is no more at the engine that it was given to last: its part of the steps there; None: not known."""
+    @staticmethod
+    def _part(call: CallBill, book: EngineBook, now: float | None) -> float | None:
+        """Of the steps of the engine that it was given to last; None: not known."""
+        place = call.place
+        return None if place is None else book.crowd.part(place, book.crowd.at if now is None else now)
+
+    @staticmethod
+    def _leave(call: CallBill, book: EngineBook, now: float | None) -> None:
+        """It is no more at the engine that it was given to last."""
         place, call.place = call.place, None
-        if place is None or now is None:
-            return None
-        return self._engine(call.account.name.engine).crowd.leave(place, now)
+        if place is not None:
+            book.crowd.leave(place, book.crowd.at if now is None else now)
 
     def _engine(self, name: str) -> EngineBook:
         book = self.engines.get(name)
@@ -301,8 +310,7 @@ class Bill:
         """The oldest call is not followed any more: what it has used so far is its bill."""
         call = self._live.popitem(last=False)[1]
         self.given_up += 1
-        joules = None if call.source == "unavailable" else call.marginal / MICRO
-        self._news.append(Settled(call.id, call.key, call.workflow, call.model, joules, call.source))
+        self._news.append(call)
 
     # --- reading ---
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.energy.bill_accounts import COMPONENTS, UNCERTAINTY, named
+from scheduler.energy.bill_limit import left_of
 from scheduler.energy.bill_prices import MICRO
 from scheduler.energy.work import call_work
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
+    from scheduler.energy.batch import Prefixes
     from scheduler.energy.bill_accounts import Account, Amounts, Source
     from scheduler.energy.bill_crowd import Place
     from scheduler.energy.bill_prices import Tariff
-
-Marks = tuple[tuple["Hashable", float], ...]
-"""Growing beginnings of a prompt that other calls may have too: (what names it, its tokens) each."""
 
 
 class Estimate(NamedTuple):
@@ -44,6 +41,8 @@ class CallBill:
     """What windows have named of its work."""
     guess: tuple[tuple[float | None, float | None, float | None], Estimate] | None = None
     """What was said last, and of which tokens."""
+    guess_part: float | None = None
+    """Of its engine's steps, as was thought then."""
     estimate = UNKNOWN
     steps: float | None = None
     """Its share of steps, all in all, once it has ended: a step for each output token (the first is its prefill's), its
@@ -54,7 +53,7 @@ class CallBill:
     unknown = False
     """Of some of its time nobody knows the energy."""
 
-    def __init__(self, call_id: str, key: str, workflow: str, model: str, marks: Marks, account: Account) -> None:
+    def __init__(self, call_id: str, key: str, workflow: str, model: str, marks: Prefixes, account: Account) -> None:
         self.id = call_id
         self.key = key
         self.workflow = workflow
@@ -66,6 +65,11 @@ class CallBill:
         """As in its account; they move on with corrections after it is settled, too."""
         self.open_at: list[str] = []
         """Engines that have not closed its last window."""
+
+    @property
+    def joules(self) -> float | None:
+        """Marginal; None = nobody knows."""
+        return None if self.source == "unavailable" or self.unknown else self.marginal / MICRO
 
     @property
     def marginal(self) -> int:
@@ -118,19 +122,13 @@ def estimate(
         return UNKNOWN
     if cached is None or cached > prompt:
         cached = prompt * (1.0 - company.computed_share) if cached is None else prompt
-    work = call_work(prompt, cached, output)
-    again = work.context_tokens * company.repeated_share
+    _, decoded, context, _, computed, pairs, _ = call_work(prompt, cached, output)
+    step, decode, read, read_again, prefill, pair, _, doubt, left, *_ = tariff
+    again = context * company.repeated_share
     steps = output if part is None else output * part
-    left = company.scale * tariff.decode_left
-    joules = left * (
-        tariff.step * steps
-        + tariff.decode_token * work.decode_tokens
-        + tariff.context_token * (work.context_tokens - again)
-        + tariff.repeated_token * again
-    ) + company.scale * tariff.prefill_left * (
-        tariff.prefill_token * work.prefill_tokens + tariff.attention_pair * work.attention_pairs
-    )
-    half = (tariff.relative_error + company.error) * joules
+    joules = left * (step * steps + decode * decoded + read * (context - again) + read_again * again)
+    joules = company.scale * (joules + left_of(tariff, computed) * (prefill * computed + pair * pairs))
+    half = (doubt + company.error) * joules
     return Estimate(joules, max(joules - half, 0.0), joules + half, company.source)
 
 

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.energy.bill_accounts import COMPONENTS, ENGINE_COMPONENTS, ZERO, add
 from scheduler.energy.bill_calls import Company
-from scheduler.energy.bill_crowd import Crowd
+from scheduler.energy.bill_crowd import Crowd, Pace
+from scheduler.energy.bill_limit import SteadyLimit
 from scheduler.energy.bill_prices import MICRO
 from scheduler.energy.bill_scale import IdleWatch, Scale
 from scheduler.energy.bill_split import split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Hashable, Iterable, Mapping
 
+    from scheduler.energy.batch import Prefixes
     from scheduler.energy.bill_accounts import Account, Amounts, Source
     from scheduler.energy.bill_calls import CallBill
     from scheduler.energy.bill_prices import Tariff
-    from scheduler.energy.bill_split import Side, WindowBill
+    from scheduler.energy.bill_split import AtEnd, Side, WindowBill
     from scheduler.energy.window import Window
+    from scheduler.energy.work import Work
 
 RECENT = 0.3
 """Weight of the last window, or call, in what an engine has been like lately."""
+SEEN_MAX = 4_096
 ERROR_RATE = 0.05
 ERROR_LOWEST, ERROR_HIGHEST = 0.02, 2.0
 
@@ -58,17 +63,38 @@ class EngineBook:
         self.booked_until: float | None = None
         """End of the last window, in the core's seconds."""
         self._scale = Scale()
+        self._limit = SteadyLimit()
+        self._seen: OrderedDict[Hashable, None] = OrderedDict()
+        """Beginnings of prompts that it was sent."""
         self._drained: dict[Source, Amounts] = {}
 
-    def split(self, window: Window, tariff: Tariff | None, more_steps: Mapping[int, float]) -> WindowBill:
-        """A window has closed: who pays what of it. `more_steps`: see `split`."""
+    def cached(self, prompt_tokens: float, marks: Prefixes) -> float:
+        """How much of a prompt will be found in the engine's cache: as far as somebody else's began so, else as much as
+        of others lately."""
+        if not marks:
+            return prompt_tokens * (1.0 - self.company.computed_share)
+        seen, found = self._seen, 0.0
+        for mark, tokens in marks:
+            if mark in seen:
+                found = tokens
+                seen.move_to_end(mark)
+            else:
+                seen[mark] = None
+        while len(seen) > SEEN_MAX:
+            seen.popitem(last=False)
+        return min(found, prompt_tokens)
+
+    def split(self, window: Window, tariff: Tariff | None, at_end: Mapping[int, AtEnd]) -> WindowBill:
+        """A window has closed: who pays what of it. `at_end`: see `split`."""
+        if tariff is not None:
+            tariff = self._limit.of(tariff, window)
         self.tariff = tariff
         idle = self._idle.saw(window, tariff)
         scale = 1.0
         if tariff is not None:
-            self._scale.saw(window, tariff, sum(more_steps.values()))
+            self._scale.saw(window, tariff, sum([known.more_steps for known in at_end.values()]))
             scale = self._scale.at(tariff, idle.gpu_watts or 0.0)
-        bill = split(window, tariff, scale, idle, more_steps)
+        bill = split(window, tariff, scale, idle, at_end)
         self._scale.booked(window, bill.gpu.residual / MICRO)
         return bill
 
@@ -100,19 +126,30 @@ class EngineBook:
         window, company = bill.window, self.company
         work = window.work
         if work.steps > 0:
-            self.crowd.steps_take(window.busy_seconds / work.steps)
+            self.crowd.steps_take(window.busy_seconds / work.steps, self._pace(work))
         if (read := work.context_tokens + work.repeated_tokens) > 0:
             again = min(max(work.repeated_tokens / read, 0.0), 1.0)
             company.repeated_share += RECENT * (again - company.repeated_share)
         company.scale = bill.scale
         company.source = "simulated" if window.source == "simulated" else "modelled"
 
+    def _pace(self, work: Work) -> Pace:
+        seconds = None if self.tariff is None else self.tariff.seconds
+        if seconds is None or seconds.step <= 0:
+            return Pace()
+        context = repeated = 0.0
+        if work.decode_tokens > 0:
+            context, repeated = work.context_tokens / work.decode_tokens, work.repeated_tokens / work.decode_tokens
+        each = seconds.decode_token + seconds.context_token * context + seconds.repeated_token * repeated
+        return Pace(seconds.step + each, each, seconds.prefill_token)
+
     def judge(self, call: CallBill) -> None:
         """A call is settled: how good was its estimate, and how much of its prompt was computed?"""
         company, prompt = self.company, call.prompt_tokens
         if prompt:
-            computed = min(max(call.told_prefill_tokens / prompt, 0.0), 1.0)
-            company.computed_share += RECENT * (computed - company.computed_share) * min(prompt / 1000.0, 1.0)
+            computed, weight = call.told_prefill_tokens / prompt, RECENT if prompt >= 1000 else RECENT * prompt / 1000.0
+            computed = 0.0 if computed < 0 else computed if computed < 1 else 1.0
+            company.computed_share += weight * (computed - company.computed_share)
         joules = call.estimate.joules
         if joules is not None and not call.unknown:
             joules *= MICRO

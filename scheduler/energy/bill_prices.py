@@ -10,7 +10,6 @@ from scheduler.energy.work import Work
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from scheduler.energy.model.results import WindowCost
     from scheduler.energy.window import Window
 
 MICRO = 1_000_000
@@ -40,9 +39,6 @@ class Model(Protocol):
     def describe(self) -> dict[str, Any]:
         """Its coefficients by name, each with `value`, and its `residuals`."""
 
-    def predict_window(self, work: Work, seconds: float, limit_watts: float | None = None) -> WindowCost:
-        """Joules of work within some seconds under a limit."""
-
 
 class Tariff(NamedTuple):
     """Of one engine, all its GPUs together: joules above idle for one of each feature of `Work`, before any scaling."""
@@ -59,7 +55,11 @@ class Tariff(NamedTuple):
     """Nine of ten bills of a call lie within this share of the truth; 0.3 is what a prior is believed to."""
     decode_left: float = 1.0
     prefill_left: float = 1.0
-    """Share of these prices that a power limit leaves: of prefill, and of all else."""
+    """Share of these prices that a power limit leaves: of all else, and of prefill on average."""
+    prefill_curve: tuple[float, ...] = ()
+    """Of prefill by the prompt's length, see `bill_limit.left_of`; empty: of all alike."""
+    seconds: Prices | None = None
+    """What the same takes in time; None: not known."""
 
     @classmethod
     def of(cls, prices: UnitPrices, idle_watts: float, relative_error: float = 0.3) -> Tariff:
@@ -93,11 +93,6 @@ class Cost(NamedTuple):
 
 SETTLED_ERROR = 0.04
 """Relative: what a split leaves open once the prices are learned (measured on the twin, docs/energy-bill.md)."""
-LEAST_LEFT = 0.3
-ROOMY_SECONDS = 10.0
-"""Longer than any step, even where a limit slows it."""
-PROMPT_LEAST, PROMPT_MOST = 64.0, 8192.0
-"""Prompt tokens in a step: vLLM's budget is the most."""
 WINDOW_ERRORS = 1.0
 """So many mean errors of a window's joules more."""
 
@@ -109,42 +104,22 @@ def tariff_of(model: Model, window: Window | None = None) -> Tariff:
     """
     description = model.describe()
     coefficients: Mapping[str, Mapping[str, Any]] = description["coefficients"]
-    prices = Prices(*(float(coefficients[f"energy.{name}"]["value"]) for name in Prices._fields))
+    prices, seconds = (
+        Prices(*(float(coefficients[f"{what}.{name}"]["value"]) for name in Prices._fields))
+        for what in ("energy", "time")
+    )
     seen = description["residuals"]["relative_error"]
     if seen is None:
         step = coefficients["energy.step"]
         error = (float(step["high"]) - float(step["value"])) / float(step["value"]) if step["value"] else 1.0
     else:
         error = SETTLED_ERROR + WINDOW_ERRORS * float(seen)
-    tariff = Tariff.of(prices, float(coefficients["idle_watts"]["value"]), min(error, 1.0))
-    return tariff if window is None or window.limit_watts is None else under_limit(tariff, model, window)
-
-
-def under_limit(tariff: Tariff, model: Model, window: Window) -> Tariff:
-    """The same work draws less under a power limit that binds, and steps with prompt tokens reach it first: what the
-    limit takes off a step of either kind is taken off all its terms. design.md's cap layer, by the model's own word.
-
-    Two typical steps are asked about and not the window as it is: what an edge cut off it would be taken for a limit's.
-    """
-    work, limit = window.work, window.limit_watts
-    if work.steps <= 0:
+    tariff = Tariff.of(prices, float(coefficients["idle_watts"]["value"]), min(error, 1.0))._replace(seconds=seconds)
+    if window is None or window.limit_watts is None:
         return tariff
-    decode = Work(1.0, work[1] / work[0], work[2] / work[0], work[3] / work[0])
-    tokens = min(max(work.prefill_tokens / work.prompts, PROMPT_LEAST), PROMPT_MOST) if work.prompts > 0 else 0.0
-    left = _left(model, decode, limit, tariff.idle_watts)
-    if not tokens:
-        return tariff._replace(decode_left=left)
-    prefill = decode._replace(prefill_tokens=tokens, attention_pairs=tokens * tokens / 2, prompts=1.0)
-    return tariff._replace(decode_left=left, prefill_left=_left(model, prefill, limit, tariff.idle_watts))
+    from scheduler.energy.bill_limit import under_limit
 
-
-def _left(model: Model, work: Work, limit_watts: float | None, idle_watts: float) -> float:
-    """Share of a step's joules above idle that the limit leaves."""
-    without, under = (
-        model.predict_window(work, ROOMY_SECONDS, limit).joules.value - idle_watts * ROOMY_SECONDS
-        for limit in (None, limit_watts)
-    )
-    return min(max(under / without, LEAST_LEFT), 1.0) if without > 0 else 1.0
+    return under_limit(tariff, coefficients, window)
 
 
 def price(tariff: Tariff, work: Work) -> Cost:

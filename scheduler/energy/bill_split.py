@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.energy.bill_accounts import COMPONENTS, CPU, CPU_IDLE, DRAM, DRAM_IDLE, IDLE, MARGINAL, UNCERTAINTY
+from scheduler.energy.bill_limit import left_of
 from scheduler.energy.bill_prices import MICRO
 from scheduler.energy.work import NOTHING
 
@@ -83,16 +84,25 @@ class Idle(NamedTuple):
     dram_watts: float | None = None
 
 
-NONE_KNOWN: Mapping[int, float] = {}
+class AtEnd(NamedTuple):
+    """What is known of a call once it has ended."""
+
+    more_steps: float
+    """That it shared in, beyond what windows have told."""
+    prompt_tokens: float
+    """Of its prompt that were computed: a limit's share is by all of them, also where they are put right."""
+
+
+NONE_KNOWN: Mapping[int, AtEnd] = {}
 
 
 def split(
-    window: Window, tariff: Tariff | None, scale: float, idle: Idle, more_steps: Mapping[int, float] = NONE_KNOWN
+    window: Window, tariff: Tariff | None, scale: float, idle: Idle, at_end: Mapping[int, AtEnd] = NONE_KNOWN
 ) -> WindowBill:
     """Bill a window.
 
-    `scale`: what the prices have to be multiplied with, see `Scale`; `idle`: see `IdleWatch`; `more_steps`: place among
-    the window's calls → steps that the call shared in, beyond what windows have told.
+    `scale`: what the prices have to be multiplied with, see `Scale`; `idle`: see `IdleWatch`; `at_end`: by the place
+    among the window's calls, of those that have ended.
     """
     if tariff is None:
         return _unknown(window)
@@ -106,7 +116,7 @@ def split(
     seconds = seconds if seconds > SECONDS_LEAST else 0.0
     occupied = min(window.busy_seconds / window.seconds, 1.0) if seconds else 0.0
     each = whole_idle * occupied / seconds if seconds else 0.0
-    rows = _rows(window, tariff, scale, each, more_steps)
+    rows = _rows(window, tariff, scale, each, at_end)
     cpu = dram = None
     if window.energy.cpu is not None or window.energy.dram is not None:
         cpu, cpu_rows = _host(window, window.energy.cpu, idle.cpu_watts, occupied, seconds)
@@ -140,21 +150,32 @@ def _source(window: Window) -> Source:
 
 
 def _rows(
-    window: Window, tariff: Tariff, scale: float, idle_each_second: float, more_steps: Mapping[int, float]
+    window: Window, tariff: Tariff, scale: float, idle_each_second: float, at_end: Mapping[int, AtEnd]
 ) -> list[Row]:
     """Of each call, with what earlier windows were told wrong: `price`, written out, since it runs for each share."""
-    others, of_prefill = MICRO * scale * tariff.decode_left, MICRO * scale * tariff.prefill_left
+    others, of_prefill, curve = MICRO * scale * tariff.decode_left, MICRO * scale, tariff.prefill_curve
+    if not curve:
+        of_prefill *= tariff.prefill_left
     step, decode, context, repeated, prefill, pair = tariff[:6]
     step, decode, context, repeated = step * others, decode * others, context * others, repeated * others
     prefill, pair, half = prefill * of_prefill, pair * of_prefill, tariff.relative_error
     rows: list[Row] = []
     for _, work, correction, seconds, _ in window.calls:
-        if correction is not NOTHING:
-            work += correction
         steps, decoded, read, again, computed, pairs, _ = work
-        if more_steps:
-            steps += more_steps.get(len(rows), 0.0)
-        for_prefill, for_decode = round(prefill * computed + pair * pairs), round(decode * decoded)
+        if correction is not NOTHING:
+            steps += correction[0]
+            decoded += correction[1]
+            read += correction[2]
+            again += correction[3]
+            computed += correction[4]
+            pairs += correction[5]
+        own, tokens = prefill * computed + pair * pairs, computed
+        if at_end and (known := at_end.get(len(rows))) is not None:
+            more, tokens = known
+            steps += more
+        if curve and own:
+            own *= left_of(tariff, tokens)
+        for_prefill, for_decode = round(own), round(decode * decoded)
         for_context, for_step = round(context * read + repeated * again), round(step * steps)
         doubt = int(half * abs(for_prefill + for_decode + for_context + for_step))
         idle = int(idle_each_second * seconds)

@@ -87,6 +87,11 @@ class JouleBudgets:
         self.forgotten_workflows = 0
         self._calls: dict[str, _Open] = {}
 
+    @property
+    def open_calls(self) -> int:
+        """Calls that are followed: with a budget, and not settled."""
+        return len(self._calls)
+
     def admit(
         self, call_id: str, key: str, workflow_id: str, workflow_budget_joules: float | None,
         expected_joules: float | None, now: float,
@@ -132,6 +137,13 @@ class JouleBudgets:
             oldest, call = next(iter(self._calls.items()))
             self.settled(oldest, call.joules, now)
         return None
+
+    def declare(self, key: str, workflow_id: str, budget_joules: float | None, now: float) -> None:
+        """A workflow was announced: from now on its calls are held to this, whatever was used under its id before.
+        None: it has no budget, unless a call says one."""
+        self.by_workflow.pop((key, workflow_id), None)
+        if budget_joules is not None:
+            self._workflow(key, workflow_id, budget_joules, now)
 
     def ended(self, call_id: str, estimated_joules: float | None) -> None:
         """A call is over: until its bill is settled, it is reckoned with what it is thought to have used.

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from scheduler.energy.bill import Bill, BillLimits
 from scheduler.energy.bill_prices import Tariff, tariff_of
 from scheduler.energy.budgets import JouleBudgets, JouleQuota, Unavailable
 from scheduler.energy.windows import WindowMaker, WindowRule
+from scheduler.workflow.spec import PREFIX_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from scheduler.energy.batch import Prefixes
     from scheduler.energy.bill_calls import Estimate
     from scheduler.energy.model import EnergyModel, Learned, Prior
     from scheduler.energy.window import Counters, MeterSample, Window
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 OUTPUT_TOKENS_UNSAID = 256
 """Of a call with a budget that says no limit: what is reserved for it."""
+BYTES_A_TOKEN = 4.0
+"""Of text, before the engine has said what it makes of prompts."""
 BATCH_EXPECTED = 4.0
 """Its company, before anything is known: few, so that rather too much is reserved."""
 
@@ -38,10 +42,36 @@ class EnergyRules:
     budgets_without_energy: Unavailable = "pass"
 
 
+class Listener(Protocol):
+    """Who else wants to hear of it, as it happens: the cap controller."""
+
+    def sent(self, engine: str, call_id: str, now: float, *, streamed: bool) -> None:
+        """A call was given to an engine."""
+
+    def first_token(self, engine: str, call_id: str, now: float) -> None:
+        """The first event of its answer."""
+
+    def finished(self, engine: str, call_id: str, output_tokens: int | None, now: float) -> None:
+        """Its answer is complete."""
+
+    def gone(self, engine: str, call_id: str) -> None:
+        """It left the engine without a whole answer."""
+
+    def sampled(self, engine: str, sample: MeterSample) -> None:
+        """The engine's meter was read."""
+
+    def counted(self, engine: str, counters: Counters) -> None:
+        """The engine was probed."""
+
+    def window(self, engine: str, window: Window) -> None:
+        """A window has closed, and was learned from."""
+
+
 class EngineDesk:
     """One engine's windows and model."""
 
     def __init__(self, name: str, now: float, rules: EnergyRules) -> None:
+        self.name = name
         self.windows = WindowMaker(name, now, WindowRule(rules.window_seconds))
         self.model: EnergyModel | None = None
         self.simulated = False
@@ -56,6 +86,7 @@ class EnergyDesk:
     def __init__(self, rules: EnergyRules, quotas: Iterable[JouleQuota], now: float) -> None:
         self.rules = rules
         self.engines: dict[str, EngineDesk] = {}
+        self.listener: Listener | None = None
         self.booked_until = now
         """The end of the last window that is in the bill."""
         self.bill = Bill(
@@ -98,28 +129,55 @@ class EnergyDesk:
                 return desk.model.call(event.prompt_tokens_estimate, 0.0, output, BATCH_EXPECTED).joules.value
         return None
 
-    def sent(self, event: CallArrived, engine: str, now: float) -> None:
-        """A call was given to an engine, for its first time or again."""
-        if (desk := self.engines.get(engine)) is not None:
-            prompt, limit = event.prompt_tokens_estimate, event.max_output_tokens
-            desk.windows.sent(event.call_id, prompt, limit, now, streamed=event.streamed)
-            self.bill.dispatched(event.call_id, event.key, event.workflow_id, event.model, engine, now)
+    def sent(self, event: CallArrived, engine: str, now: float, prefix: tuple[int, ...] = ()) -> None:
+        """A call was given to an engine, for its first time or again. `prefix`: see NodeSpec."""
+        desk = self.engines.get(engine)
+        if desk is None:
+            return
+        windows, prompt = desk.windows, event.prompt_tokens_estimate
+        prefixes = _beginnings(prefix, windows.prompt_ratio) if prefix else ()
+        windows.sent(event.call_id, prompt, event.max_output_tokens, now, streamed=event.streamed, prefixes=prefixes)
+        self.bill.dispatched(
+            event.call_id,
+            event.key,
+            event.workflow_id,
+            event.model,
+            engine,
+            now,
+            prefixes,
+            prompt * windows.prompt_ratio,
+        )
+        if (listener := self.listener) is not None:
+            listener.sent(engine, event.call_id, now, streamed=event.streamed)
+
+    def placed(self, call_id: str, engine: str | None, prefix: tuple[int, ...]) -> None:
+        """A call's content was looked at, perhaps after it was sent: how its prompt begins. `prefix`: see NodeSpec."""
+        desk = None if engine is None else self.engines.get(engine)
+        if desk is not None and prefix:
+            prefixes = _beginnings(prefix, desk.windows.prompt_ratio)
+            desk.windows.placed(call_id, prefixes)
+            self.bill.placed(call_id, prefixes)
 
     def first_token(self, call_id: str, engine: str, now: float) -> None:
         """The first event of its stream."""
         if (desk := self.engines.get(engine)) is not None:
             desk.windows.first_token(call_id, now)
+            if (listener := self.listener) is not None:
+                listener.first_token(engine, call_id, now)
 
     def left(self, call_id: str, engine: str, now: float) -> None:
         """An attempt failed and the call is not over: it may be given to another engine."""
         if (desk := self.engines.get(engine)) is not None:
             desk.windows.failed(call_id, now)
+            self._gone(engine, call_id)
 
     def finished(self, event: CallFinished, engine: str, now: float) -> None:
         """A call was answered."""
         call_id, prompt, cached, output, seen = event
         if (desk := self.engines.get(engine)) is not None:
             desk.windows.finished(call_id, prompt, cached, output, now)
+            if (listener := self.listener) is not None:
+                listener.finished(engine, call_id, output if output is not None else seen or None, now)
             self._ended(call_id, prompt, cached, seen if output is None and seen else output, now)
         else:
             self.budgets.settled(call_id, None, now)
@@ -133,8 +191,13 @@ class EnergyDesk:
         elif (desk := self.engines.get(engine)) is None:
             self.budgets.settled(call_id, None, now)
         elif desk.windows.failed(call_id, now):
+            self._gone(engine, call_id)
             prompt = event.prompt_tokens_estimate
             self._ended(call_id, prompt, None, max(tokens_seen - prompt, 1), now)
+
+    def _gone(self, engine: str, call_id: str) -> None:
+        if (listener := self.listener) is not None:
+            listener.gone(engine, call_id)
 
     def _ended(
         self, call_id: str, prompt: float | None, cached: float | None, output: float | None, now: float
@@ -165,6 +228,8 @@ class EnergyDesk:
     def sampled(self, name: str, sample: MeterSample, now: float) -> None:
         """A meter was read. From then on the engine's calls are followed."""
         desk = self.engine(name, now)
+        if (listener := self.listener) is not None:
+            listener.sampled(name, sample)
         if (window := desk.windows.sample(sample)) is not None:
             self._close(desk, window, now)
 
@@ -173,6 +238,8 @@ class EnergyDesk:
         desk = self.engines.get(name)
         if desk is None:
             return
+        if (listener := self.listener) is not None:
+            listener.counted(name, counters)
         windows = desk.windows
         for call_id, tokens in progress:
             windows.progress(call_id, tokens, now)
@@ -198,10 +265,12 @@ class EnergyDesk:
             desk.last_learned = desk.model.learn(window)
             tariff = tariff_of(desk.model, window)
         desk.last_window = window
+        if (listener := self.listener) is not None:
+            listener.window(desk.name, window)
         self.booked_until = max(self.booked_until, window.end)
         closed = self.bill.close(window, tariff)
-        for call in closed.settled:
-            self.budgets.settled(call.call_id, call.joules, now)
+        for call in closed.settled if self.budgets.open_calls else ():
+            self.budgets.settled(call.id, call.joules, now)
         for moved in closed.moved:
             self.budgets.moved(*moved)
 
@@ -210,3 +279,9 @@ class EnergyDesk:
         for desk in self.engines.values():
             desk.windows.validate()
         self.bill.validate()
+
+
+def _beginnings(prefix: tuple[int, ...], tokens_ratio: float) -> Prefixes:
+    """With their lengths in tokens, about."""
+    each = tokens_ratio / BYTES_A_TOKEN
+    return tuple([(name, size * each) for name, size in zip(prefix, PREFIX_BYTES, strict=False)])

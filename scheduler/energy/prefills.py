@@ -32,14 +32,23 @@ class PrefillWatch:
         self._waiting: dict[int, LiveCall] = {}
         self._prompt_tokens = self._cached_tokens = 0.0
         """Counted and not explained yet; below 0: explained and not counted yet."""
+        self._owed: dict[int, tuple[list[LiveCall], float]] = {}
+        """By company: tokens that some of it had cached less than was thought, and that others must have had."""
         self._prefixes: OrderedDict[Hashable, None] = OrderedDict()
         """Seen prefilled: a further call with the same will find it cached."""
 
     def add(self, call: LiveCall) -> None:
         """It was sent."""
         self._waiting[id(call)] = call
-        if call.prefix is not None and not call.cached_known and call.prefix[0] in self._prefixes:
-            call.cached_forecast = call.prefix[1]
+        self.foretell(call)
+
+    def foretell(self, call: LiveCall) -> None:
+        """As much of its prompt is thought to be cached as of its beginnings was seen prefilled."""
+        if call.prefixes and not call.cached_known:
+            for key, tokens in call.prefixes:
+                if key not in self._prefixes:
+                    break
+                call.cached_forecast = tokens
 
     def probe(self, prompt_tokens: float | None, cached_tokens: float | None) -> list[LiveCall]:
         """The engine's counters moved by so much since the last probe (None = not known): the calls that are known to
@@ -61,11 +70,11 @@ class PrefillWatch:
         for call in fresh:
             call.counted = True
             self._waiting.pop(id(call), None)
-            if call.prefix is not None:
-                self._prefixes[call.prefix[0]] = None
-                self._prefixes.move_to_end(call.prefix[0])
-                if len(self._prefixes) > PREFIXES_MAX:
-                    self._prefixes.popitem(last=False)
+            for key, _ in call.prefixes:
+                self._prefixes[key] = None
+                self._prefixes.move_to_end(key)
+        while len(self._prefixes) > PREFIXES_MAX:
+            self._prefixes.popitem(last=False)
         self._share_cached(fresh, cached_tokens)
         if not self._waiting:  # nothing that could still show: what is left are errors of estimates
             self._prompt_tokens = self._cached_tokens = 0.0
@@ -83,19 +92,27 @@ class PrefillWatch:
             del self._waiting[id(call)]
         return sure
 
-    @staticmethod
-    def told(call: LiveCall, cached_tokens: float) -> None:
+    def told(self, call: LiveCall, cached_tokens: float) -> None:
         """The engine said how much of a call's prompt was cached. What it was thought to have more (or less) is given
-        to those that were prefilled with it, as long as no window was told of them."""
+        to those that were prefilled with it when the window closes (`share_out`), if no window was told of them."""
         company = call.company
-        if call.counted and not call.prefilled and company is not None:
-            others = [each for each in company if not each.cached_known and not each.prefilled and each is not call]
-            prompts = sum(each.prompt for each in others)
-            difference = call.cached - cached_tokens
+        if company is not None:
+            if call.counted and not call.prefilled:
+                name = id(company)
+                owed = self._owed.get(name)
+                self._owed[name] = company, (owed[1] if owed is not None else 0.0) + call.cached - cached_tokens
+            call.company = None
+        call.cached, call.cached_known = cached_tokens, True
+
+    def share_out(self) -> None:
+        """A window closes: of those prefilled together, what some are known to have had less the others had more."""
+        for company, difference in self._owed.values():
+            others = [each for each in company if not each.cached_known and not each.prefilled]
+            prompts = sum([each.prompt for each in others])
             for each in others:
                 cached = each.cached + difference * each.prompt / prompts
                 each.cached = min(max(cached, 0.0), CACHED_MOST * each.prompt)
-        call.cached, call.cached_known, call.company = cached_tokens, True, None
+        self._owed.clear()
 
     def _share_cached(self, fresh: list[LiveCall], cached_tokens: float | None) -> None:
         unknown = [call for call in fresh if not call.cached_known]

@@ -8,9 +8,7 @@ from scheduler.energy.window import CallShare
 from scheduler.energy.work import NOTHING, Work
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
-    from scheduler.energy.batch import BatchClock, Group, Marks
+    from scheduler.energy.batch import BatchClock, Group, Marks, Prefixes
 
 
 class LiveCall:
@@ -29,7 +27,7 @@ class LiveCall:
         "company",
         "counted",
         "ended",
-        "group",
+        "groups",
         "id",
         "in_window",
         "joined",
@@ -39,7 +37,7 @@ class LiveCall:
         "output_limit",
         "prefill_share",
         "prefilled",
-        "prefix",
+        "prefixes",
         "prompt",
         "prompt_estimate",
         "read_again",
@@ -58,7 +56,7 @@ class LiveCall:
         prompt_estimate: float,
         cached: float | None,
         output_limit: float,
-        prefix: tuple[Hashable, float] | None,
+        prefixes: Prefixes,
         now: float,
         *,
         streamed: bool,
@@ -75,7 +73,7 @@ class LiveCall:
         self.counted = False
         """Known to be prefilled, by its own tokens or by the engine's counters."""
         self.output_limit = output_limit
-        self.prefix = prefix
+        self.prefixes = prefixes
         self.streamed = streamed
         self.sent_at = now
         self.closed_at = now
@@ -93,7 +91,7 @@ class LiveCall:
         self.told = (0.0, 0.0, 0.0, 0.0, 0.0)
         """Sum of what windows that have closed were told: decode, context, prefill, pairs, prompts."""
         self.in_window = self.read_again = 0.0
-        self.group: Group | None = None
+        self.groups: list[Group] | None = None
         self.marks: Marks | None = None
         self.left_marks: Marks | None = None
         self.ended = False
@@ -104,22 +102,22 @@ class LiveCall:
         self.joined = True
         # The step of its prefill was shared with all that decoded already.
         self.prefill_share = 1.0 / (clock.members + 1)
-        self.group = clock.join(self.prefix)
-        self.marks = clock.marks(self.group)
+        self.groups = clock.join(self.prefixes)
+        self.marks = clock.marks(self.groups)
 
     def leave(self, clock: BatchClock) -> None:
         """It is over; what it has of the clock's integrals is kept until the window closes."""
         self.ended = True
         self.until = clock.now
         if self.joined:
-            self.left_marks = clock.marks(self.group)
-            clock.leave(self.group)
-            self.group = None
+            self.left_marks = clock.marks(self.groups)
+            clock.leave(self.groups)
+            self.groups = None
 
     def part(self, clock: BatchClock, steps_per_second: float) -> float:
         """Its part of the steps since the last edge, as far as the gateway's own clock tells: Σ of all is not yet what
         the engine counted."""
-        marks = self.left_marks if self.left_marks is not None else clock.marks(self.group) if self.joined else None
+        marks = self.left_marks if self.left_marks is not None else clock.marks(self.groups) if self.joined else None
         then = self.marks
         steps = 0.0 if self.prefilled else self.prefill_share
         if marks is None or then is None:
@@ -167,16 +165,13 @@ class LiveCall:
     def _correction(self, decoded: float, context: float) -> Work:
         """What was done before this window, less what was told of it."""
         told = self.told
-        new = self.prompt - self.cached
-        return Work(
-            0.0,
-            decoded - told[0],
-            self.cached + context - told[1],
-            0.0,
-            new - told[2],
-            new * (self.cached + new / 2) - told[3],
-            1.0 - told[4],
-        )
+        cached = self.cached
+        new = self.prompt - cached
+        context += cached
+        pairs = new * (cached + new / 2)
+        if told == (decoded, context, new, pairs, 1.0):  # a stream of which all was seen
+            return NOTHING
+        return Work(0.0, decoded - told[0], context - told[1], 0.0, new - told[2], pairs - told[3], 1.0 - told[4])
 
     def _tokens(self, steps_per_second: float, now: float) -> tuple[float, float]:
         """(tokens before this window, tokens up to now), the first ≤ the second."""

@@ -13,8 +13,7 @@ from scheduler.energy.samples import Reading, joules_at
 from scheduler.energy.window import CallShare, Energy, Window, work_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
+    from scheduler.energy.batch import Prefixes
     from scheduler.energy.window import Counters, MeterSample, Why
     from scheduler.energy.work import Work
 
@@ -95,10 +94,10 @@ class WindowMaker:
 
     def sent(
         self, call_id: str, prompt_tokens: float, max_output_tokens: float | None, now: float, *,
-        streamed: bool, cached_tokens: float | None = None, prefix: tuple[Hashable, float] | None = None,
+        streamed: bool, cached_tokens: float | None = None, prefixes: Prefixes = (),
     ) -> None:  # fmt: skip
         """A call was given to the engine. `prompt_tokens`: the gateway's estimate; `cached_tokens`: a forecast, if
-        there is one; `prefix`: (what names it, its tokens) if others with the same are read from one cache.
+        there is one; `prefixes`: beginnings of its prompt, growing: others that have the same read it from one cache.
 
         A call that is retried is sent again under its id once `failed` was told. ValueError if it is there already.
         """
@@ -111,13 +110,20 @@ class WindowMaker:
         self._clock.sent(self.rule.frontend_seconds)
         limit = float("inf") if max_output_tokens is None else max_output_tokens
         call = LiveCall(
-            call_id, prompt_tokens * self.prompt_ratio, prompt_tokens, cached_tokens, limit, prefix, now,
+            call_id, prompt_tokens * self.prompt_ratio, prompt_tokens, cached_tokens, limit, prefixes, now,
             streamed=streamed,
         )  # fmt: skip
         self._calls[call_id] = call
         self._prefills.add(call)
         if not streamed:
             self._joining.append((now + self.first_token_seconds, call))
+
+    def placed(self, call_id: str, prefixes: Prefixes) -> None:
+        """How its prompt begins, found out since it was sent; of use as long as it is not prefilled."""
+        call = self._calls.get(call_id)
+        if call is not None and not call.joined:
+            call.prefixes = prefixes
+            self._prefills.foretell(call)
 
     def first_token(self, call_id: str, now: float) -> None:
         """The first event of a stream. Of a call that is not there: nothing happens, here and below."""
@@ -265,6 +271,7 @@ class WindowMaker:
         clock = self._clock
         if counters is None:
             self._see_prefills(None)
+        self._prefills.share_out()
         moves = moved(self._start_counters, counters)
         member_seconds = clock.member_seconds - self._member_start
         calls = [*self._calls.values(), *self._ended]

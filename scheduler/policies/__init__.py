@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from scheduler.policies.base import Policy
 from scheduler.policies.fifo import Fifo
+from scheduler.policies.joule import Joule
 from scheduler.policies.las import Las
 from scheduler.policies.options import Option, completed, problems
 from scheduler.policies.parrot import Parrot
@@ -16,7 +17,7 @@ from scheduler.policies.passthrough import Passthrough
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (Passthrough, Fifo, Parrot, Las)}
+POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (Passthrough, Fifo, Parrot, Las, Joule)}
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 

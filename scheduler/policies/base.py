@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from scheduler.decisions import DecisionLog, Why
+    from scheduler.energy.caps.desk import CapsDesk
     from scheduler.energy.desk import EnergyDesk
+    from scheduler.patience import Patience
     from scheduler.policies.options import Option
     from scheduler.state import CallState, EngineState, ReadyCalls
     from scheduler.workflow.book import WorkflowBook
@@ -38,6 +40,10 @@ class View(NamedTuple):
     """Held."""
     workflows: WorkflowBook
     energy: EnergyDesk
+    patience: Patience
+    """How long each may be held at most."""
+    caps: CapsDesk
+    """Told, by `propose`, what slack a policy leaves for a slower engine."""
     decisions: DecisionLog
     """`decisions.held(call, why, now)` says why a call is held back: the one thing here that a policy writes."""
 

@@ -16,8 +16,9 @@ from scheduler.workflow.lazyheap import LazyMaxHeap
 from scheduler.workflow.node import STARTED_STATES
 
 if TYPE_CHECKING:
-    import networkx as nx
+    from collections.abc import Iterable
 
+    from scheduler.workflow.dag import Dag
     from scheduler.workflow.node import Node
 
 FRONTIER_STATES = frozenset(("ready", "queued", "running", "acting"))
@@ -26,10 +27,11 @@ FRONTIER_STATES = frozenset(("ready", "queued", "running", "acting"))
 class CriticalPath:
     """Tails of one graph's nodes, its frontier, and the ends that follow."""
 
-    __slots__ = ("dag", "done_seconds", "ends", "floors", "isolated")
+    __slots__ = ("_behind", "dag", "done_seconds", "ends", "floors", "isolated")
 
-    def __init__(self, dag: nx.DiGraph[Node]) -> None:
+    def __init__(self, dag: Dag) -> None:
         self.dag = dag
+        self._behind = dag.behind
         self.ends = LazyMaxHeap()
         """By start + tail: when the end comes if all lasts as predicted. Only of what has started or is expected to
         start later than it could: for the others `floors` says at least as much."""
@@ -72,17 +74,17 @@ class CriticalPath:
         """The node's tail from its successors' tails; whether it changed."""
         tail = mean = variance = 0.0
         upper = -1.0
-        followed = False
         own = node.variance
-        for successor in self.dag.successors(node):
-            followed = True
+        behind = self._behind[node]
+        for successor in behind:
             if successor.over:
                 continue
-            tail = max(tail, successor.tail_seconds)
+            if successor.tail_seconds > tail:  # noqa: PLR1730  (max() is a call, once an edge)
+                tail = successor.tail_seconds
             candidate = successor.tail_mean + sqrt(own + successor.tail_variance)
             if candidate > upper:
                 upper, mean, variance = candidate, successor.tail_mean, successor.tail_variance
-        if not followed:
+        if not behind:
             tail = mean = node.remainder_seconds
             variance = node.remainder_variance
         tail += node.seconds
@@ -92,6 +94,23 @@ class CriticalPath:
             return False
         node.tail_seconds, node.tail_mean, node.tail_variance = tail, mean, variance
         return True
+
+    def compute(self, nodes: Iterable[Node]) -> None:
+        """`recompute` for all nodes of a new graph, of which none is over or has a remainder; the last come first."""
+        behind = self._behind
+        for node in nodes:
+            tail = mean = variance = 0.0
+            own = node.variance
+            if followers := behind[node]:
+                upper = -1.0
+                for successor in followers:
+                    if successor.tail_seconds > tail:  # noqa: PLR1730  (max() is a call, once an edge)
+                        tail = successor.tail_seconds
+                    candidate = successor.tail_mean + sqrt(own + successor.tail_variance)
+                    if candidate > upper:
+                        upper, mean, variance = candidate, successor.tail_mean, successor.tail_variance
+            seconds = node.seconds
+            node.tail_seconds, node.tail_mean, node.tail_variance = tail + seconds, mean + seconds, variance + own
 
     def refresh(self, *changed: Node) -> None:
         """These nodes' predictions or successors changed: bring their tails and those of their ancestors up to date."""

@@ -38,7 +38,12 @@ class DurationModel(Protocol):
     """Whatever predicts durations of calls. Pure: it learns from `observe` alone."""
 
     def forecast(
-        self, model: str | None, uncached_tokens: float, output_tokens: float, output_tokens_upper: float
+        self,
+        model: str | None,
+        uncached_tokens: float,
+        output_tokens: float,
+        output_tokens_upper: float,
+        context_tokens: float = 0.0,
     ) -> SecondsForecast:
         """From dispatch to finish at the present load."""
         ...
@@ -89,9 +94,15 @@ class LearnedDurations:
 
     def __init__(self) -> None:
         self._fits: LruTable[str | None, _Fit] = LruTable(MODELS_MAX, _Fit)
+        self._latest = _PRIOR_FIT
 
     def forecast(
-        self, model: str | None, uncached_tokens: float, output_tokens: float, output_tokens_upper: float
+        self,
+        model: str | None,
+        uncached_tokens: float,
+        output_tokens: float,
+        output_tokens_upper: float,
+        context_tokens: float = 0.0,
     ) -> SecondsForecast:
         """The fit, corrected by the median of measured / fitted; spreads of length and of time add as squares."""
         fit = self._fits.get(model) or _PRIOR_FIT
@@ -104,12 +115,16 @@ class LearnedDurations:
         slower = seconds * (upper - usual)
         return SecondsForecast(seconds * usual, (longer * longer + slower * slower) ** 0.5)
 
+    def coefficients(self) -> tuple[float, float, float]:
+        """Seconds a call, a new prompt token and an output token, of the model that was used last."""
+        return self._latest.coefficients
+
     def observe(self, model: str | None, uncached_tokens: float, output_tokens: float, seconds: float) -> None:
         """Learn from one call; times that are not positive say nothing."""
         if seconds <= 0.0:
             return
         seconds = max(seconds, SECONDS_MIN)
-        fit = self._fits.take(model)
+        fit = self._latest = self._fits.take(model)
         fitted = fit.fitted(uncached_tokens, output_tokens)
         error = abs(seconds - fitted) / fitted
         fit.ratios.add(seconds / fitted)

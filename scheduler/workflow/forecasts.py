@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from scheduler.workflow.node import Node
-    from scheduler.workflow.spec import WorkflowLimits
+    from scheduler.workflow.spec import NodeSpec, WorkflowLimits
 
 OUTPUT_TOKENS_UNSEEN = (256.0, 1024.0)
 PROMPT_TOKENS_UNSEEN = 512.0
@@ -82,29 +82,17 @@ class Forecasts:
         place = self.places.get((workflow.key, workflow.name, node.pattern))
         return self._predict_call(node, place, self.models.get((workflow.key, node.model)))
 
-    def predict_all(self, nodes: Iterable[Node]) -> None:
-        """Durations and output tokens of all nodes of one workflow, noted in them. Siblings are often alike in all that
-        counts here."""
-        known: dict[tuple[object, ...], tuple[SecondsForecast, float, float]] = {}
-        for node in nodes:
-            if node.tool:
-                forecast = self._predict_tool(node)
-            else:
-                kind = (
-                    node.pattern,
-                    node.model,
-                    node.prompt_tokens_estimate,
-                    node.expected_output_tokens,
-                    node.max_output_tokens,
-                )
-                same = known.get(kind)
-                if same is None:
-                    forecast = self.predict(node)
-                    known[kind] = forecast, node.output_tokens_forecast, node.output_tokens_upper
-                else:
-                    forecast, node.output_tokens_forecast, node.output_tokens_upper = same
-            node.seconds, spread = forecast
-            node.variance = spread * spread
+    def predict_all(self, nodes: Iterable[Node], specs: Iterable[NodeSpec]) -> None:
+        """Durations and output tokens of all nodes of one workflow, just made as specified, noted in them. Siblings are
+        often alike in all that counts here."""
+        known: dict[tuple[object, ...], tuple[float, float, float, float]] = {}
+        for node, spec in zip(nodes, specs, strict=True):
+            kind = (node.pattern, spec[3:9])  # tokens, model, whether it is a tool, its seconds
+            same = known.get(kind)
+            if same is None:
+                seconds, spread = self.predict(node)
+                same = known[kind] = (seconds, spread * spread, node.output_tokens_forecast, node.output_tokens_upper)
+            node.seconds, node.variance, node.output_tokens_forecast, node.output_tokens_upper = same
 
     def _predict_tool(self, node: Node) -> SecondsForecast:
         usual, upper = self.pause(node)
@@ -123,9 +111,10 @@ class Forecasts:
             usual, upper = known.output_tokens.median, known.output_tokens.upper
             if known is place and known.calls < SURE_FROM_VALUES and model is not None and model.calls:
                 upper = max(upper, model.output_tokens.upper)
-            prompt = (known.prompt_tokens if prompt is None else prompt) * known.uncached_share
-        elif prompt is None:
-            prompt = PROMPT_TOKENS_UNSEEN
+            context = known.prompt_tokens if prompt is None else prompt
+            uncached = context * known.uncached_share
+        else:
+            context = uncached = PROMPT_TOKENS_UNSEEN if prompt is None else prompt
         declared, most = node.expected_output_tokens, node.max_output_tokens
         if declared is not None:
             upper = max(declared, upper) if known is place and place is not None else declared
@@ -133,7 +122,12 @@ class Forecasts:
         if most is not None:
             usual, upper = min(usual, most), min(upper, most)
         node.output_tokens_forecast, node.output_tokens_upper = usual, upper
-        return self.durations.forecast(node.model, prompt, usual, upper)
+        return self.durations.forecast(node.model, uncached, usual, upper, context)
+
+    def uncached_share(self, node: Node) -> float:
+        """Of the node's estimated prompt tokens, those that the engine will have to compute."""
+        place = self.places.get((node.workflow.key, node.workflow.name, node.pattern))
+        return place.uncached_share if place is not None and place.calls else 1.0
 
     def pause(self, node: Node) -> Forecast:
         """A tool's run, or how long the client thinks before it makes this call; in seconds."""

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 
 from scheduler.workflow.critical import FRONTIER_STATES, CriticalPath
+from scheduler.workflow.dag import Dag
 from scheduler.workflow.node import OVER_STATES, Edge
 from scheduler.workflow.order import admit_edge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Sequence
 
     from scheduler.workflow.node import Node, NodeState
-    from scheduler.workflow.spec import EdgeKind
+    from scheduler.workflow.spec import NodeSpec
 
 EDGE_RANK = {"inferred": 0, "declared": 1, "data": 2}
 """A stronger reason replaces a weaker one."""
@@ -29,7 +30,7 @@ class WorkflowGraph:
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.dag: nx.DiGraph[Node] = nx.DiGraph()
+        self.dag = Dag()
         self.nodes: dict[str, Node] = {}
         self.critical = CriticalPath(self.dag)
         self.edge_count = 0
@@ -55,25 +56,19 @@ class WorkflowGraph:
         self.unfinished += not node.over
         self.version += 1
 
-    def fill(self, nodes: dict[str, Node], edges: Mapping[str, Mapping[str, EdgeKind]]) -> None:
-        """Everything at once into an empty graph: nodes in an order in which each comes behind those it waits for, by
-        name its edges. Tails are the caller's to compute."""
+    def fill(self, nodes: dict[str, Node], specs: Sequence[NodeSpec]) -> None:
+        """Everything at once into an empty graph: nodes as specified, each behind those it waits for. Tails are the
+        caller's to compute. KeyError, and the graph is empty, if they do not stand in such an order."""
         assert not self.nodes
-        for number, (name, node) in enumerate(nodes.items()):
+        try:
+            self.edge_count = self.dag.fill(nodes, specs)
+        except KeyError:
+            self.dag.clear()
+            raise
+        for number, node in enumerate(nodes.values()):
             node.number = node.order = number
-            before = edges[name]
-            if before:
-                node.waiting_for = len(before)
-                self.edge_count += len(before)
-                node.level = 1 + max([nodes[other].level for other in before])
         self._next_number = self.unfinished = len(nodes)
         self.nodes = nodes
-        self.dag.add_nodes_from(nodes.values())
-        self.dag.add_edges_from(
-            (nodes[other], node, {"kind": kind, "confidence": 1.0})
-            for name, node in nodes.items()
-            for other, kind in edges[name].items()
-        )
         self.version += 1
 
     def edge(self, before: Node, after: Node) -> Edge | None:

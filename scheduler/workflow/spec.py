@@ -11,13 +11,16 @@ EdgeKind = Literal["declared", "data", "inferred"]
 Criterion = Literal["latency", "throughput"]
 """What matters of a call: that it ends soon, or that many end in little time (and energy)."""
 
+PREFIX_BYTES = (2048, 4096, 8192, 16_384, 32_768, 65_536)
+"""How much of a prompt's leading text each hash of a `prefix` stands for."""
+
 
 class NodeSpec(NamedTuple):
     """One node of a declared workflow: a model call, or a tool that the client runs (`tool`). None = not known.
 
     `after`: nodes that must have finished. `data_from`: those whose output stands in the prompt (they need not be in
-    `after` as well). `expected_seconds`: how long a tool takes. `prefix`: hashes of the leading text at growing
-    lengths; two nodes with an equal hash begin with the same text up to there.
+    `after` as well). `expected_seconds`: how long a tool takes. `prefix`: hashes of the leading text, its first
+    PREFIX_BYTES[i] each; two nodes with an equal hash begin with the same text up to there.
     """
 
     id: str

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from scheduler.workflow.closed import ClosedWorkflows
 from scheduler.workflow.prefixes import PrefixGroups
 from scheduler.workflow.templates import Templates
 
@@ -36,7 +37,7 @@ class WorkflowTables:
         self.limits = limits
         self.named: Line = OrderedDict()
         self.unnamed: Line = OrderedDict()
-        self.closed: Line = OrderedDict()
+        self.closed = ClosedWorkflows()
         self.aliases: OrderedDict[Name, str] = OrderedDict()
         """Ids of workflows that became part of another, and that one's id."""
         self.by_call: dict[str, Node] = {}
@@ -69,8 +70,8 @@ class WorkflowTables:
     def enter(self, workflow: Workflow) -> None:
         """A new live workflow; a closed one of the same id makes way for it."""
         name = (workflow.key, workflow.id)
-        if name in self.closed:
-            self.drop(self.closed.pop(name))
+        if (before := self.closed.take(name)) is not None:
+            self.drop(before)
         self.aliases.pop(name, None)
         self._entered += 1
         workflow.number = self._entered
@@ -89,8 +90,8 @@ class WorkflowTables:
         if nodes > limits.nodes or edges > limits.edges:
             return False
         while self.node_count + nodes > limits.nodes or self.edge_count + edges > limits.edges:
-            if self.closed:
-                self.drop(self.closed.popitem(last=False)[1])
+            if (dispensable := self.closed.dispensable(nodes=True)) is not None:
+                self._drop_closed(dispensable)
             elif not self._displace(self.unnamed, now) and not self._displace(self.named, now):
                 return False
         line = self.unnamed if origin == "content" else self.named
@@ -106,7 +107,7 @@ class WorkflowTables:
         for looked_at, workflow in enumerate(line.values()):
             if not workflow.live_calls:
                 self.close(workflow, "displaced", now)
-                if self.closed.pop((workflow.key, workflow.id), None) is not None:
+                if self.closed.take((workflow.key, workflow.id)) is not None:
                     self.drop(workflow)
                 return True
             if looked_at == LOOKED_AT_MAX:
@@ -165,9 +166,15 @@ class WorkflowTables:
         if workflow.origin == "content" and len(workflow.graph.nodes) < 2:
             self.drop(workflow)
             return
-        self.closed[name] = workflow
+        self.closed.add(workflow)
         while len(self.closed) > self.limits.closed_workflows:
-            self.drop(self.closed.popitem(last=False)[1])
+            dispensable = self.closed.dispensable(nodes=False)
+            assert dispensable is not None
+            self._drop_closed(dispensable)
+
+    def _drop_closed(self, workflow: Workflow) -> None:
+        self.closed.take((workflow.key, workflow.id))
+        self.drop(workflow)
 
     def drop(self, workflow: Workflow) -> None:
         """Forget a closed workflow that stands in no table any more."""
@@ -193,21 +200,19 @@ class WorkflowTables:
                 else:
                     self.close(workflow, "idle", now)
                     expired.append(workflow)
-        while self.closed:
-            workflow = next(iter(self.closed.values()))
-            assert workflow.closed_at is not None
-            if workflow.closed_at + self.limits.closed_seconds > now:
+        while (oldest := self.closed.oldest()) is not None:
+            assert oldest.closed_at is not None
+            if oldest.closed_at + self.limits.closed_seconds > now:
                 break
-            self.drop(self.closed.popitem(last=False)[1])
+            self._drop_closed(oldest)
         return expired
 
     def next_expiry(self) -> float | None:
         """The earliest time at which `expire` may have something to do."""
         times = [next(iter(line.values())).order_at + self.limits.idle_seconds for line in self._lines() if line]
-        if self.closed:
-            closed_at = next(iter(self.closed.values())).closed_at
-            assert closed_at is not None
-            times.append(closed_at + self.limits.closed_seconds)
+        if (oldest := self.closed.oldest()) is not None:
+            assert oldest.closed_at is not None
+            times.append(oldest.closed_at + self.limits.closed_seconds)
         return min(times, default=None)
 
     def _lines(self) -> tuple[Line, Line]:
@@ -248,4 +253,5 @@ class WorkflowTables:
         assert self.node_count == nodes <= limits.nodes, f"{self.node_count} nodes are counted, there are {nodes}"
         assert self.edge_count == edges <= limits.edges, f"{self.edge_count} edges are counted, there are {edges}"
         assert len(self.closed) <= limits.closed_workflows
+        self.closed.validate()
         self.prefixes.validate([node for node in unfinished if node.prefix])

@@ -11,6 +11,7 @@ import networkx as nx
 
 from workloads.player import Arrival, Player, failures
 from workloads.presets import CPU
+from workloads.prompts import Manner
 from workloads.shapes import WorkflowShape
 
 VARIED = {"presence_penalty": 2.0}
@@ -35,7 +36,7 @@ async def play(
     url: str, model: str, way: str, workflows: list[WorkflowShape], *, key: str | None = None
 ) -> list[Shown]:
     """Play all of them at once by one way, each under an id of its own, and fetch what the gateway shows of each."""
-    player = Player(url, model, way=way, api_key=key, sampling=VARIED)
+    player = Player(url, model, way=way, api_key=key, manner=Manner(sampling=VARIED))
     played = await player.play([Arrival(0.0, shape._replace(id=f"{way}-{shape.id}")) for shape in workflows])
     assert not failures(played), failures(played)[0]
     assert all(workflow.complete for workflow in played)

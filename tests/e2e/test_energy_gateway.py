@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from proxy.budgets import load_joules
+from proxy.keys import hash_key
 from tests.e2e.harness import EngineRequest, RunningGateway, engine, gateway, run, until
 from tests.e2e.test_control import get
 from tests.e2e.test_workflows_native import get as fetch
@@ -128,5 +130,71 @@ def test_a_budget_of_joules_refuses_the_next_call(twin: str) -> None:
             assert "1 J" in fault["message"]
             place = {"workflow": {"id": "rich", "energy_budget_joules": 1e6}}
             assert (await running.post("/v1/chat/completions", {**ASK, **place})).status == 200
+
+    run(main)
+
+
+def test_a_declared_budget_holds_for_calls_that_say_none_in_both_modes(twin: str) -> None:
+    async def main() -> None:
+        async with gateway(twin) as running:
+            await metered(running)
+            nodes = [{"id": "a", "request": ASK}]
+            done = (
+                await running.post("/v1/workflows", {"id": "run", "energy_budget_joules": 1.0, "nodes": nodes})
+            ).json
+            assert done["status"] == "failed"
+            assert done["nodes"][0]["attempts"] == 1, "trying again would not help"
+            fault = done["nodes"][0]["error"]
+            assert (fault["status"], fault["code"]) == (429, "workflow_joule_budget")
+
+            plan = {"id": "declared", "mode": "declared", "energy_budget_joules": 1.0, "nodes": [{"id": "a"}]}
+            assert (await running.post("/v1/workflows", plan)).status < 300
+            refused = await running.post(
+                "/v1/chat/completions", ASK, "x-workflow-id: declared\r\nx-workflow-node: a\r\n"
+            )
+            refused.assert_error(429, "workflow_joule_budget")
+            assert (await running.post("/v1/chat/completions", ASK, "x-workflow-id: other\r\n")).status == 200
+
+    run(main)
+
+
+def test_calls_whose_prompts_begin_alike_share_what_the_beginning_cost(twin: str) -> None:
+    async def main() -> None:
+        async with gateway(twin, workflows={"inference": "on"}) as running:
+            await metered(running)
+            system = {"role": "system", "content": "You are a careful assistant. " * 290}
+            for number in range(2):
+                user = {"role": "user", "content": f"question {number}"}
+                assert (await running.post("/v1/chat/completions", {**ASK, "messages": [system, user]})).status == 200
+            desk = running.app.gateway.scheduler.energy
+            await until(lambda: len(desk.bill.prefixes) >= 3, "both calls to be settled")
+            await until(lambda: not desk.bill._live, "both calls to be settled")
+            bills = [desk.bill.call(call_id) for call_id in desk.bill._settled]
+            prefills = [bill.components["prefill"] for bill in bills]
+            assert 0.5 < prefills[1] / prefills[0] <= 1, (
+                "the second found it in the cache, and pays its part all the same"
+            )
+
+    run(main)
+
+
+def test_what_a_key_has_used_of_its_budget_is_on_disk_while_the_gateway_runs(twin: str, tmp_path: Path) -> None:
+    keys = [{"name": "k", "sha256": hash_key("sk-thrifty"), "energy_budget_joules": 1e5}]
+    tables = {"state_dir": str(tmp_path), "keys": keys}
+
+    async def main() -> None:
+        async with gateway(twin, **tables) as running:
+            await metered(running)
+            answer = await running.post("/v1/chat/completions", ASK, "authorization: Bearer sk-thrifty\r\n")
+            assert answer.status == 200
+
+            def used() -> float:
+                restored = load_joules(tmp_path)
+                return 0.0 if restored is None else sum(joules for _, joules, _ in restored.budgets)
+
+            await until(lambda: used() > 0, "a kill -9 now would not give the joules back")
+        async with gateway(twin, **tables) as running:
+            [use] = running.app.gateway.scheduler.energy.budgets.by_key.values()
+            assert use.used_joules == pytest.approx(used()) and use.used_joules > 0
 
     run(main)

@@ -117,8 +117,10 @@ def test_every_way_sends_the_engine_the_same_prompts() -> None:
 
 
 def _without_limits(body: dict[str, Any]) -> str:
-    """What the engine makes an answer of; Parrot's API adds `top_p` 1, which is what there is without it."""
+    """What the engine makes an answer of; Parrot's API adds `top_p` 1, which is what there is without it, and knows no
+    `min_tokens`, which says nothing beside `ignore_eos`."""
     assert body.pop("top_p", 1) == 1
+    assert body.pop("min_tokens", body["max_tokens"]) == body["max_tokens"] and body["ignore_eos"]
     return json.dumps(body, sort_keys=True)
 
 

@@ -134,7 +134,7 @@ def test_a_large_graph_is_described_between_other_peoples_turns() -> None:
             await asyncio.sleep(0)
             running.app.gateway.scheduler.workflows.cancel("-", "w", 1e9)
             assert workflow is not None
-            running.app.gateway.scheduler.workflows.tables.closed.pop(("-", "w"))
+            running.app.gateway.scheduler.workflows.tables.closed.take(("-", "w"))
             running.app.gateway.scheduler.workflows.tables.drop(workflow)
             shown = orjson.loads(orjson.dumps(await describing))
             assert 0 < len(shown["nodes"]) < 1_000  # what was forgotten meanwhile is left out

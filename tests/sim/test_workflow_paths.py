@@ -23,7 +23,12 @@ class GivenDurations:
     """Durations that a test chooses: the expected output tokens are the median, a tenth of it the spread."""
 
     def forecast(
-        self, model: str | None, uncached_tokens: float, output_tokens: float, output_tokens_upper: float
+        self,
+        model: str | None,
+        uncached_tokens: float,
+        output_tokens: float,
+        output_tokens_upper: float,
+        context_tokens: float = 0.0,
     ) -> SecondsForecast:
         return SecondsForecast(output_tokens, output_tokens / 10.0)
 

@@ -105,6 +105,20 @@ def test_what_prefix_sharing_moves_is_booked_and_never_below_0() -> None:
     found.moved("nobody", "w", 40.0)
 
 
+def test_a_declared_budget_holds_for_calls_that_say_none_and_a_new_declaration_begins_anew() -> None:
+    found = budgets(1e6)
+    found.declare("k", "w", 50.0, 0.0)
+    assert found.admit("a", "k", "w", None, 40.0, 0.0) is None
+    refused = found.admit("b", "k", "w", None, 20.0, 0.0)
+    assert refused is not None and refused.reason == "workflow_joule_budget"
+    assert found.admit("c", "k", "other", None, 20.0, 0.0) is None
+    found.declare("k", "w", 50.0, 1.0)
+    assert found.admit("d", "k", "w", None, 20.0, 1.0) is None
+    found.declare("k", "w", None, 2.0)
+    assert found.admit("e", "k", "w", None, 1e5, 2.0) is None, "the key's own budget is large enough"
+    found.validate()
+
+
 def test_only_so_many_workflows_are_remembered() -> None:
     found = budgets(1e6, workflows_max=2)
     for name in ("w1", "w2", "w1", "w3"):

@@ -81,8 +81,8 @@ class Bills(RuleBasedStateMachine):
             self.counted[device] += 0 if side is None else side.counter
         assert sum(round(one.joules * 1e6) for one in found.moved) == 0
         for one in found.settled:
-            assert one.call_id not in self.settled
-            self.settled.append(one.call_id)
+            assert one.id not in self.settled
+            self.settled.append(one.id)
 
     @rule()
     def drain(self) -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from backends.twin.calibration import load
 from backends.twin.prior import prior_of
-from scheduler.energy.bill_crowd import Crowd
+from scheduler.energy.bill_crowd import Crowd, Pace, Place
+from scheduler.energy.bill_limit import SteadyLimit, left_of
 from scheduler.energy.bill_prices import Tariff, prefill_joules, price, tariff_of
 from scheduler.energy.bill_scale import IdleWatch, Scale
 from scheduler.energy.model import EnergyModel
@@ -37,6 +38,11 @@ def test_a_limit_that_binds_makes_prefill_cheaper_before_decoding() -> None:
     assert loose.prefill_left == pytest.approx(1.0, abs=0.01)
     assert tight.prefill_left < 0.95
     assert tight.prefill_left <= tight.decode_left
+    usual = tariff_of(model(), made._replace(limit_watts=600.0))
+    left = [left_of(usual, tokens) for tokens in (10.0, 500.0, 1000.0, 3000.0, 1e5)]
+    assert left == sorted(left, reverse=True), "the longer a prompt, the more of it the limit holds back"
+    assert left[0] > left[-1] + 0.05
+    assert left_of(loose, 3000.0) == pytest.approx(1.0, abs=0.01)
 
 
 def test_a_window_without_work_says_nothing_of_a_limit() -> None:
@@ -111,11 +117,17 @@ def test_of_the_processor_the_least_is_taken_for_idle_until_a_window_was_empty()
     assert idle.saw(window(energy=Energy(None, 70.0, None)), None).cpu_watts == pytest.approx(35.0)
 
 
+def leaves(crowd: Crowd, place: Place, now: float) -> float:
+    part = crowd.part(place, now)
+    crowd.leave(place, now)
+    return part
+
+
 def test_a_call_alone_has_all_of_the_steps() -> None:
     crowd = Crowd()
     place = crowd.enter(0.0)
     assert crowd.part(place, 1.0) == pytest.approx(1.0)
-    assert crowd.leave(place, 2.0) == pytest.approx(1.0)
+    assert leaves(crowd, place, 2.0) == pytest.approx(1.0)
     assert crowd.calls == 0
 
 
@@ -124,15 +136,43 @@ def test_calls_share_the_time_in_which_they_are_together() -> None:
     first = crowd.enter(0.0)
     second = crowd.enter(1.0)
     assert crowd.part(second, 2.0) == pytest.approx(0.5)
-    assert crowd.leave(second, 2.0) == pytest.approx(0.5)
-    assert crowd.leave(first, 4.0) == pytest.approx((1 + 0.5 + 2) / 4, abs=0.01)
+    assert leaves(crowd, second, 2.0) == pytest.approx(0.5)
+    assert leaves(crowd, first, 4.0) == pytest.approx((1 + 0.5 + 2) / 4, abs=0.01)
 
 
 def test_a_newcomer_waits_for_the_step_that_runs() -> None:
     crowd = Crowd()
-    crowd.steps_take(0.02)
+    crowd.steps_take(0.02, Pace())
     first = crowd.enter(0.0)
     late = crowd.enter(1.0)
-    assert crowd.leave(late, 1.01) == pytest.approx(0.5)  # gone before it was in any step
-    assert crowd.leave(first, 2.0) == pytest.approx(1.0)
+    assert leaves(crowd, late, 1.01) == pytest.approx(0.5)  # gone before it was in any step
+    assert leaves(crowd, first, 2.0) == pytest.approx(1.0)
     assert crowd.part(crowd.enter(3.0), 3.0) == pytest.approx(1.0)
+
+
+def test_while_a_prompt_is_computed_no_steps_are_shared() -> None:
+    crowd = Crowd()
+    crowd.steps_take(0.0, Pace(0.01, 0.0, 0.001))
+    first = crowd.enter(0.0)
+    crowd.enter(1.0, prompt_tokens=1000.0)  # a second of prefill, in which nobody gets a token
+    assert leaves(crowd, first, 3.0) == pytest.approx((1 + 0.5) / 2, abs=0.01)
+
+
+def test_steps_of_many_calls_take_longer_and_are_fewer() -> None:
+    crowd = Crowd()
+    crowd.steps_take(0.0, Pace(0.01, 0.03, 0.0))
+    first = crowd.enter(0.0)
+    crowd.enter(1.0)
+    # 100 steps alone, then 25 of two.
+    assert leaves(crowd, first, 2.0) == pytest.approx((100 + 25 / 2) / 125, abs=0.01)
+
+
+def test_what_a_limit_leaves_is_steady_until_the_limit_moves() -> None:
+    steady = SteadyLimit()
+    made = window(share("a", Work(100.0, 800.0, 8e5, 0.0, 4000.0, 4e6, 2.0)), joules=900.0)._replace(limit_watts=500.0)
+    curve = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+    assert steady.of(TARIFF._replace(prefill_curve=curve), made).prefill_curve == curve
+    after = steady.of(TARIFF, made)  # this window alone would say that nothing is taken off
+    assert 0.7 < after.prefill_curve[-1] < 0.8
+    assert after.prefill_left == pytest.approx(left_of(after, 4000.0))
+    assert steady.of(TARIFF, made._replace(limit_watts=700.0)) == TARIFF

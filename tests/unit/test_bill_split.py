@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.energy.bill_accounts import COMPONENTS, CPU, CPU_IDLE, IDLE, STEP, UNCERTAINTY
+from scheduler.energy.bill_limit import POINTS
 from scheduler.energy.bill_prices import Tariff
-from scheduler.energy.bill_split import Idle, split
+from scheduler.energy.bill_split import AtEnd, Idle, split
 from scheduler.energy.window import Energy
 from scheduler.energy.work import NOTHING, Work
 from tests.unit.bill_feed import TARIFF, decoded, prefilled, share, window
@@ -29,7 +30,11 @@ shares = st.builds(
 joules = st.one_of(st.none(), st.floats(0, 1e7, allow_nan=False))
 energies = st.builds(Energy, joules, joules, joules)
 prices = st.floats(0, 10, allow_nan=False)
-tariffs = st.builds(Tariff, *[prices] * 6, st.floats(0, 1000), st.floats(0, 1), st.floats(0.3, 1), st.floats(0.3, 1))
+left = st.floats(0.3, 1)
+curves = st.one_of(st.just(()), st.tuples(*[left] * POINTS))
+tariffs = st.builds(
+    Tariff, *[prices] * 6, st.floats(0, 1000), st.floats(0, 1), left, left, prefill_curve=curves, seconds=st.none()
+)
 watts = st.one_of(st.none(), st.floats(0, 1000))
 
 
@@ -158,9 +163,16 @@ def test_a_correction_is_booked_where_it_becomes_known() -> None:
         share("b", correction=Work(decode_tokens=-20.0)),
         joules=500.0,
     )
-    rows = split(made, TARIFF, 1.0, NOT_KNOWN, {0: 2.0}).rows
+    rows = split(made, TARIFF, 1.0, NOT_KNOWN, {0: AtEnd(2.0, 0.0)}).rows
     assert rows[0][1:4] == (300_000, 0, 24 * MICRO)
     assert rows[1][1] == -MICRO  # it gets back what it was billed too much
+
+
+def test_a_prompt_that_is_put_right_has_the_limits_share_of_all_of_it() -> None:
+    tariff = TARIFF._replace(prefill_curve=(1.0, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5))
+    made = window(share("a", correction=Work(prefill_tokens=-100.0), ended=True), joules=500.0)
+    [row] = split(made, tariff, 1.0, NOT_KNOWN, {0: AtEnd(0.0, 1024.0)}).rows
+    assert row[0] == round(-100 * TARIFF.prefill_token * 0.8 * MICRO), "as it was billed, and not as a short one"
 
 
 def test_a_row_has_a_place_for_each_component() -> None:

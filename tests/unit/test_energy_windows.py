@@ -64,7 +64,7 @@ def test_steps_are_shared_with_whoever_decodes() -> None:
 def test_a_shared_prefix_is_read_again_by_all_but_one() -> None:
     feed = Feed()
     for name in "abcd":
-        feed.maker.sent(name, 1000, None, feed.now, streamed=True, prefix=("system", 800.0))
+        feed.maker.sent(name, 1000, None, feed.now, streamed=True, prefixes=(("system", 800.0),))
         feed.maker.first_token(name, feed.now)
         feed.prompts += 1000
     for tick in range(1, 26):
@@ -75,6 +75,38 @@ def test_a_shared_prefix_is_read_again_by_all_but_one() -> None:
     decoded = window.work.decode_tokens
     assert window.work.repeated_tokens == pytest.approx(decoded / 4 * 3 * 800, rel=0.05)
     assert window.work.context_tokens > 0
+
+
+def test_each_stretch_of_a_prompt_is_shared_by_those_who_have_it() -> None:
+    feed = Feed()
+    for name in "abcd":
+        further = (("task", 900.0),) if name in "ab" else ()
+        feed.maker.sent(name, 1000, None, feed.now, streamed=True, prefixes=(("system", 400.0), *further))
+        feed.maker.first_token(name, feed.now)
+        feed.prompts += 1000
+    for tick in range(1, 26):
+        feed.wait(0.1)
+        for name in "abcd":
+            feed.maker.progress(name, 1 + 10 * tick, feed.now)
+    shares = {share.call_id: share.work for share in feed.windows[0].calls}
+    decoded = shares["a"].decode_tokens
+    assert shares["c"].repeated_tokens == pytest.approx(decoded * 400 * 3 / 4, rel=0.05)
+    assert shares["a"].repeated_tokens == pytest.approx(decoded * (400 * 3 / 4 + 500 / 2), rel=0.05)
+
+
+def test_how_a_prompt_begins_may_be_found_out_until_it_is_prefilled() -> None:
+    feed = Feed()
+    for name in "ab":
+        feed.maker.sent(name, 1000, None, feed.now, streamed=True)
+        feed.maker.placed(name, (("system", 800.0),))
+        feed.maker.first_token(name, feed.now)
+        feed.maker.placed(name, (("other", 800.0),))  # too late: of no effect
+    for tick in range(1, 26):
+        feed.wait(0.1)
+        for name in "ab":
+            feed.maker.progress(name, 1 + 10 * tick, feed.now)
+    work = feed.windows[0].work
+    assert work.repeated_tokens == pytest.approx(work.decode_tokens * 800 / 2, rel=0.05)
 
 
 def test_what_was_guessed_of_a_call_that_is_no_stream_is_put_right_at_its_end() -> None:

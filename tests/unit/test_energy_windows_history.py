@@ -46,8 +46,8 @@ def happenings(calls: list[CallDrawn], *, counted: bool, sample_seconds: float) 
 def tell(maker: WindowMaker, call: CallDrawn, name: str, what: str, now: float) -> None:
     _, _, _, estimate, prompt, cached, output, streamed, prefix, _ = call
     if what == "sent":
-        known = None if prefix is None else (prefix, 0.5 * estimate)
-        maker.sent(name, estimate, output, now, streamed=streamed, prefix=known)
+        known = () if prefix is None else ((prefix, 0.5 * estimate),)
+        maker.sent(name, estimate, output, now, streamed=streamed, prefixes=known)
     elif what == "first" and streamed:
         maker.first_token(name, now)
     elif what == "progress" and streamed:

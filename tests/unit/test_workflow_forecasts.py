@@ -166,7 +166,12 @@ class PromptSeconds:
     """A token that has to be computed lasts a second."""
 
     def forecast(
-        self, model: str | None, uncached_tokens: float, output_tokens: float, output_tokens_upper: float
+        self,
+        model: str | None,
+        uncached_tokens: float,
+        output_tokens: float,
+        output_tokens_upper: float,
+        context_tokens: float = 0.0,
     ) -> SecondsForecast:
         return SecondsForecast(uncached_tokens, 0.0)
 

@@ -15,7 +15,7 @@ class TokenSeconds:
     """A token lasts a second, exactly."""
 
     def forecast(
-        self, model: str | None, uncached_tokens: float, output_tokens: float, output_tokens_upper: float
+        self, model: str | None, uncached_tokens: float, output_tokens: float, output_tokens_upper: float, *_: float
     ) -> SecondsForecast:
         return SecondsForecast(output_tokens, 0.0)
 

@@ -34,9 +34,17 @@ def test_it_prints_every_figure(capsys: pytest.CaptureFixture[str], monkeypatch:
     monkeypatch.setattr(workflow_speed, "SLACK_US_MAX", 1e9)
     monkeypatch.setattr(workflow_speed, "HINTED_US_MAX", 1e9)
     monkeypatch.setattr(workflow_speed, "DECLARED_MS_MAX", 1e9)
+    monkeypatch.setattr(workflow_speed, "SUBMITTED_MS_MAX", 1e9)
+    monkeypatch.setattr(workflow_speed, "SUBMISSIONS", 2)
     assert workflow_speed.run(small) == 0
     shown = capsys.readouterr().out
-    for title in (*workflow_speed.SHAPES, "graphs of 10", "graphs of 100", "growing call by call"):
+    for title in (
+        *workflow_speed.SHAPES,
+        "graphs of 10",
+        "graphs of 100",
+        "growing call by call",
+        "through the gateway",
+    ):
         assert title in shown
     monkeypatch.setattr(workflow_speed, "HINTED_US_MAX", 0.0)
     assert workflow_speed.run(small) == 1

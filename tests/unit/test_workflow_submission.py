@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import RequestFault
 from proxy.workflows.placeholders import template
+from proxy.workflows.run import linked
 from proxy.workflows.submission import Bounds, parse
 
 BOUNDS = Bounds(nodes=100, request_bytes=10_000, all_bytes=20_000)
@@ -30,13 +33,15 @@ def refused(body: dict[str, Any], bounds: Bounds = BOUNDS) -> RequestFault:
 def test_edges_are_what_is_said_and_what_is_quoted() -> None:
     nodes = [node("a"), node("b", after=["a"]), node("c", "sum up {{a}} and {{ b }} and {{a}}: {{input.ask}}")]
     found = parse({"nodes": nodes, "inputs": {"ask": '{{a}} "quoted"\n'}}, BOUNDS)
-    a, b, c = found.nodes
+    a, b, c = found.specs
     assert (a.after, a.data_from) == ((), ())
     assert (b.after, b.data_from) == (("a",), ())
     assert (c.after, c.data_from) == ((), ("a", "b"))
-    assert found.outputs == ("c",)
-    assert c.request is not None
-    filled = json.loads(c.request.fill({"a": 'A "1"\n{{b}}', "b": "é\u2028"}))
+    assert found.outputs == ()
+    assert [name for name, run in linked(found.plans).items() if not run.consumers] == ["c"]
+    request = found.plans[2].request
+    assert request is not None
+    filled = json.loads(request.fill({"a": 'A "1"\n{{b}}', "b": "é\u2028"}))
     assert filled["messages"][0]["content"] == (
         'sum up A "1"\n{{b}} and é\u2028 and A "1"\n{{b}}: {{a}} "quoted"\n'  # neither outputs nor inputs are templates
     )
@@ -81,17 +86,32 @@ def test_what_is_wrong_is_named(body: dict[str, Any], status: int, param: str) -
 
 def test_declared_nodes_need_no_request() -> None:
     found = parse({"mode": "declared", "nodes": [{"id": "a"}, {"id": "b", "after": ["a"]}]}, BOUNDS)
-    assert found.declared and all(plan.request is None for plan in found.nodes)
+    assert found.declared and [spec.id for spec in found.specs] == ["a", "b"] and not found.plans
 
 
 def test_braces_that_are_no_placeholders_stay() -> None:
     text = "{{ a + b }} {{}} {{{a}}} {a} {{a b}} {{é}}"
     request = {"messages": [{"content": text}]}
-    cut = template(request, {}, {"a": 0}.__contains__, lambda: "request", literal=False)
+    cut = template(request, orjson.dumps(request), {}, {"a"}, "request")
     assert cut.references == ("a",)
     assert json.loads(cut.fill({"a": "!"}))["messages"][0]["content"] == text.replace("{{a}}", "!", 1)
-    literal = template(request, {}, {"a": 0}.__contains__, lambda: "request", literal=True)
-    assert json.loads(literal.fill({}))["messages"][0]["content"] == text
+    (plan,) = parse({"nodes": [node("a", text, placeholders=False)]}, BOUNDS).plans
+    assert plan.request is not None
+    assert json.loads(plan.request.fill({}))["messages"][0]["content"] == text
+
+
+@pytest.mark.parametrize("content", ["hi", "{{ no placeholder }}", "{{input.x}}", "{{n-0}}"])
+def test_requests_take_the_memory_that_is_counted(content: str) -> None:
+    """And not 4 KiB each, which is what orjson hands over for however short a text."""
+    nodes = [node("n-0"), *[node(f"n-{number}", content) for number in range(1, 500)]]
+    body, bounds = {"nodes": nodes, "inputs": {"x": "1"}}, Bounds(1_000, 10_000, 1_000_000)
+    parse(body, bounds)
+    tracemalloc.start()
+    found = parse(body, bounds)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found.plans) == 500
+    assert taken < found.request_bytes + 500 * 1_000
 
 
 TEXTS = st.text(st.sampled_from('xy" \\\né}'), max_size=30)  # no opening brace: what is filled in is all there is
@@ -101,7 +121,7 @@ TEXTS = st.text(st.sampled_from('xy" \\\né}'), max_size=30)  # no opening brace
 def test_filling_is_replacing(texts: list[str], one: str, two: str) -> None:
     """Against the plain way: each text on its own, on Python strings."""
     request = {"messages": [{"content": f"{{{{n1}}}}{text}{{{{n2}}}}"} for text in texts], "stop": ["{{n1}}"]}
-    cut = template(request, {}, {"n1", "n2"}.__contains__, lambda: "request", literal=False)
+    cut = template(request, orjson.dumps(request), {}, {"n1", "n2"}, "request")
     filled = json.loads(cut.fill({"n1": one, "n2": two}))
     assert [message["content"] for message in filled["messages"]] == [f"{one}{text}{two}" for text in texts]
     assert filled["stop"] == [one]

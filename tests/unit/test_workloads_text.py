@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backends.twin.server.tokenizer import tokenizer
-from workloads.text import prose
+from workloads.text import prose, salt_of
 
 
 def test_the_same_seed_tells_the_same_tale() -> None:
@@ -24,3 +24,9 @@ def test_it_is_about_as_long_as_asked_for(tokens: int) -> None:
 
 def test_there_is_always_something_to_say() -> None:
     assert prose("a", 0)
+
+
+def test_salts_differ_and_are_equally_long() -> None:
+    salts = {salt_of(f"seed {number}") for number in range(200)}
+    assert len(salts) == 200
+    assert len({len(tokenizer(128_256).encode(f"{salt}\n\nA tale.")) for salt in salts}) == 1

@@ -14,6 +14,7 @@ from aiohttp.test_utils import TestServer
 from workloads.played import PlayedWorkflow
 from workloads.player import Arrival, Player, failures
 from workloads.presets import CPU
+from workloads.prompts import Manner
 from workloads.shapes import KINDS, CallShape, Part, WorkflowShape, chain
 from workloads.ways import WAYS
 from workloads.ways.parrot import semantic_call
@@ -57,7 +58,7 @@ def test_bare_calls_say_nothing_of_a_workflow() -> None:
         bodies.append(body)
         return completion(request, body)
 
-    played = play("bare", respond, api_key="secret", sampling={"presence_penalty": 2.0})
+    played = play("bare", respond, api_key="secret", manner=Manner(sampling={"presence_penalty": 2.0}))
     assert played.complete and played.workflow_id == "named-here"
     assert len(bodies) == 3 and all(body["presence_penalty"] == 2.0 for body in bodies)
     assert all(sent["Authorization"] == "Bearer secret" for sent in headers)
@@ -89,7 +90,14 @@ def test_what_a_submission_came_to_is_read_node_by_node() -> None:
     usage = {"prompt_tokens": 9, "cached_tokens": None, "output_tokens": 7}
     times = {"ready_seconds": 0.0, "started_seconds": 1.0, "finished_seconds": 3.0}
     nodes = [
-        {"id": "summary-0", "state": "finished", "usage": usage, **times},
+        {
+            "id": "summary-0",
+            "state": "finished",
+            "usage": usage,
+            **times,
+            "energy_joules": 2.5,
+            "energy_source": "modelled",
+        },
         {"id": "summary-1", "state": "failed", "error": error},
         {"id": "summary-2", "state": "skipped", "error": {"status": None, "code": "skipped", "message": "not run"}},
     ]
@@ -97,7 +105,8 @@ def test_what_a_submission_came_to_is_read_node_by_node() -> None:
     played = play("native", lambda request, body: {"nodes": nodes}, on_call=lambda call: told.append(call.node))
     first, second = played.calls
     assert told == ["summary-0", "summary-1"] and played.workflow_id == "named-here"
-    assert (first.prompt_tokens, first.cached_tokens, first.output_tokens) == (9, 0, 7)
+    assert (first.prompt_tokens, first.cached_tokens, first.output_tokens) == (9, None, 7)
+    assert (first.held_seconds, first.energy_joules, first.energy_source) == (pytest.approx(1.0), 2.5, "modelled")
     assert first.sent_at - first.intended_at == pytest.approx(1.0)
     assert first.answered_at - first.sent_at == pytest.approx(2.0)
     assert (second.status, second.error) == (400, "engine_4xx: too long")
@@ -129,7 +138,7 @@ def test_calls_are_said_first_and_only_the_last_is_asked_for_before_it_is_there(
 def test_an_order_without_a_text_cannot_be_said_in_parrots_api() -> None:
     call = CallShape("b", ("a",), (Part("text", 5),), 5)
     with pytest.raises(ValueError, match="b waits for a without quoting it"):
-        semantic_call(1, call, {"a": "v1"}, "m", {})
+        semantic_call(1, call, {"a": "v1"}, "m")
 
 
 # --- all of them ---

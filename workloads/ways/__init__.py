@@ -16,11 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
-    from workloads.played import PlayedWorkflow
-    from workloads.shapes import WorkflowShape
+    from workloads.played import Arrival, PlayedWorkflow
     from workloads.ways.line import Line
 
-    Way = Callable[[Line, WorkflowShape, float], Coroutine[Any, Any, PlayedWorkflow]]
+    Way = Callable[[Line, Arrival, float], Coroutine[Any, Any, PlayedWorkflow]]
     """Plays a workflow that should have begun at a time of the event loop's clock."""
 
 WAYS: dict[str, Way] = {"native": play_native, "parrot": play_parrot, "hinted": play_hinted, "bare": play_bare}

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from workloads.played import PlayedCall, PlayedWorkflow
-from workloads.prompts import chat_body, prompt_of
+from workloads.played import PlayedCall, PlayedWorkflow, Tokens
+from workloads.prompts import PLAIN, chat_body, prompt_of
 from workloads.ways.line import ERROR_CHARACTERS, no_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from workloads.shapes import WorkflowShape
+    from workloads.played import Arrival
+    from workloads.prompts import Manner
     from workloads.ways.line import Line, Reply
 
 NEVER_RUN = ("skipped", "cancelled")
 """What stood behind a failed node."""
 
 
-async def play_native(line: Line, workflow: WorkflowShape, intended_at: float) -> PlayedWorkflow:
+async def play_native(line: Line, arrival: Arrival, intended_at: float) -> PlayedWorkflow:
     """Submit it and wait."""
-    reply = await line.ask("POST", "/v1/workflows", submission(workflow, line.model, line.sampling))
+    workflow = arrival.workflow
+    reply = await line.ask("POST", "/v1/workflows", submission(arrival, line.model, line.manner))
     error = reply.error
     calls: tuple[PlayedCall, ...] = ()
     if not error:
@@ -36,17 +36,24 @@ async def play_native(line: Line, workflow: WorkflowShape, intended_at: float) -
     return PlayedWorkflow(workflow, intended_at, reply.answered_at, calls, reply.workflow_id)
 
 
-def submission(workflow: WorkflowShape, model: str, sampling: Mapping[str, float]) -> dict[str, Any]:
+def submission(arrival: Arrival, model: str, manner: Manner = PLAIN) -> dict[str, Any]:
     """The body of POST /v1/workflows. Where an answer is quoted stands `{{node}}`; prose has no braces of its own."""
+    workflow = arrival.workflow
     nodes = [
         {
             "id": call.node,
             "after": list(call.after),
-            "request": chat_body(model, prompt_of(call, "{{{{{}}}}}".format), call.output_tokens, sampling),
+            "request": chat_body(model, prompt_of(call, "{{{{{}}}}}".format, manner), call.output_tokens, manner),
+            **({"expected_output_tokens": call.output_tokens} if manner.tell_lengths else {}),
         }
         for call in workflow.calls
     ]
-    return {"id": workflow.id, "name": workflow.kind, "nodes": nodes}
+    body: dict[str, Any] = {"id": workflow.id, "name": workflow.kind, "nodes": nodes}
+    if arrival.deadline_seconds is not None:
+        body["deadline_ms"] = arrival.deadline_seconds * 1e3
+    if arrival.workflow_class is not None:
+        body["class"] = arrival.workflow_class
+    return body
 
 
 def _calls(reply: Reply) -> tuple[PlayedCall, ...]:
@@ -64,5 +71,8 @@ def _call(node: dict[str, Any], reply: Reply) -> PlayedCall:
         words = f"{fault['code']}: {fault['message']}"[:ERROR_CHARACTERS]
         return PlayedCall(node["id"], ready, started, finished, fault["status"] or 0, words)
     usage = node["usage"]
-    tokens: list[int] = [usage[name] or 0 for name in ("prompt_tokens", "cached_tokens", "output_tokens")]
-    return PlayedCall(node["id"], ready, started, finished, 200, "", *tokens)
+    tokens = Tokens(usage["prompt_tokens"], usage["cached_tokens"], usage["output_tokens"])
+    return PlayedCall(
+        node["id"], ready, started, finished, 200, "", *tokens, held_seconds=started - ready,
+        energy_joules=node.get("energy_joules"), energy_source=node.get("energy_source"),
+    )  # fmt: skip

@@ -10,13 +10,15 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from workloads.played import PlayedCall, PlayedWorkflow
-from workloads.prompts import prompt_of, quoted
+from workloads.prompts import PLAIN, prompt_of, quoted
 from workloads.ways.line import no_answer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from workloads.shapes import CallShape, WorkflowShape
+    from workloads.played import Arrival
+    from workloads.prompts import Manner
+    from workloads.shapes import CallShape
     from workloads.ways.line import Line, Reply
 
 ANSWER = "answer"
@@ -31,17 +33,17 @@ class _Refused(Exception):
         self.call = call
 
 
-async def play_parrot(line: Line, workflow: WorkflowShape, intended_at: float) -> PlayedWorkflow:
-    """Say all calls, ask for the variables that no call reads, then read the others."""
-    return await _Session(line, workflow, intended_at).play()
+async def play_parrot(line: Line, arrival: Arrival, intended_at: float) -> PlayedWorkflow:
+    """Say all calls, ask for the variables that no call reads, then read the others. Parrot knows no deadlines."""
+    return await _Session(line, arrival, intended_at).play()
 
 
 class _Session:
     """One workflow under way."""
 
-    def __init__(self, line: Line, workflow: WorkflowShape, intended_at: float) -> None:
+    def __init__(self, line: Line, arrival: Arrival, intended_at: float) -> None:
         self._line = line
-        self._workflow = workflow
+        self._workflow = arrival.workflow
         self._intended_at = intended_at
         self._id: int | None = None
         self._workflow_id = ""
@@ -50,6 +52,13 @@ class _Session:
         self._calls: list[PlayedCall] = []
 
     async def play(self) -> PlayedWorkflow:
+        try:
+            return await self._play()
+        except asyncio.CancelledError:
+            self._line.cut_off(self._played())
+            raise
+
+    async def _play(self) -> PlayedWorkflow:
         calls = self._workflow.calls
         try:
             await self._begin()
@@ -65,7 +74,10 @@ class _Session:
                         group.create_task(self._read(node))
         if self._id is not None:
             await self._line.ask("DELETE", f"/v1/session/{self._id}", {})
-        finished_at = max(call.answered_at for call in self._calls)
+        return self._played()
+
+    def _played(self) -> PlayedWorkflow:
+        finished_at = max((call.answered_at for call in self._calls), default=self._intended_at)
         return PlayedWorkflow(self._workflow, self._intended_at, finished_at, tuple(self._calls), self._workflow_id)
 
     async def _begin(self) -> None:
@@ -74,7 +86,7 @@ class _Session:
         self._id, self._workflow_id = reply.document["session_id"], reply.workflow_id
 
     async def _submit(self, call: CallShape) -> None:
-        body = semantic_call(self._id, call, self._variables, self._line.model, self._line.sampling)
+        body = semantic_call(self._id, call, self._variables, self._line.model, self._line.manner)
         reply = await self._asked(call.node, "/v1/semantic_call", body, "param_info")
         for info in reply.document["param_info"]:
             if info["is_output"]:
@@ -103,7 +115,7 @@ class _Session:
 
 
 def semantic_call(
-    session_id: int | None, call: CallShape, variables: Mapping[str, str], model: str, sampling: Mapping[str, float]
+    session_id: int | None, call: CallShape, variables: Mapping[str, str], model: str, manner: Manner = PLAIN
 ) -> dict[str, Any]:
     """The body of POST /v1/semantic_call. ValueError for a call that waits for one that it does not quote: in Parrot's
     API variables are all that joins calls."""
@@ -114,11 +126,13 @@ def semantic_call(
         )
     names = {node: f"input_{number}" for number, node in enumerate(sources)}
     inputs = [{"name": names[node], "is_output": False, "var_id": variables[node]} for node in sources]
-    config = {"temperature": 0, **sampling, "max_gen_length": call.output_tokens, "ignore_tokenizer_eos": True}
+    config = {"temperature": 0, **manner.sampling, "max_gen_length": call.output_tokens}
+    if not manner.free_running:
+        config["ignore_tokenizer_eos"] = True
     return {
         "session_id": session_id,
         "func_name": call.node,
-        "template": prompt_of(call, lambda node: f"{{{{{names[node]}}}}}") + f"{{{{{ANSWER}}}}}",
+        "template": prompt_of(call, lambda node: f"{{{{{names[node]}}}}}", manner) + f"{{{{{ANSWER}}}}}",
         "parameters": [*inputs, {"name": ANSWER, "is_output": True, "sampling_config": config}],
         "models": [model],
     }

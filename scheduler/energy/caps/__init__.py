@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from scheduler.energy.caps.answers import Answers
 from scheduler.energy.caps.claims import Claim, Savings
 from scheduler.energy.caps.controller import CapController
 from scheduler.energy.caps.decision import Decision
 from scheduler.energy.caps.fleet import CapFleet
-from scheduler.energy.caps.messages import CapApplied, SetCap, SetClock
 from scheduler.energy.caps.recent import Recent
 from scheduler.energy.caps.rules import CapRules, CapRulesError
-from scheduler.energy.caps.view import CardLimits, CostModel, EngineView, Load, Seen, Slack
+from scheduler.energy.caps.view import CardLimits, CostModel, EngineView, Load, Slack
 
 __all__ = [
-    "CapApplied",
+    "Answers",
     "CapController",
     "CapFleet",
     "CapRules",
@@ -25,8 +25,5 @@ __all__ = [
     "Load",
     "Recent",
     "Savings",
-    "Seen",
-    "SetCap",
-    "SetClock",
     "Slack",
 ]

@@ -46,7 +46,7 @@ class Savings:
         ours = prior_watts is not None and limit is not None and not same(limit, prior_watts * self._gpus)
         if not (window.whole and ours and not window.limit_moved and window.energy.gpu is not None):
             return self._settle(prior_watts, model)
-        if not self._binds(window, model):
+        if not self.binds(window, model):
             self.not_binding_seconds += window.seconds
             return self._settle(prior_watts, model)
         claim = None
@@ -58,7 +58,8 @@ class Savings:
         return claim
 
     @staticmethod
-    def _binds(window: Window, model: CostModel) -> bool:
+    def binds(window: Window, model: CostModel) -> bool:
+        """Whether the limit held the engine back: it said so, or drew as much while busy."""
         if window.throttled:
             return True
         joules, limit, busy = window.energy.gpu, window.limit_watts, window.busy_seconds

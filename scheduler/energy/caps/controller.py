@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from scheduler.actions import SetCap, SetClock
 from scheduler.energy.caps.clock import clock_for
 from scheduler.energy.caps.danger import DangerWatch
 from scheduler.energy.caps.decision import Decision, Move, Why
 from scheduler.energy.caps.ladder import RUNGS_A_STEP, Ladder, Prices
-from scheduler.energy.caps.messages import CapApplied, SetCap, SetClock
-from scheduler.energy.caps.promises import Promises
+from scheduler.energy.caps.promises import LATE, Promises
 from scheduler.energy.caps.standing import Standing
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scheduler.energy.caps.promises import Broken
     from scheduler.energy.caps.rules import CapRules
     from scheduler.energy.caps.view import CostModel, EngineView, Load
+    from scheduler.events import CapApplied
 
 LOAD_FELL = 0.7
 """A cap that was barred under a load may be tried again under less than this share of it."""
@@ -41,6 +42,8 @@ class CapController:
         self.moves = 0
         self._danger = DangerWatch(rules)
         self._calm_until = float("-inf")
+        self._searched: Decision | None = None
+        """What the last search of the ladder led to."""
         self._bar: tuple[float, float, float] | None = None
         """A cap that was not kept, until when it is barred, and the useful tokens a second it was not kept under."""
 
@@ -120,11 +123,41 @@ class CapController:
         here, free = prices[rung], prices[0]
         promises = Promises(self.rules, view, prices, here, free)
         if rung > 0 and (broken := promises.broken(here, spare=False)) is not None:
-            self._set_bar(current, now, load)
+            late = broken.promise == LATE
+            if not late:  # one workflow's lateness says nothing of what the others bear
+                self._set_bar(current, now, load)
             up = rung - 1
             while up > 0 and promises.broken(prices[up], spare=True) is not None:
                 up -= 1
-            return self._to(now, view, ladder.watts(up), "not_kept", str(broken), here=prices[up], free=free)
+            self._searched = None
+            why: Why = "late" if late else "not_kept"
+            return self._to(now, view, ladder.watts(up), why, str(broken), here=prices[up], free=free)
+        decision = self._as_before(now, view, here, free)
+        if decision is None:
+            decision = self._searched = self._search(now, view, ladder, prices, promises)
+        return decision
+
+    def _as_before(self, now: float, view: EngineView, here: Price, free: Price) -> Decision | None:
+        """Nothing is broken: what the last search found holds until the next step might come. (A search prices the load
+        under many caps, which takes milliseconds.)"""
+        found, current = self._searched, self.standing.current_watts
+        assert current is not None
+        if found is None or now >= found.at + self.rules.step_seconds:
+            return None
+        if current == found.watts:
+            why: Why = found.why if found.move == "stay" else "waiting"
+            return self._to(now, view, current, why, found.words, here=here, free=free, target=found.target_watts)
+        if found.action is None and current == found.from_watts and found.watts is not None:  # it was only advised
+            return self._to(now, view, found.watts, found.why, found.words, here=found.predicted, free=free,
+                            target=found.target_watts)  # fmt: skip
+        return None
+
+    def _search(self, now: float, view: EngineView, ladder: Ladder, prices: Prices, promises: Promises) -> Decision:
+        """Where the steps lead from here, and the next of them."""
+        current = self.standing.current_watts
+        assert current is not None and view.limits is not None
+        rung = ladder.nearest(current)
+        here, free = prices[rung], prices[0]
         target, stop = self._target(rung, prices, promises, ladder)
         saved = 1.0 - prices[target].joules_per_token.value / here.joules_per_token.value
         heading = ladder.watts(target)
@@ -189,13 +222,13 @@ class CapController:
             return "waiting", f"{self._calm_until - now:.0f} s of calm are still asked for"
         if (left := standing.last_down_at + rules.step_seconds - now) > 0:
             return "waiting", f"the next step may come in {left:.0f} s"
-        if len(view.itl) < rules.calls_least:
+        if view.itl.total < rules.calls_least:
             return (
                 "few_calls",
-                f"{len(view.itl)} answers in {rules.horizon_seconds:g} s, {rules.calls_least} are needed",
+                f"{view.itl.total} answers in {rules.horizon_seconds:g} s, {rules.calls_least} are needed",
             )
         since = standing.moved_at + view.settle_seconds
-        if not any(seen.at > since for seen in view.itl):
+        if view.itl.last_at <= since:
             return "few_calls", "nothing has been answered under the present cap"
         return None
 
@@ -217,7 +250,7 @@ class CapController:
         assert current is not None and prior is not None
         move: Move = "stay" if watts == current else "down" if watts < current else "up"
         action: SetCap | SetClock | None = None
-        if move != "stay" and self.rules.mode == "actuate":
+        if move != "stay" and self.rules.mode == "actuate" and view.may_set:
             action = self._action(view, watts, prior, f"{why}: {words}", free)
         return Decision(
             self.engine, now, move, why, words, watts, current, target if target is not None else watts, prior,

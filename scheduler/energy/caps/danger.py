@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from scheduler.energy.caps.answers import Answers
     from scheduler.energy.caps.decision import Why
     from scheduler.energy.caps.rules import CapRules
-    from scheduler.energy.caps.view import CostModel, EngineView, Seen
+    from scheduler.energy.caps.view import CostModel, EngineView
+
+
+MAY_MISS = 0.025
+"""Half of what a p95 allows to miss: once so much is spent, misses that come fast are a danger."""
 
 
 class Danger(NamedTuple):
@@ -39,13 +44,10 @@ class DangerWatch:
             ("TTFT", rules.ttft_seconds_p95, view.ttft),
             ("ITL", rules.itl_seconds_p95, view.itl),
         ):
-            if target is not None and (missed := self._missed(now, target, seen)) is not None:
+            if target is not None and (missed := self._missed(now, seen)) is not None:
                 return Danger("slo_danger", f"{name} over {target:g} s for {missed} in {rules.danger_seconds:g} s")
         if grew:
             return Danger("queue_grows", f"{view.waiting:g} calls wait in the engine, more each of {self._grew} times")
-        slack = view.slack
-        if slack is not None and slack.slack_seconds < 0:
-            return Danger("late", f"a workflow will end {-slack.slack_seconds:.1f} s late")
         return None
 
     def _queue(self, waiting: float | None) -> bool:
@@ -55,10 +57,10 @@ class DangerWatch:
         self._grew = self._grew + 1 if before is not None and waiting > before else 0
         return self._grew >= self._rules.queue_looks and waiting >= self._rules.queue_calls
 
-    def _missed(self, now: float, target: float, seen: tuple[Seen, ...]) -> str | None:
+    def _missed(self, now: float, seen: Answers) -> str | None:
+        """Misses come fast, and half of what a p95 allows over the horizon is spent: a burst alone breaks nothing."""
         rules = self._rules
-        late = [each.seconds > target for each in seen if each.at > now - rules.danger_seconds]
-        count = sum(late)
-        if count < rules.danger_calls or count <= rules.danger_share * len(late):
+        missed, calls = seen.look(now)
+        if missed < rules.danger_calls or missed <= rules.danger_share * calls or seen.missed <= MAY_MISS * seen.total:
             return None
-        return f"{count} of {len(late)} calls"
+        return f"{missed} of {calls} calls"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from scheduler.energy.caps.messages import SetCap, SetClock
+    from scheduler.actions import SetCap, SetClock
     from scheduler.energy.caps.price import Price
 
 Move = Literal["stay", "down", "up"]
@@ -18,7 +18,7 @@ Why = Literal[
     "few_calls",  # too few answers to judge by
     "not_kept",  # up: the present cap does not keep what was promised
     "slo_danger", "queue_grows", "stale", "drift",  # up, at once, to the prior limit
-    "late",  # the same: a workflow is late
+    "late",  # up, at once, as far as a workflow needs that will end late
     "missing",  # something is not known: nothing is made tighter
     "settling",  # the last change is not yet in force, or was not yet confirmed
     "budget",  # the watts of all engines are divided
@@ -26,7 +26,6 @@ Why = Literal[
     "failing",  # changes are not carried out
     "limited",  # another, stricter limit is in force than ours
 ]  # fmt: skip
-DANGERS: frozenset[Why] = frozenset(("slo_danger", "queue_grows", "stale", "drift", "late"))
 
 
 class Decision(NamedTuple):

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from scheduler.energy.caps.decision import Decision
-    from scheduler.energy.caps.messages import CapApplied
     from scheduler.energy.caps.rules import CapRules
     from scheduler.energy.caps.view import CostModel, EngineView
+    from scheduler.events import CapApplied
 
 
 class CapFleet:

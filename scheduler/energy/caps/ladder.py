@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scheduler.energy.caps.price import price
+from scheduler.energy.caps.price import own_step_seconds, price
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scheduler.energy.caps.price import Price
     from scheduler.energy.caps.rules import CapRules
     from scheduler.energy.caps.view import CardLimits, CostModel, Load
@@ -47,6 +49,7 @@ class Prices:
         self._ladder = ladder
         self._gpus = gpus
         self._sequences_max = sequences_max
+        self._own = own_step_seconds(model, load)
         self._known: dict[int, Price] = {}
 
     def __getitem__(self, rung: int) -> Price:
@@ -54,10 +57,19 @@ class Prices:
         found = self._known.get(rung)
         if found is None:
             watts = self._ladder.watts(rung)
-            found = price(self._model, self._load, watts, self._gpus, self._sequences_max)
+            near = min(self._known, key=lambda known: abs(known - rung), default=None)
+            steps = 0.0 if near is None else self._known[near].steps
+            found = price(self._model, self._load, watts, self._gpus, self._sequences_max, steps=steps, own=self._own)
             self._known[rung] = found
         return found
 
-    def under(self, limit_watts: float) -> Price:
-        """Under the rung nearest to a limit of all GPUs together."""
-        return self[self._ladder.nearest(limit_watts / self._gpus)]
+    def under(self, limit_watts: float, measure: Callable[[Price], float]) -> float:
+        """A measure of the load under a limit of all GPUs together; between whole steps along a straight line, so that
+        few caps are priced however far the cap has wandered."""
+        rung = self._ladder.nearest(limit_watts / self._gpus)
+        if rung in self._known:
+            return measure(self._known[rung])
+        above = rung - rung % RUNGS_A_STEP
+        below = min(above + RUNGS_A_STEP, self._ladder.rungs)
+        one, other = measure(self[above]), measure(self[below])
+        return one + (other - one) * (rung - above) / max(below - above, 1)

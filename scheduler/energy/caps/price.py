@@ -38,6 +38,8 @@ class Price(NamedTuple):
     """Mean of a step."""
     stretch: float
     """Times as long as the load's own steps were."""
+    steps: float
+    """In the load's time."""
     unsure: float
     """≥ 1: the pessimistic time over the predicted."""
     first_token: float
@@ -54,22 +56,42 @@ class Price(NamedTuple):
         return {**self._asdict(), "joules_per_token": self.joules_per_token._asdict()}
 
 
-def price(model: CostModel, load: Load, watts: float, gpus: int, sequences_max: int, steps: float = 0.0) -> Price:
-    """The load under a cap of so many watts on each GPU. `steps`: a first guess, as of a neighbouring cap.
+def own_step_seconds(model: CostModel, load: Load) -> float:
+    """Mean of the load's own steps, as the model has it."""
+    return model.predict_window(load.work, load.seconds, load.limit_watts).busy_seconds.value / load.work.steps
+
+
+def _nearer(before: tuple[float, float] | None, steps: float, found: float) -> float:
+    """Where a line through the last two guesses and what they led to meets what is guessed (the secant method)."""
+    if before is None or before[0] == steps:
+        return found
+    slope = (found - before[1]) / (steps - before[0])
+    if not -3.0 < slope < 0.9:  # too near to a line that never meets it
+        return found
+    return steps + (found - steps) / (1.0 - slope)
+
+
+def price(
+    model: CostModel, load: Load, watts: float, gpus: int, sequences_max: int, *, steps: float = 0.0, own: float = 0.0
+) -> Price:
+    """The load under a cap of so many watts on each GPU. `steps`: a first guess, as of a neighbouring cap; `own`:
+    `own_step_seconds` of the load, where it is known already.
 
     The load must have steps and useful tokens.
     """
     work, seconds, limit = load.work, load.seconds, watts * gpus
-    own = model.predict_window(work, seconds, load.limit_watts).busy_seconds.value / work.steps
+    own = own or own_step_seconds(model, load)
     share = min(load.busy_seconds / seconds, BUSY_MOST)
     steps = steps or work.steps
+    tried: tuple[float, float] | None = None
     for _ in range(ROUNDS_MAX):
         cost = model.predict_window(work._replace(steps=steps), seconds, limit)
         stretch = min(cost.busy_seconds.value / steps / own, STRETCH_MOST)
         busy_share = 1.0 - (1.0 - share) ** stretch
-        before, steps = steps, max(work.steps * busy_share / share / stretch, 1.0)
-        if abs(steps - before) <= CLOSE_ENOUGH * before:
+        found = max(work.steps * busy_share / share / stretch, 1.0)
+        if abs(found - steps) <= CLOSE_ENOUGH * steps:
             break
+        tried, steps = (steps, found), max(_nearer(tried, steps, found), 1.0)
     busy = max(cost.busy_seconds.value, 1e-9)
     batch = work.decode_tokens / steps
     prompts = max(work.prompts, 1.0)
@@ -83,6 +105,7 @@ def price(model: CostModel, load: Load, watts: float, gpus: int, sequences_max: 
         (cost.joules.value - model.idle_watts.value * max(seconds - busy, 0.0)) / busy,
         own * stretch,
         stretch,
+        steps,
         max(cost.busy_seconds.high / busy, 1.0),
         one / (1.0 - others),
         busy_share,

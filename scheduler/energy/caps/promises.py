@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
+    from scheduler.energy.caps.answers import Answers
     from scheduler.energy.caps.ladder import Prices
     from scheduler.energy.caps.price import Price
     from scheduler.energy.caps.rules import CapRules
-    from scheduler.energy.caps.view import EngineView, Seen
+    from scheduler.energy.caps.view import EngineView
 
 SHARE = 0.955
 """A p95 lets one call in twenty miss. Caps are chosen by this: a fifth of what may miss is kept for surprises."""
+
+
+LATE = "workflow late by, s:"
 
 
 class Broken(NamedTuple):
@@ -41,10 +44,10 @@ class Promises:
         self._ttft = self._carried(view.ttft, lambda price: price.first_token)
         self._itl = self._carried(view.itl, lambda price: price.step_seconds)
         self._slack = view.slack
+        self._stretch_allowed = view.stretch_allowed
 
-    def _carried(self, seen: Iterable[Seen], measure: Callable[[Price], float]) -> float | None:
-        values = [each.seconds / measure(self._prices.under(each.limit_watts)) for each in seen]
-        return quantile(values)
+    def _carried(self, seen: Answers, measure: Callable[[Price], float]) -> float | None:
+        return seen.quantile(SHARE, lambda limit_watts: self._prices.under(limit_watts, measure))
 
     def broken(self, price: Price, *, spare: bool) -> Broken | None:
         """The first promise that this cap would not keep; None: it keeps all.
@@ -69,20 +72,22 @@ class Promises:
                     )
             elif seen is not None and seen * measure * unsure > target * keep:
                 return Broken(name, seen * measure * unsure, target * keep)
+        allowed = self._stretch_allowed
+        if allowed is not None and price.step_seconds * unsure > self._free.step_seconds * allowed:
+            return Broken("the policy's slack, stretch:", price.step_seconds / self._free.step_seconds, allowed)
         return self._late(price, unsure)
 
     def _late(self, price: Price, unsure: float) -> Broken | None:
         slack = self._slack
-        if slack is None or price.step_seconds <= self._now.step_seconds or slack.remaining_seconds <= 0:
+        if slack is None or slack.remaining_seconds <= 0:
+            return None
+        if slack.slack_seconds < 0:  # it is late as things are: faster by so much would save it
+            shorter = (1.0 - price.step_seconds / self._now.step_seconds) * slack.remaining_seconds
+            return None if shorter >= -slack.slack_seconds else Broken(LATE, -slack.slack_seconds, shorter)
+        if price.step_seconds <= self._now.step_seconds:
             return None
         longer = (price.step_seconds / self._now.step_seconds * unsure - 1.0) * slack.remaining_seconds
-        allowed = self._rules.slack_use * max(slack.slack_seconds, 0.0)
+        # A policy that has said what is left for the cap knows what it uses of the slack itself.
+        use = self._rules.slack_use if self._stretch_allowed is None else 1.0
+        allowed = use * max(slack.slack_seconds, 0.0)
         return Broken("workflow later by, s:", longer, allowed) if longer > allowed else None
-
-
-def quantile(values: list[float]) -> float | None:
-    """The value that 24 of 25 do not exceed; of fewer the largest. None of none."""
-    if not values:
-        return None
-    values = sorted(values)
-    return values[ceil(SHARE * len(values)) - 1]

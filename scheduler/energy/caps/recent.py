@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from scheduler.energy.caps.view import Load, Seen
+from scheduler.energy.caps.answers import Answers
+from scheduler.energy.caps.view import Load
 from scheduler.energy.work import NOTHING
 
 if TYPE_CHECKING:
     from scheduler.energy.caps.rules import CapRules
     from scheduler.energy.window import Window
 
-SEEN_MAX = 2048
-"""Answers kept of each kind: p95 of more would be no better."""
 CALLS_MAX = 16_384
 """Calls under way; of further ones nothing is learned."""
 OUTPUT_LEAST = 16
@@ -25,32 +24,32 @@ class Recent:
 
     def __init__(self, rules: CapRules) -> None:
         self.rules = rules
-        self._calls: dict[str, tuple[float, float | None]] = {}
-        """Call → (sent at, first token at)."""
-        self._ttft: deque[Seen] = deque(maxlen=SEEN_MAX)
-        self._itl: deque[Seen] = deque(maxlen=SEEN_MAX)
+        self._calls: dict[str, tuple[float, float | None, bool]] = {}
+        """Call → (sent at, first token at, its answer comes as a stream)."""
+        self.ttft = Answers(rules.ttft_seconds_p95, rules.horizon_seconds, rules.danger_seconds)
+        self.itl = Answers(rules.itl_seconds_p95, rules.horizon_seconds, rules.danger_seconds)
         self._windows: deque[Window] = deque(maxlen=256)
 
-    def sent(self, call_id: str, now: float) -> None:
+    def sent(self, call_id: str, now: float, *, streamed: bool = True) -> None:
         """A call was given to the engine (again: it is tried once more)."""
         if len(self._calls) < CALLS_MAX:
-            self._calls[call_id] = (now, None)
+            self._calls[call_id] = (now, None, streamed)
 
     def first_token(self, call_id: str, now: float, limit_watts: float) -> None:
-        """The first event of a stream. Not to be told of answers that come whole: theirs is no first token."""
+        """The first event of a stream. Of an answer that comes whole nothing is noted: that is no first token."""
         call = self._calls.get(call_id)
-        if call is not None and call[1] is None:
-            self._calls[call_id] = (call[0], now)
-            self._ttft.append(Seen(now, now - call[0], limit_watts))
+        if call is not None and call[1] is None and call[2]:
+            self._calls[call_id] = (call[0], now, True)
+            self.ttft.add(now, now - call[0], limit_watts)
 
     def finished(self, call_id: str, output_tokens: int | None, now: float, limit_watts: float) -> None:
         """Its answer is complete. Where it did not stream, all of its time counts as gaps: more than there were."""
         call = self._calls.pop(call_id, None)
         if call is None or output_tokens is None or output_tokens < OUTPUT_LEAST:
             return
-        sent, first = call
+        sent, first, _ = call
         gaps = output_tokens if first is None else output_tokens - 1
-        self._itl.append(Seen(now, (now - (sent if first is None else first)) / gaps, limit_watts))
+        self.itl.add(now, (now - (sent if first is None else first)) / gaps, limit_watts)
 
     def gone(self, call_id: str) -> None:
         """It ended without an answer."""
@@ -60,20 +59,6 @@ class Recent:
         """One that is whole; others are not looked at."""
         if window.whole:
             self._windows.append(window)
-
-    def ttft(self, now: float) -> tuple[Seen, ...]:
-        """Of the last `horizon_seconds`."""
-        return self._within(self._ttft, now)
-
-    def itl(self, now: float) -> tuple[Seen, ...]:
-        """Of the last `horizon_seconds`."""
-        return self._within(self._itl, now)
-
-    def _within(self, seen: deque[Seen], now: float) -> tuple[Seen, ...]:
-        since = now - self.rules.horizon_seconds
-        while seen and seen[0].at <= since:
-            seen.popleft()
-        return tuple(seen)
 
     @property
     def last_window_end(self) -> float | None:

@@ -42,7 +42,7 @@ class CapRules:
     """Never below this, nor below the card's lowest limit: under 30 % of TDP the cap layer was never measured."""
 
     # --- how it moves ---
-    interval_seconds: float = 3.0
+    interval_seconds: float = 2.5
     """Between two decisions, 2 to 5: the energy counter says nothing about less than 2 s."""
     step_share: float = 0.05
     """The longest step down…"""
@@ -56,7 +56,7 @@ class CapRules:
     """A cap under which a target was missed is not tried again for so long, nor any below it."""
 
     # --- what it looks at ---
-    horizon_seconds: float = 300.0
+    horizon_seconds: float = 1800.0
     """How far back answers are looked at for p95."""
     load_seconds: float = 30.0
     """How far back work is looked at for the offered load."""
@@ -68,7 +68,7 @@ class CapRules:
     """…which is that more than this share of them missed a target: ten times what a p95 allows,…"""
     danger_calls: int = 4
     """…and so many at least."""
-    queue_looks: int = 3
+    queue_looks: int = 4
     """The engine's waiting queue grew at so many decisions in a row: danger."""
     queue_calls: int = 8
     """A queue shorter than this is no danger."""
@@ -116,7 +116,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "hysteresis_share": (0.001, 0.2),
     "calm_seconds": (0.0, 3600.0),
     "bar_seconds": (0.0, 86_400.0),
-    "horizon_seconds": (10.0, 1800.0),
+    "horizon_seconds": (10.0, 7200.0),
     "load_seconds": (5.0, 300.0),
     "calls_least": (1, 500),
     "danger_seconds": (2.0, 120.0),

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from scheduler.energy.caps.decision import Why
-    from scheduler.energy.caps.messages import CapApplied
     from scheduler.energy.caps.rules import CapRules
     from scheduler.energy.caps.view import EngineView
+    from scheduler.events import CapApplied
 
 SAME_WATTS = 1.5
 SAME_SHARE = 0.005
@@ -63,8 +63,12 @@ class Standing:
             self._yield(event.at, event.applied, event.detail)
             return
         if self._pending is None:
+            if event.applied is not None:  # it came too late to be waited for, and it is in force
+                self.current_watts, self.moved_at = event.applied, event.at
             return
-        _, _, before = self._pending
+        _, wished, before = self._pending
+        if event.requested is not None and event.requested != wished:
+            return  # of a wish before the last: that one's answer follows
         self._pending = None
         if event.applied is None:
             self._failed(before)
@@ -72,6 +76,11 @@ class Standing:
         self.failures = 0
         self.current_watts = event.applied
         self.moved_at = event.at
+
+    @property
+    def given_up(self) -> bool:
+        """It is left alone until `resume`: what of it is still ours must be put back."""
+        return bool(self.yielded) or self.failures >= self._rules.failures_max
 
     def resume(self) -> None:
         """We may again; the limit that is found next is the one to return to."""
@@ -102,7 +111,7 @@ class Standing:
             self._failed(before)
         limits = view.limits
         if limits is not None and not self.yielded:
-            self._found(now, limits.requested)
+            self._found(now, limits.requested, now if view.limits_at is None else view.limits_at)
         if self.yielded:
             return Refusal("yielded", self.yielded, final=True)
         if self.failures >= self._rules.failures_max:
@@ -121,11 +130,11 @@ class Standing:
             return Refusal("limited", words, final=False)
         return None
 
-    def _found(self, now: float, requested: float) -> None:
+    def _found(self, now: float, requested: float, read_at: float) -> None:
         if not self.ours or self.current_watts is None:
             self.prior_watts = self.current_watts = requested
             return
-        watched = self._rules.actuator == "power" and self._pending is None and now >= self.moved_at
+        watched = self._rules.actuator == "power" and self._pending is None and read_at > self.moved_at
         if watched and not same(requested, self.current_watts):
             self._yield(now, requested, "")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from scheduler.energy.caps.answers import Answers
     from scheduler.energy.model.results import Interval, StepCost, WindowCost
     from scheduler.energy.work import Work
 
@@ -66,16 +67,6 @@ class Load(NamedTuple):
         return self.work.decode_tokens / max(self.work.steps, 1.0)
 
 
-class Seen(NamedTuple):
-    """What one call saw, and under which limit: under another it would have seen something else."""
-
-    at: float
-    """When the call's first token came (TTFT), or when it ended (ITL)."""
-    seconds: float
-    limit_watts: float
-    """Of all GPUs together, when it was seen."""
-
-
 class Slack(NamedTuple):
     """The tightest of the live workflows: the one that bears the least stretching of what is still to be computed."""
 
@@ -100,12 +91,10 @@ class EngineView(NamedTuple):
     """That share its work: their caps move together."""
     limits: CardLimits | None
     load: Load | None
-    ttft: tuple[Seen, ...]
-    """Of the calls of the last `horizon_seconds`, in the order of their times."""
-    itl: tuple[Seen, ...]
-    running: float | None
-    """Sequences in the engine now; context_tokens: their tokens, all together."""
-    context_tokens: float | None
+    ttft: Answers
+    """Of the calls of the last `horizon_seconds`: when their first token came, and…"""
+    itl: Answers
+    """…when they ended, their mean gap between tokens."""
     waiting: float | None
     """In the engine's own queue (vllm:num_requests_waiting); calls that a policy holds back are not among them."""
     telemetry_seconds: float | None
@@ -117,3 +106,9 @@ class EngineView(NamedTuple):
     sequences_max: int = 256
     """vLLM's max_num_seqs."""
     sm_clock_max_mhz: float | None = None
+    limits_at: float | None = None
+    """When `limits` were read; None: just now."""
+    may_set: bool = True
+    """False: these cards are only looked at, whatever the mode."""
+    stretch_allowed: float | None = None
+    """By how much the policy lets steps grow: so many times as long as under the prior limit. None: it has not said."""

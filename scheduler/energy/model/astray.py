@@ -8,8 +8,8 @@ from typing import Any
 RATE = 0.15
 SUSPECT, LOST = 0.25, 0.6
 """Mean relative errors of joules, of the last seven windows or so, the busy time known. Over the first, if the prior
-would have done better, or over the second whatever the prior does, it has gone astray: no scene of the bench comes so far,
-not even one whose model is swapped."""
+would have done better, or over the second whatever the prior does, it has gone astray: no scene of the bench comes so
+far, not even one whose model is swapped."""
 PATIENCE = 8
 """Windows in a row: those are what drift detection has to put it right."""
 WORST = 2.0

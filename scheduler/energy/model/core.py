@@ -37,6 +37,12 @@ MOVED_NOISE = 4.0
 """A window in which the limit moved teaches with so many times the variance."""
 OVER_LIMIT = 1.5
 """Times the limit, for as long as a window is, nothing draws on average: bursts that the limiter is too slow for do."""
+NORMAL = 1.645
+"""Standard errors that hold nine of ten of a normal distribution."""
+USUAL_WINDOWS = 100
+"""Until so many were seen, intervals may be wide for want of knowledge."""
+CLOSE_SECONDS = 1e-6
+"""Windows that are no further apart adjoin."""
 IDLE_BUSY_SECONDS = 0.02
 """A window with less than this and without work teaches idle power alone."""
 
@@ -62,6 +68,7 @@ class EnergyModel:
         self._prices = None
         self._pass_time(window)
         if window.why:
+            state.last_residual = None
             for why in window.why:
                 state.marked[why] = state.marked.get(why, 0) + 1
             predicted, planned = self._costs(window)
@@ -76,6 +83,8 @@ class EnergyModel:
             passed = max(0.0, window.end - state.last_end)
             state.beliefs.wander(WANDER_PER_HOUR * passed / 3600)
             state.drifting_seconds = max(0.0, state.drifting_seconds - passed)
+            if window.start > state.last_end + CLOSE_SECONDS:
+                state.last_residual = None
         state.last_end = window.end
 
     def _costs(self, window: Window) -> tuple[WindowCost, WindowCost]:
@@ -84,6 +93,7 @@ class EnergyModel:
 
     def _learn_idle(self, window: Window) -> Learned:
         state, joules = self._state, window.energy.gpu
+        state.last_residual = None
         predicted, planned = self._costs(window)
         if joules is None:
             return Learned(False, (), predicted, planned, None, None, False)
@@ -117,6 +127,7 @@ class EnergyModel:
             state.planned.saw((joules - before.joules) / before.joules_error)
             state.saw_error(predicted.joules.value, joules)
             drift = not window.limit_moved and self._drift(before, busy, (joules - value) / error)
+            self._neighbours(window, (joules - value) / error)
         state.busy.saw((busy - before.busy_seconds) / before.busy_error)
         limits, held = self._held_back(window, before)
         expected = before if limits == _same(window.limit_watts) else self._expect(window.work, window.seconds, limits)
@@ -128,9 +139,24 @@ class EnergyModel:
         state.used_binding += limits.prefill is not None
         return Learned(True, (), predicted, planned, joules, covered if joules is not None else None, drift)
 
+    def _neighbours(self, window: Window, residual: float) -> None:
+        state = self._state
+        if window.limit_moved or state.drifting_seconds > 0:
+            state.last_residual = None
+            return
+        residual /= max(state.given.quantile / NORMAL, 1.0)
+        state.noise.saw_neighbours(window.seconds, state.last_residual, residual)
+        state.last_residual = residual
+
     def _drift(self, before: Expected, busy: float, joules_standardised: float) -> bool:
         state = self._state
-        alarm = state.drift.saw((busy - before.busy_seconds) / before.busy_error, joules_standardised)
+        # Where it takes more than 1.645 standard errors to hold nine of ten, as many more are nobody's fault: once it
+        # is known that they are the noise's, and not those of prices that are still to be learned.
+        usual = [max(coverage.quantile / NORMAL, 1.0) for coverage in (state.busy, state.given)]
+        if state.given.seen < USUAL_WINDOWS:
+            usual = [1.0, 1.0]
+        busy_standardised = (busy - before.busy_seconds) / before.busy_error
+        alarm = state.drift.saw(busy_standardised / usual[0], joules_standardised / usual[1])
         if not alarm or state.drifting_seconds > DRIFTING_SECONDS * 2 / 3:
             return False
         self.doubt()

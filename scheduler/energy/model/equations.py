@@ -86,7 +86,7 @@ def prior_values(prior: Prior) -> tuple[Floats, Floats]:
 def most_watts(prior: Prior) -> float:
     """More than this no work can draw, whatever is believed: watts of all GPUs together."""
     kinds = (STEP, Prices._fields.index("context_token"), PREFILL_TOKEN, Prices._fields.index("attention_pair"))
-    return MOST_WATTS * (prior.idle_watts + max(prior.energy[kind] / prior.time[kind] for kind in kinds))
+    return float(MOST_WATTS * (prior.idle_watts + max(prior.energy[kind] / prior.time[kind] for kind in kinds)))
 
 
 class Forward(NamedTuple):
@@ -154,7 +154,7 @@ def _mixed_share(work: Work) -> float:
     if steps <= 1:
         return 1.0 if work.prompts or not steps else 0.0
     free = min((1 - 1 / steps) ** work.prompts, work.decode_tokens / steps)
-    return 1 - free
+    return float(1 - free)
 
 
 class _Burst(NamedTuple):
@@ -181,12 +181,13 @@ def _under(
     over, binding = _positive_part((demand - held) / spread)
     slow, _ = _positive_part((c[:, ONSET] * demand / limit_watts - 1) * (usual / spread))
     slowdown = (1 + slow * spread / usual) ** exponent
+    drawn = np.maximum(demand - over * spread - idle, 0.0)  # above idle, in so far as the limit is felt
     if burst is None:
         slowed = seconds * slowdown
-        return slowed, (demand - over * spread - idle) * slowed, binding * slowed
+        return slowed, drawn * slowed, binding * slowed
     felt = _felt(burst, demand, np.maximum(over * spread, 1e-6 * usual), c[:, AVERAGE])
     held_seconds, free_seconds = seconds * felt * slowdown, seconds * (1 - felt)
-    above = (demand - over * spread - idle) * held_seconds + (demand - idle) * free_seconds
+    above = drawn * held_seconds + (demand - idle) * free_seconds
     return held_seconds + free_seconds, above, binding * held_seconds
 
 

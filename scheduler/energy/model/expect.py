@@ -79,7 +79,7 @@ def expect(
     slopes[1, IDLE] += seconds * beliefs.scale[IDLE]
     binding = float(result.binding[0])
     watts = min(above / busy, most_watts) if busy > 1e-6 and above > 0 else float(values[IDLE])
-    own = noise.covariance(busy, watts, edge_seconds, bound=binding > BOUND_SHARE)
+    own = noise.covariance(busy, watts, edge_seconds, bound=binding > BOUND_SHARE, seconds=seconds)
     total = slopes @ beliefs.covariance @ slopes.T + own
     return Expected(busy, float(values[IDLE]) * seconds + above, slopes, own, total, binding, most_watts)
 

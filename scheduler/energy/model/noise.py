@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import hypot
+from math import hypot, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,11 @@ RELATIVE = 0.005
 """… what the equations leave out does."""
 RATE = 0.03
 SMALLEST, LARGEST = 0.01, 400.0
+NEIGHBOURS_RATE = 0.02
+NEIGHBOURS_FIRST = -0.25
+NEIGHBOURS_MOST = 0.5
+OUTLIER = 3.0
+"""A residual counts as no more standard errors than this where it is held against its neighbour's."""
 VARIANCE_LEAST = 1e-12
 """Seconds or joules, squared: below, what is left is rounding."""
 
@@ -35,12 +40,27 @@ class Noise:
         self.bound = np.array([[2.0, 1.96], [1.96, 2.0]])
         self.idle = 1.0
         """Variance of an idle window's joules, in units of (idle watts · edge)²."""
+        self.usual_seconds = 0.0
+        """Of the windows that it learned from; 0: of none so far."""
+        self._squares, self._products = 1.0, NEIGHBOURS_FIRST
+
+    @property
+    def neighbours(self) -> float:
+        """Correlation of the residuals of adjoining windows. -0.5: what an edge takes from one it gives to the other.
+        Above 0: it is the equations that are wrong, for both of them alike."""
+        return min(max(self._products / self._squares, -NEIGHBOURS_MOST), NEIGHBOURS_MOST)
 
     def covariance(
-        self, busy_seconds: float, watts: float, edge_seconds: float = EDGE_SECONDS, *, bound: bool = False
-    ) -> Floats:
-        """Of (busy seconds, joules): shape (2, 2). `watts`: above idle, while busy."""
+        self, busy_seconds: float, watts: float, edge_seconds: float = EDGE_SECONDS, *, bound: bool = False,
+        seconds: float = 0.0,
+    ) -> Floats:  # fmt: skip
+        """Of (busy seconds, joules): shape (2, 2). `watts`: above idle, while busy. `seconds`: of the window; one that
+        is longer than the usual ones is as far off as so many of them together."""
         base = hypot(edge_seconds, RELATIVE * busy_seconds)
+        if edge_seconds and self.usual_seconds and seconds > self.usual_seconds:
+            many = seconds / self.usual_seconds
+            one = hypot(edge_seconds, RELATIVE * busy_seconds / many)
+            base = max(base, one * sqrt(many + 2 * (many - 1) * self.neighbours))
         size = np.array([base, base * watts])
         return (self.bound if bound else self.free) * np.outer(size, size)
 
@@ -69,6 +89,16 @@ class Noise:
         else:
             self.free = after
 
+    def saw_neighbours(self, seconds: float, before: float | None, standardised: float) -> None:
+        """A window's length, and its residual and that of the one before it, if they adjoin, in standard errors."""
+        self.usual_seconds += (seconds - self.usual_seconds) * (NEIGHBOURS_RATE if self.usual_seconds else 1.0)
+        if before is None:
+            return
+        one, other = (min(max(value, -OUTLIER), OUTLIER) for value in (before, standardised))
+        self._squares += NEIGHBOURS_RATE * ((one * one + other * other) / 2 - self._squares)
+        self._squares = max(self._squares, SMALLEST)
+        self._products += NEIGHBOURS_RATE * (one * other - self._products)
+
     def saw_idle(self, residual: float, total: float, noise: float, weight: float) -> None:
         """The same of an idle window's joules."""
         share = noise / total
@@ -78,7 +108,14 @@ class Noise:
 
     def export(self) -> dict[str, Any]:
         """Its state as JSON types."""
-        return {"free": self.free.tolist(), "bound": self.bound.tolist(), "idle": self.idle}
+        return {
+            "free": self.free.tolist(),
+            "bound": self.bound.tolist(),
+            "idle": self.idle,
+            "usual_seconds": self.usual_seconds,
+            "squares": self._squares,
+            "products": self._products,
+        }
 
     @classmethod
     def restored(cls, data: dict[str, Any]) -> Noise:
@@ -90,4 +127,6 @@ class Noise:
                 raise ValueError(f"noise.{name} is not a covariance of two figures")
             setattr(self, name, unit)
         self.idle = float(data["idle"])
+        self.usual_seconds = max(float(data["usual_seconds"]), 0.0)
+        self._squares, self._products = max(float(data["squares"]), SMALLEST), float(data["products"])
         return self

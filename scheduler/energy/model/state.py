@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from scheduler.energy.model.filter import Filter
     from scheduler.energy.model.prior import Prior
 
-VERSION = 2
+VERSION = 3
 COVERAGES = ("given", "planned", "busy", "idle")
 COUNTS = ("used", "used_idle", "used_binding", "alarms", "begun_anew")
 ERROR_RATE = 0.02
@@ -46,6 +46,8 @@ class ModelState:
     """What is left of the time after an alarm in which it learns fast."""
     last_end: float | None = None
     """Of the last window, in the core's seconds: another process has others, so it is not exported."""
+    last_residual: float | None = None
+    """Of its joules, in standard errors, if it was a busy one whose limit did not move. Not exported either."""
     used: int = 0
     used_idle: int = 0
     used_binding: int = 0

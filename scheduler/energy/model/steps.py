@@ -70,7 +70,7 @@ class StepPrices(NamedTuple):
         over = positive_part((1 - held / demand) / spread) * spread * demand
         slow = positive_part((cap.onset * demand / limit_watts - 1) / spread) * spread
         seconds *= (1 + slow) ** cap.decode_exponent
-        return seconds, (above - over) * seconds
+        return seconds, max(above - over, 0.0) * seconds
 
     def _blur(self, batch: float, context: float, seconds: float, joules: float) -> float:
         """Relative standard error of the demand, of energy over time: see `demand_error` in equations.py."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from scheduler.workflow.spec import PREFIX_BYTES
+
+__all__ = ("LIKELY", "POSSIBLE", "PREFIX_BYTES", "SURE", "WEAK", "Counters", "Placement", "Segment")
+
 Segment = tuple[str, str]
 """One message of a prompt: its role and its text. A bare text, as completions have it, has the role ""."""
-
-PREFIX_BYTES = (2048, 4096, 8192, 16_384, 32_768, 65_536)
-"""How much of a prompt's leading text each hash of `Placement.prefix` stands for."""
 
 SURE = 0.99
 """Word for word, and only one call has said it."""

@@ -1,0 +1,1 @@
+"""What do an experiment's blocks say? Analysis, planning and reports; and the proof on simulated experiments."""

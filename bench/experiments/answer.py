@@ -1,0 +1,67 @@
+"""The answer in one sentence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bench.experiments.analyse import Analysis, Effect
+
+WORDS = {
+    "joules_per_workflow": "joules a workflow",
+    "joules_per_output_token": "joules an output token",
+    "mean_workflow_seconds": "seconds a workflow",
+    "p50_workflow_seconds": "seconds for the median workflow",
+    "p95_workflow_seconds": "seconds for the p95 workflow",
+    "errors": "of workflows failed",
+    "deadline_misses": "of deadlines missed",
+    "workflows_per_second": "workflows a second",
+}
+
+
+def percent(value: float, effect: Effect) -> str:
+    """`+3.2 %`, or, of a difference of shares, percentage points."""
+    return f"{100 * value:+.1f} {'points' if effect.metric.is_share else '%'}"
+
+
+def amount(value: float) -> str:
+    """Three digits, no exponent."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def p_text(p_value: float) -> str:
+    """Of a p-value."""
+    return f"p = {p_value:.2g}" if p_value >= 0.0001 else "p < 0.0001"
+
+
+def sentence(found: Analysis) -> str:
+    """With its interval, its p-value and how much it rests on."""
+    effect, definition = found.primary, found.definition
+    control, treatment = map(str, definition.arms)
+    what = WORDS[effect.metric.name]
+    if definition.design == "shadow":
+        shadow = found.shadow
+        if not shadow.decisions:
+            return f"Nothing can be said of {treatment}: no decision of {control} was compared with it."
+        said = f"{treatment} would have decided as {control} did in {100 * shadow.same / shadow.decisions:.1f} % of"
+        said += f" {shadow.decisions} decisions"
+        if shadow.predicted:
+            said += f", and used {shadow.joules / shadow.predicted:+.3g} J a decision by the energy model (modelled)"
+        return said + "; nothing was run by it."
+    if effect.estimate is None or effect.p_value is None:
+        return f"Nothing can be said of {what}: {effect.unavailable}."
+    estimate = effect.estimate
+    low, high = (percent(end, effect) for end in (estimate.low, estimate.high))
+    hours = sum(row.end - row.start for row in found.rows if row.pair >= 0) / 3600
+    rests = f"{p_text(effect.p_value)}; {effect.pairs} pairs of blocks, {hours:.3g} h"
+    if definition.aa:
+        return f"A/A: both arms are {control}; {what}: {low} to {high} between them ({rests})."
+    if effect.p_value >= 0.05 or estimate.low <= 0 <= estimate.high:
+        return (
+            f"No difference was found between {treatment} and {control} in {what}: the effect of {treatment} lies"
+            f" between {low} and {high} (95 % interval; {rests})."
+        )
+    size = abs(100 * estimate.effect)
+    unit = " percentage points" if effect.metric.is_share else " %"
+    more = "more" if estimate.effect > 0 else "less" if effect.metric.is_share else "fewer"
+    return f"{treatment} needs {size:.1f}{unit} {more} {what} than {control} (95 % interval {low} to {high}; {rests})."

@@ -1,0 +1,1 @@
+"""Experiments on live traffic: A/B tests of policies, as the operator sees them."""

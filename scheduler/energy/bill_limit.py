@@ -1,0 +1,125 @@
+"""What does a power limit leave of a call's price? Long prompts lose most: the limiter is too slow for short ones."""
+
+from __future__ import annotations
+
+from math import log2
+from typing import TYPE_CHECKING, Any
+
+from scheduler.energy.bill_prices import prefill_joules, price
+from scheduler.energy.work import Work
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from scheduler.energy.bill_prices import Tariff
+    from scheduler.energy.window import Window
+
+LEAST_LEFT = 0.3
+FIRST_POWER = 7
+"""The curve begins at prompts of 2⁷ tokens, of which a limit takes next to nothing, and has a point for each doubling,
+up to 2¹³: vLLM's budget of a step."""
+POINTS = 7
+NO_LIMIT = (1.0,) * POINTS
+RATE = 0.2
+"""Weight of the last window in what the limit leaves of prompts."""
+SAME = 0.02
+"""Limits that differ by less are one."""
+STEPS_BETWEEN = 50.0
+"""Decode steps between two prompts, in a window without any."""
+
+
+def left_of(tariff: Tariff, tokens: float) -> float:
+    """Share of the price of computing a prompt of so many tokens that the limit leaves."""
+    curve = tariff.prefill_curve
+    if not curve:
+        return tariff.prefill_left
+    if tokens <= 1 << FIRST_POWER:
+        return curve[0]
+    place = log2(tokens) - FIRST_POWER
+    whole = int(place)
+    if whole >= POINTS - 1:
+        return curve[-1]
+    below = curve[whole]
+    return below + (place - whole) * (curve[whole + 1] - below)
+
+
+def under_limit(tariff: Tariff, coefficients: Mapping[str, Mapping[str, Any]], window: Window) -> Tariff:
+    """The same work draws less under a power limit that binds, and steps with prompt tokens reach it first: what the
+    limit takes off a step of either kind is taken off all its terms. design.md's cap layer, by the model's own word,
+    for the window's mean decode step and for a prompt of each length among such steps.
+
+    Asked about are typical steps and not the window as it is: what an edge cut off it would be taken for a limit's.
+    """
+    work, limit = window.work, window.limit_watts
+    if work.steps <= 0 or limit is None:
+        return tariff
+    import numpy as np  # there is a model, so it is loaded already
+
+    from scheduler.energy.model.equations import NAMES, Limits, forward
+
+    values = np.array([[float(coefficients[name]["value"]) for name in NAMES]])
+
+    def joules(of: Work) -> float:
+        return float(forward(values, of, Limits(limit, limit)).above_idle_joules[0])
+
+    steps = max(work.steps / work.prompts, 1.0) if work.prompts > 0.5 else STEPS_BETWEEN
+    decode = work * (steps / work.steps)
+    decode = Work(steps, decode[1], decode[2], decode[3])
+    free = tariff._replace(decode_left=1.0, prefill_left=1.0)
+    whole = price(free, decode).total
+    if whole <= 0:
+        return tariff
+    limited = joules(decode)
+    lost_decoding = (whole - limited) * (steps - 1) / steps
+    curve: list[float] = []
+    for power in range(FIRST_POWER + POINTS - 1, FIRST_POWER - 1, -1):
+        tokens = float(1 << power)
+        own = prefill_joules(tariff, 0.0, tokens)
+        mixed = own + whole / steps
+        of = decode._replace(prefill_tokens=tokens, attention_pairs=tokens * tokens / 2, prompts=1.0)
+        lost = whole + own - joules(of) - lost_decoding
+        curve.append(_share(mixed - lost, mixed))
+        if curve[0] > 0.999:  # not even of the longest
+            return tariff._replace(decode_left=_share(limited, whole))
+    tariff = tariff._replace(decode_left=_share(limited, whole), prefill_curve=tuple(reversed(curve)))
+    return tariff._replace(prefill_left=_mean_left(tariff, window))
+
+
+class SteadyLimit:
+    """What a limit leaves, over the last windows: what it finds before a prompt differs from one to the next, and what
+    a call was told in one is put right in another."""
+
+    def __init__(self) -> None:
+        self._curve: tuple[float, ...] | None = None
+        self._limit_watts: float | None = None
+
+    def of(self, tariff: Tariff, window: Window) -> Tariff:
+        """The window's tariff, with the curve of the last ones of the same limit."""
+        limit, own = window.limit_watts, tariff.prefill_curve or NO_LIMIT
+        before = self._curve
+        if limit is None or before is None or self._limit_watts is None or abs(limit / self._limit_watts - 1) > SAME:
+            self._curve = own
+        elif window.work.prompts > 0:
+            self._curve = tuple([old + RATE * (new - old) for old, new in zip(before, own, strict=True)])
+        self._limit_watts = limit
+        if self._curve is None or min(self._curve) > 0.999:
+            return tariff
+        tariff = tariff._replace(prefill_curve=self._curve)
+        return tariff._replace(prefill_left=_mean_left(tariff, window))
+
+
+def _mean_left(tariff: Tariff, window: Window) -> float:
+    """Of the window's prompts together."""
+    token, pair = tariff.prefill_token, tariff.attention_pair
+    whole = left = 0.0
+    for _, work, correction, _, _ in window.calls:
+        tokens = work[4] + correction[4]
+        if tokens > 0:
+            joules = token * tokens + pair * (work[5] + correction[5])
+            whole += joules
+            left += joules * left_of(tariff, tokens)
+    return left / whole if whole > 0 else 1.0
+
+
+def _share(part: float, whole: float) -> float:
+    return min(max(part / whole, LEAST_LEFT), 1.0) if whole > 0 else 1.0

@@ -1,0 +1,67 @@
+"""What does an engine's step cost, in seconds and joules? Plain floats, for those who decide often.
+
+Where an engine's energy is modelled, the live model says so; elsewhere its times are those of the calls that finished.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from scheduler.energy.desk import EngineDesk
+
+CALL_SECONDS = 0.005
+"""Of each call, beside its steps: its way into the engine's first step and the answer's way out."""
+DECODE_SHARE, CONTEXT_SHARE = 0.0022, 5.8e-6
+"""Of a step's fixed time: one more sequence's, and one more context token's, on an H200 with an 8B model. Taken where
+nothing is modelled."""
+
+
+class StepCosts(NamedTuple):
+    """Seconds, and joules above idle power, of the terms of design.md's equations. Joules None: energy is unknown."""
+
+    step_seconds: float
+    decode_seconds: float
+    """Of each sequence in a step."""
+    context_seconds: float
+    """Of each token of context that is read."""
+    prefill_seconds: float
+    """Of each new prompt token, under the power limit in force."""
+    pair_seconds: float
+    """Of each pair of a new token and one before it."""
+    step_joules: float | None = None
+    token_joules: float = 0.0
+    context_joules: float = 0.0
+
+    def full_batch(self, context_tokens: float, most: float, share: float = 0.05) -> float:
+        """Sequences in a step beyond which the fixed cost is less than `share` of what each token costs anyway."""
+        if self.step_joules is None:
+            return most
+        own = self.token_joules + self.context_joules * context_tokens
+        return max(1.0, min(most, self.step_joules / max(share * own, 1e-12)))
+
+
+def costs_of(desk: EngineDesk | None, learned: tuple[float, float, float]) -> StepCosts:
+    """An engine's costs as they are believed now. `learned`: seconds a call, a new prompt token, an output token."""
+    model = desk.model if desk is not None else None
+    if desk is None or model is None:
+        _, prompt, output = learned
+        step = 0.95 * output
+        return StepCosts(step, DECODE_SHARE * step, CONTEXT_SHARE * step, prompt, 0.0)
+    prices = model.prices()
+    time, energy, cap = prices.time, prices.energy, prices.cap
+    slower = 1.0
+    limit = desk.last_window.limit_watts if desk.last_window is not None else None
+    if limit:  # a prompt's step may draw twice what a decode step draws: the limit lengthens it
+        demand = prices.idle_watts + energy.prefill_token / max(time.prefill_token, 1e-12)
+        slower = max(1.0, cap.onset * demand / limit) ** cap.prefill_exponent
+    return StepCosts(
+        time.step,
+        time.decode_token,
+        time.context_token,
+        time.prefill_token * slower,
+        time.attention_pair * slower,
+        energy.step,
+        energy.decode_token,
+        energy.context_token,
+    )

@@ -1,0 +1,22 @@
+"""How much earlier than predicted must work begin so that only so many deadlines are missed? Learned from what came."""
+
+from __future__ import annotations
+
+
+class Margin:
+    """A share of the predicted time. Follows the quantile of lateness by small steps (Robbins and Monro, 1951): a miss
+    raises it by `up`, a deadline that was kept lowers it by so much less that both balance at the asked-for share."""
+
+    def __init__(self, misses_share: float, first: float, least: float, most: float, up: float = 0.03) -> None:
+        self.value = first
+        self.least, self.most = least, most
+        self._up = up
+        self._down = up * misses_share / (1.0 - misses_share)
+
+    def kept(self) -> None:
+        """A workflow that was held ended in time."""
+        self.value = max(self.least, self.value - self._down * (1.0 + 4.0 * self.value))
+
+    def missed(self) -> None:
+        """It did not."""
+        self.value = min(self.most, self.value + self._up * (1.0 + 4.0 * self.value))

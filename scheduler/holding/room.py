@@ -1,0 +1,334 @@
+"""One engine's held and running work: which of it is sent now, by which rule, and when to look again."""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from math import exp, floor, log2
+from typing import TYPE_CHECKING, NamedTuple
+
+from scheduler.holding.arrivals import Arrivals
+from scheduler.holding.board import WAY_LEAST, Board, bucket_of
+from scheduler.holding.flow import AT_ONCE, Flow, tail_of
+from scheduler.holding.stepping import Stepping
+
+if TYPE_CHECKING:
+    from scheduler.holding.costs import StepCosts
+    from scheduler.holding.margin import Margin
+    from scheduler.holding.work import CallWork
+    from scheduler.state import CallState
+    from scheduler.workflow.forecasts import Forecasts
+
+STEP_BUCKETS_AN_OCTAVE = 4
+INFINITE = float("inf")
+
+
+class Rules(NamedTuple):
+    """How a room decides."""
+
+    cover_share: float = 0.6
+    """A call joins what runs if so much of its own time is covered by steps that are made anyway."""
+    patience: float = 0.0
+    pad_seconds: float = 0.02
+    join_margin: float = 0.06
+    """Joining may use up so much of the margin that work was begun with."""
+    full_batch: float = 256.0
+    """Sequences beyond which company saves nothing worth waiting for."""
+    start_full: float = 2.0
+    """Times that many held calls begin without anyone being urgent."""
+    in_flight: int = 256
+    company_least: float = 0.05
+    """With fewer workflows to be expected before it must begin, a lone one is not held."""
+    interactive_stretch: float = 0.01
+    """Company may lengthen what is not to be held by so much."""
+    between_seconds: float = 0.25
+    """Within this a client makes an urgent workflow's next call: till then, what it was promised counts."""
+    spread_from: float = 0.15
+    """Of several engines, one is given more until company lengthens its steps by so much."""
+    shortest_first: float = 10.0
+    """Under overload, a second of work that is left counts as so many seconds of waiting…"""
+    ageing_seconds: float = 300.0
+    """…but as no more than this: so nobody starves."""
+
+
+class Sent(NamedTuple):
+    """A call that is to go now."""
+
+    order: float
+    sequence: int
+    call: CallState
+    rule: str
+
+
+class Room:
+    """Calls go in by `take`, come out of `next_sent`, and are told by `sent` and `ended`."""
+
+    def __init__(self, name: str, costs: StepCosts, rules: Rules, margin: Margin, now: float) -> None:
+        self.name = name
+        self.rules = rules
+        self.margin = margin
+        self.stepping = Stepping(costs, now)
+        self.board = Board()
+        self.arrivals = Arrivals(now)
+        self.flow_of: dict[CallState, Flow] = {}
+        """Of the calls that are held or run."""
+        self.held = 0
+        self.queue: list[Sent] = []
+        """Heap of calls that are to go now."""
+        self.queued: set[CallState] = set()
+        self._waiting: dict[int, list[tuple[float, float, int, CallState]]] = {}
+        """By the octave of their length, the earliest deadline first."""
+        self._joined_tokens = self._joined_work = 0.0
+        self._lumps = 0.0
+        """Work that joined what runs, ever: what was said of ends before is later by what came since."""
+        self._ends: list[tuple[float, int, Flow]] = []
+        self._tight: list[tuple[float, int, Flow]] = []
+        self._count = 0
+
+    @property
+    def costs(self) -> StepCosts:
+        """What its engine's steps cost."""
+        return self.stepping.costs
+
+    def load(self) -> float:
+        """By how much what is here lengthens each step: the share that company adds to the steps' fixed time."""
+        waiting = sum(self.board.present.rate.values())  # seconds of work a second alone, of all that are here
+        return max(self.stepping.token_seconds / self.costs.step_seconds, waiting)
+
+    # --- a call's life ---
+
+    def take(self, call: CallState, flow: Flow, work: CallWork, forecasts: Forecasts, now: float) -> None:
+        """A call is held here from now on."""
+        first = not flow.left_steps
+        flow.expect(call, work, forecasts, self.costs)
+        tail = tail_of(call, work, self.costs)
+        if first:
+            slack = flow.deadline - now - tail if flow.deadline > AT_ONCE else 0.0
+            self.arrivals.came(flow.left_marginal, slack, now)
+        flow.take(call, work, tail)
+        self.flow_of[call] = flow
+        flow.urgent = False
+        self.held += 1
+        self.board.prefill += work.prefill_seconds
+        bucket = floor(STEP_BUCKETS_AN_OCTAVE * log2(work.steps))
+        heap = self._waiting.setdefault(bucket, [])
+        heappush(heap, (flow.deadline, flow.attained, call.sequence, call))
+        self._place(flow)
+        if flow.deadline > AT_ONCE and self._alone(flow, now):
+            self._begin(flow, now, "alone")
+
+    def sent(self, call: CallState, now: float) -> None:
+        """It goes to the engine."""
+        flow = self.flow_of[call]
+        work = self._let_go(call, flow)
+        steps = self.stepping
+        steps.add(call, flow, work, now)
+        step = self.costs.step_seconds
+        flow.run_tail = max(tail_of(call, work, self.costs), flow.run_tail - (steps.steps - flow.run_steps) * step)
+        flow.run_steps = steps.steps
+        flow.running += 1
+        if not flow.urgent:
+            self._joined_tokens += work.token_seconds
+            self._joined_work += work.token_seconds * work.steps
+        self._place(flow)
+
+    def ended(self, call: CallState, now: float) -> Flow:
+        """It is over, held or at the engine; returns its flow."""
+        flow = self.flow_of.pop(call)
+        if call in flow.held:
+            work = self._let_go(call, flow)
+        else:
+            steps = self.stepping
+            work = steps.remove(call, now).work
+            flow.running -= 1
+            if not flow.running:
+                flow.run_tail = 0.0
+            if not steps.running:
+                self._joined_tokens = self._joined_work = 0.0
+            elif not flow.urgent:
+                self._joined_tokens = max(0.0, self._joined_tokens - work.token_seconds)
+                self._joined_work = max(0.0, self._joined_work - work.token_seconds * work.steps)
+        flow.done(work)
+        self._place(flow)
+        if flow.urgent and flow.present:
+            self._foresee(flow, now)
+        return flow
+
+    def evacuate(self) -> list[CallState]:
+        """Nothing is held here any more: returns what was."""
+        calls = [call for call, flow in self.flow_of.items() if call in flow.held]
+        for call in calls:
+            flow = self.flow_of.pop(call)
+            self._let_go(call, flow)
+            self._place(flow)
+        self.queue.clear()
+        return calls
+
+    def _let_go(self, call: CallState, flow: Flow) -> CallWork:
+        work = flow.let_go(call)
+        self.held -= 1
+        self.queued.discard(call)
+        self.board.prefill = max(0.0, self.board.prefill - work.prefill_seconds) if self.held else 0.0
+        return work
+
+    def _place(self, flow: Flow) -> None:
+        if not flow.present:
+            self.board.leave(flow)
+            flow.left_at = self.stepping.now
+            return
+        step = self.costs.step_seconds
+        tail = flow.tail(self.stepping.steps, step)
+        self.board.place(flow, tail, tail * flow.fixed_share(step))
+
+    def _alone(self, flow: Flow, now: float) -> bool:
+        """Nobody is here, and nobody is to be expected before it must begin."""
+        if self.board.present.flows > 1 or self.stepping.running:
+            return False
+        slack = flow.deadline - now - flow.held_tail
+        return self.arrivals.expected(max(slack, 0.0), now) < self.rules.company_least
+
+    # --- decisions ---
+
+    def decide(self, now: float) -> float:
+        """Queue what is to go now; returns when to look again, infinity if nothing is held."""
+        stepping, rules = self.stepping, self.rules
+        stepping.advance(now)
+        arrivals = self.arrivals
+        newcomers = arrivals.work_rate(now), arrivals.slack_seconds
+        due, wake = self.board.due(
+            now, self.margin.value, rules.pad_seconds, stepping.prefill_seconds, rules.full_batch, newcomers
+        )
+        for flow in due:
+            self._begin(flow, now, "interactive" if flow.deadline == AT_ONCE else "urgent")
+        waiting = self.held - len(self.queued)
+        if waiting:
+            live = waiting + len(self.queued) + len(stepping.running)
+            on = bool(stepping.running or self.queued)
+            if live >= rules.full_batch and (on or live >= rules.start_full * rules.full_batch):
+                self._fill()
+            elif on:
+                self._join(now)
+        return wake
+
+    def _begin(self, flow: Flow, now: float, rule: str) -> None:
+        """It can wait no longer."""
+        flow.urgent = True
+        order = flow.deadline
+        left = flow.held_tail + flow.left_marginal
+        if order < now + left:  # without a deadline, or with one that is lost: who needs least goes first
+            order = now + min(self.rules.shortest_first * left, self.rules.ageing_seconds)
+        for call in flow.held:
+            if call not in self.queued:
+                self._send(call, order, rule)
+        self._place(flow)
+        self._foresee(flow, now)
+
+    def _send(self, call: CallState, order: float, rule: str) -> None:
+        self.queued.add(call)
+        heappush(self.queue, Sent(order, call.sequence, call, rule))
+
+    def _foresee(self, flow: Flow, now: float) -> None:
+        """When an urgent workflow ends, as things look; how much it can bear till its deadline."""
+        costs, stepping = self.costs, self.stepping
+        tail = flow.tail(stepping.steps, costs.step_seconds)
+        fixed = tail * flow.fixed_share(costs.step_seconds)
+        begun = self.board.begun
+        company = begun.company(bucket_of(tail), max(tail, WAY_LEAST)) + stepping.prefill_seconds + flow.prefill
+        company += min(self._joined_work, self._joined_tokens * fixed / costs.step_seconds)
+        takes = fixed + company
+        flow.ends_at = now + takes
+        margin = max(self.margin.value - self.rules.join_margin, -0.02)
+        allowed = flow.deadline - now - takes * (1.0 + margin)
+        if flow.deadline == AT_ONCE:
+            allowed = takes * self.rules.interactive_stretch
+        self._count += 1
+        heappush(self._ends, (-flow.ends_at, self._count, flow))
+        flow.run_steps, flow.run_tail = stepping.steps, max(tail if flow.running else 0.0, 0.0)
+        flow.tight_key = allowed + self._lumps
+        heappush(self._tight, (flow.tight_key, self._count, flow))
+
+    def _horizon(self, now: float) -> float:
+        """For how long steps are made anyway."""
+        ends = self._ends
+        until = self.stepping.ends_at()
+        while ends:
+            ends_at, _, flow = ends[0]
+            if flow.ends_at == -ends_at and self._stays(flow, now):
+                until = max(until, flow.ends_at)
+                break
+            heappop(ends)
+        return until - now
+
+    def _bearable(self, now: float) -> float:
+        """Work that may join before an urgent workflow misses its deadline."""
+        tight = self._tight
+        while tight:
+            key, _, flow = tight[0]
+            if flow.tight_key == key and self._stays(flow, now):
+                return key - self._lumps
+            heappop(tight)
+        return INFINITE
+
+    def _stays(self, flow: Flow, now: float) -> bool:
+        """It is urgent and has calls here, or its next call is to be expected any moment."""
+        return flow.urgent and (flow.present or now - flow.left_at < self.rules.between_seconds)
+
+    def _join(self, now: float) -> None:
+        """Calls whose steps are for the most part made anyway."""
+        horizon, bearable = self._horizon(now), self._bearable(now)
+        stepping, cover = self.stepping, self.rules.cover_share
+        patience = self.rules.patience
+        room = self.rules.full_batch - len(stepping.running) - len(self.queued)
+        step = stepping.step_seconds
+        for bucket in sorted(self._waiting):
+            if 0.2 * step * 2.0 ** (bucket / STEP_BUCKETS_AN_OCTAVE) > horizon or room < 1 or bearable <= 0.0:
+                return
+            heap = self._waiting[bucket]
+            while heap and room >= 1:
+                order, _, _, call = heap[0]
+                work = self._work_of_waiting(call)
+                if work is None:
+                    heappop(heap)
+                    continue
+                own = stepping.seconds_of(work)
+                flow = self.flow_of[call]
+                if patience:
+                    slack = max(flow.deadline - now - flow.held_tail, 0.0)
+                    cover = 1.0 - exp(-slack / (patience * own))
+                if cover * own > horizon:
+                    break
+                lump = work.marginal_seconds
+                if lump > bearable:
+                    return
+                heappop(heap)
+                bearable -= lump
+                self._lumps += lump
+                room -= 1
+                self._send(call, order, "covered")
+            if not heap:
+                del self._waiting[bucket]
+
+    def _fill(self) -> None:
+        """So many wait that steps are full: more company saves nothing. The earliest deadlines first."""
+        room = int(self.rules.full_batch) - len(self.stepping.running) - len(self.queued)
+        while room > 0:
+            best: list[tuple[float, float, int, CallState]] | None = None
+            for bucket in list(self._waiting):
+                heap = self._waiting[bucket]
+                while heap and self._work_of_waiting(heap[0][3]) is None:
+                    heappop(heap)
+                if not heap:
+                    del self._waiting[bucket]
+                elif best is None or heap[0] < best[0]:
+                    best = heap
+            if best is None:
+                return
+            order, _, _, call = heappop(best)
+            self._send(call, order, "full")
+            room -= 1
+
+    def _work_of_waiting(self, call: CallState) -> CallWork | None:
+        """None: it waits no longer."""
+        if call in self.queued:
+            return None
+        flow = self.flow_of.get(call)
+        return None if flow is None else flow.held.get(call)

@@ -1,0 +1,104 @@
+"""What runs on an engine, how far is it, and until when are its steps paid for anyway?"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from scheduler.holding.costs import StepCosts
+    from scheduler.holding.flow import Flow
+    from scheduler.holding.work import CallWork
+    from scheduler.state import CallState
+
+
+class Running(NamedTuple):
+    """A call at the engine."""
+
+    flow: Flow
+    work: CallWork
+    steps_before: float
+    """The engine's count of steps when it came."""
+    ends_at: float
+    """As it looked then."""
+
+
+class Stepping:
+    """A model of one engine's steps: a prompt's tokens are computed first, then all sequences go on together."""
+
+    def __init__(self, costs: StepCosts, now: float) -> None:
+        self.costs = costs
+        self.now = now
+        self.steps = 0.0
+        self.prefill_seconds = 0.0
+        """Of prompts that came and are not computed yet."""
+        self.token_seconds = 0.0
+        """Sum over what runs."""
+        self.running: dict[CallState, Running] = {}
+        self._ends: list[tuple[float, int, CallState]] = []
+        self._count = 0
+
+    @property
+    def step_seconds(self) -> float:
+        """Of a step as they are now."""
+        return self.costs.step_seconds + self.token_seconds
+
+    def advance(self, now: float) -> None:
+        """Time passed."""
+        passed = now - self.now
+        self.now = now
+        if not self.running or passed <= 0.0:
+            return
+        prefill = self.prefill_seconds
+        if prefill:
+            used = min(prefill, passed)
+            self.prefill_seconds = prefill - used
+            passed -= used
+        self.steps += passed / (self.costs.step_seconds + self.token_seconds)
+
+    def add(self, call: CallState, flow: Flow, work: CallWork, now: float) -> None:
+        """The call is sent."""
+        self.advance(now)
+        self.token_seconds += work.token_seconds
+        self.prefill_seconds += work.prefill_seconds
+        ends_at = now + self.prefill_seconds + work.steps * (self.costs.step_seconds + self.token_seconds)
+        self.running[call] = Running(flow, work, self.steps, ends_at)
+        self._count += 1
+        heappush(self._ends, (-ends_at, self._count, call))
+
+    def remove(self, call: CallState, now: float) -> Running:
+        """The call is over. KeyError if it does not run."""
+        self.advance(now)
+        gone = self.running.pop(call)
+        if self.running:
+            self.token_seconds = max(0.0, self.token_seconds - gone.work.token_seconds)
+        else:
+            self.token_seconds = self.prefill_seconds = 0.0
+            self._ends.clear()
+        return gone
+
+    def share_done(self, running: Running) -> float:
+        """Of its decoding, 0 to 1."""
+        return min(1.0, (self.steps - running.steps_before) / running.work.steps)
+
+    def seconds_of(self, work: CallWork) -> float:
+        """How long a call would take that comes now."""
+        step = self.costs.step_seconds + self.token_seconds + work.token_seconds
+        return self.prefill_seconds + work.prefill_seconds + work.steps * step
+
+    def ends_at(self) -> float:
+        """When the last of what runs ends, as it looked when each came; now if nothing runs."""
+        ends, running = self._ends, self.running
+        while ends:
+            call = ends[0][2]
+            if call in running:
+                return max(self.now, -ends[0][0])
+            heappop(ends)
+        return self.now
+
+    def validate(self) -> None:
+        """AssertionError for what does not hold."""
+        tokens = sum(each.work.token_seconds for each in self.running.values())
+        assert abs(self.token_seconds - tokens) <= 1e-9 * (1 + len(self.running)) + 1e-6 * tokens
+        assert self.prefill_seconds >= 0.0
+        assert self.running.keys() <= {entry[2] for entry in self._ends}

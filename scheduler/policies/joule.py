@@ -1,0 +1,242 @@
+"""`joule`: the fewest joules such that every workflow meets its deadline with the asked-for probability.
+
+A step costs an engine about the same whatever it computes, so joules are saved by making fewer of them: what can wait
+waits until a workflow can wait no longer (its latest start, computed for the company in which it will run), then goes
+along with that one as far as its steps cover it. What has begun is held again between its calls wherever that is free.
+Where so many wait that steps are full anyway, they go at once: the fixed cost is shared as well as it can be.
+`scheduler.holding` has the parts.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from scheduler.decisions import Expected, Why
+from scheduler.holding.costs import StepCosts, costs_of
+from scheduler.holding.flow import AT_ONCE, Flow
+from scheduler.holding.margin import Margin
+from scheduler.holding.room import Room, Rules
+from scheduler.holding.work import IsolatedDurations, work_of_call
+from scheduler.policies.base import Choice, Policy, fit_for
+from scheduler.policies.options import Option
+from scheduler.workflow.durations import LearnedDurations
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from scheduler.policies.base import View
+    from scheduler.state import CallState, EngineState, ReadyCalls
+    from scheduler.workflow.workflow import Workflow
+
+COSTS_SECONDS = 2.0
+"""So often the costs of steps are asked for anew."""
+LEARNED_UNSEEN = (0.1, 5e-5, 0.012)
+PATIENCE_SECONDS = 1.0
+"""A call is sent so long before the queue would refuse it."""
+FLOWS_SWEPT = 1024
+"""At so many workflows without a call here, those that are closed are forgotten."""
+SHAPES_LEAST = 4
+"""A workflow that was not declared is held when so many runs of its kind have said what usually comes behind."""
+MARGIN_LEAST, MARGIN_FIRST, MARGIN_MOST = 0.02, 0.08, 4.0
+MISSES_KEPT = 0.5
+"""The margin aims at this part of the misses that are allowed: it can only follow them."""
+
+
+class Joule(Policy):
+    """Holds and releases by what steps cost."""
+
+    name = "joule"
+    uses_workflows = True
+    options: ClassVar[Mapping[str, Option]] = {
+        "misses_share": Option(0.01, "of the deadlines that holding may cost", above=0, below=1),
+        "cover_share": Option(
+            0.6, "of a call's own time, to be covered by steps that are made anyway for it to join", above=0, most=1
+        ),
+        "full_batch": Option(256, "sequences beyond which company saves nothing worth waiting for", least=1),
+        "max_in_flight": Option(256, "calls at once on each engine", least=1),
+        "spread_from": Option(
+            0.15, "of several engines, one is given more until company lengthens its steps by this share", least=0
+        ),
+        "engine_priority": Option(
+            False, "tell vLLM the order, by its `priority`; it must run with --scheduling-policy priority"
+        ),
+    }
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.margin = Margin(MISSES_KEPT * options["misses_share"], MARGIN_FIRST, MARGIN_LEAST, MARGIN_MOST)
+        self.rules = Rules(
+            cover_share=options["cover_share"],
+            full_batch=float(options["full_batch"]),
+            in_flight=options["max_in_flight"],
+            spread_from=options["spread_from"],
+        )
+        self.engine_priority: bool = options["engine_priority"]
+        self.rooms: dict[str, Room] = {}
+        self._room_of: dict[CallState, Room] = {}
+        self._flows: dict[tuple[str, object], Flow] = {}
+        self._sweep_at = FLOWS_SWEPT
+
+    def begin(self, view: View, now: float) -> None:
+        """Take over what is held and what runs."""
+        self.view = view
+        self._costs_at = now
+        self._learned = view.workflows.forecasts.durations
+        for call in sorted(view.calls.values(), key=lambda call: call.sequence):
+            self.arrived(call, now)
+            if call.engine is not None and (room := self._room_of.get(call)) is not None:
+                room.sent(call, now)
+
+    def end(self, now: float) -> None:
+        """Durations are again those of the present load."""
+        self.view.workflows.forecasts.durations = self._learned
+
+    # --- a call's life ---
+
+    def arrived(self, call: CallState, now: float) -> None:
+        """It is held until its room says otherwise."""
+        workflow = call.node.workflow if call.node is not None else None
+        room = self._room(call, call if workflow is None else workflow, now)
+        if room is None:
+            return
+        flow = self._flow(room, call, workflow)
+        flow.deadline = self._deadline(call, workflow, now)
+        self._room_of[call] = room
+        forecasts = self.view.workflows.forecasts
+        room.take(call, flow, work_of_call(call, forecasts, room.costs), forecasts, now)
+
+    def _flow(self, room: Room, call: CallState, workflow: Workflow | None) -> Flow:
+        key = room.name, call if workflow is None else workflow
+        flow = self._flows.get(key)
+        if flow is None:
+            flow = self._flows[key] = Flow(key, workflow)
+            if len(self._flows) > self._sweep_at:
+                self._sweep()
+        return flow
+
+    def _sweep(self) -> None:
+        """Workflows whose end nobody told: their clients left, or they were idle for too long."""
+        for key, flow in list(self._flows.items()):
+            if not flow.present and flow.workflow is not None and flow.workflow.closed_at is not None:
+                flow.urgent = False
+                del self._flows[key]
+        self._sweep_at = FLOWS_SWEPT + 2 * len(self._flows)
+
+    def _deadline(self, call: CallState, workflow: Workflow | None, now: float) -> float:
+        if workflow is None or (workflow.deadline_at is None and workflow.effective_class == "interactive"):
+            return AT_ONCE
+        if workflow.origin != "declared" and not workflow.closing:
+            template = self.view.workflows.templates.of(workflow)
+            if template is None or len(template.shapes) < SHAPES_LEAST:
+                return AT_ONCE  # nobody knows how much of it is still to come
+        patience = self.view.patience.ends_at(call) - PATIENCE_SECONDS
+        return min(workflow.end_allowed(now), patience)
+
+    def sent(self, call: CallState, engine: EngineState, now: float) -> None:
+        """Its choice was carried out."""
+        self._room_of[call].sent(call, now)
+
+    def ended(self, call: CallState, now: float) -> None:
+        """It is over, or its attempt failed."""
+        room = self._room_of.pop(call, None)
+        if room is None:
+            return
+        flow = room.ended(call, now)
+        if flow.present:
+            return
+        workflow = flow.workflow
+        if workflow is None or workflow.closed_at is not None or not workflow.graph.unfinished:
+            self._flows.pop(flow.key, None)
+            flow.urgent = False
+            if flow.deadline > AT_ONCE:
+                (self.margin.missed if now > flow.deadline else self.margin.kept)()
+
+    # --- engines ---
+
+    def _room(self, call: CallState, key: object, now: float) -> Room | None:
+        """Of the engine where the call will run: where its workflow is, else where it lengthens nobody's steps by much,
+        the first in the order of names that is so; else the one with the least work. None: no engine can take it."""
+        engines = [engine for engine in self.view.engines.values() if _usable(engine)]
+        fit = fit_for(call, engines) if engines else []
+        if not fit:
+            return None
+        rooms = [self._room_named(engine.name, now) for engine in fit]
+        if len(rooms) == 1:
+            return rooms[0]
+        for room in rooms:
+            if (flow := self._flows.get((room.name, key))) is not None and (flow.present or flow.workflow is not None):
+                return room
+        for room in rooms:
+            if room.load() < self.rules.spread_from:
+                return room
+        return min(rooms, key=lambda room: room.load())
+
+    def _room_named(self, name: str, now: float) -> Room:
+        room = self.rooms.get(name)
+        if room is None:
+            room = self.rooms[name] = Room(name, self._costs(name), self.rules, self.margin, now)
+            self.view.workflows.forecasts.durations = IsolatedDurations(room.costs, self._learned)
+        return room
+
+    def _costs(self, name: str) -> StepCosts:
+        learned = self._learned.coefficients() if isinstance(self._learned, LearnedDurations) else LEARNED_UNSEEN
+        return costs_of(self.view.energy.engines.get(name), learned)
+
+    def _refresh_costs(self, now: float) -> None:
+        self._costs_at = now
+        for name, room in self.rooms.items():
+            room.stepping.costs = self._costs(name)
+        if self.rooms:
+            costs = next(iter(self.rooms.values())).costs
+            self.view.workflows.forecasts.durations = IsolatedDurations(costs, self._learned)
+
+    def _move_from(self, room: Room, now: float) -> None:
+        """Its engine is gone or down: what is held for it is held for others."""
+        for call in room.evacuate():
+            self._room_of.pop(call, None)
+            self.arrived(call, now)
+
+    # --- decisions ---
+
+    def next(self, ready: ReadyCalls, engines: Sequence[EngineState], now: float) -> Choice | float | None:
+        """What goes now, else when to look again."""
+        if now - self._costs_at > COSTS_SECONDS:
+            self._refresh_costs(now)
+        wake = float("inf")
+        for name, room in list(self.rooms.items()):
+            if not room.held:
+                continue
+            engine = self.view.engines.get(name)
+            if engine is None or not _usable(engine):
+                self._move_from(room, now)
+                continue
+            queue = room.queue
+            while queue and queue[0].call not in room.queued:
+                heappop(queue)  # it was sent, or its client left
+            if not queue:
+                wake = min(wake, room.decide(now))
+            if queue and engine.in_flight < room.rules.in_flight and engine.has_room(now):
+                order, _, call, rule = queue[0]
+                priority = int(1e3 * order) if self.engine_priority else None
+                return Choice(call, engine, priority, self._why(room, call, rule, now))
+        return wake if wake < float("inf") else None
+
+    def _why(self, room: Room, call: CallState, rule: str, now: float) -> Why:
+        """What it looks like at this moment: sent beside what runs, or held to its latest start and run alone."""
+        flow = room.flow_of[call]
+        work = flow.held[call]
+        costs, stepping = room.costs, room.stepping
+        slack = None if flow.deadline == AT_ONCE else flow.deadline - now - flow.held_tail
+        alone = work.prefill_seconds + work.steps * (costs.step_seconds + work.token_seconds)
+        soon = later = None
+        if costs.step_joules is not None:
+            company = len(stepping.running) + 1
+            own = work.steps * costs.token_joules
+            soon = own + work.steps * costs.step_joules / company
+            later = own + work.steps * costs.step_joules
+        wait = max(slack or 0.0, 0.0)
+        return Why(rule, slack, None, Expected(stepping.seconds_of(work), soon), Expected(wait + alone, later))
+
+
+def _usable(engine: EngineState) -> bool:
+    return not engine.removed and engine.breaker.state != "open"

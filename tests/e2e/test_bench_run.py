@@ -1,0 +1,225 @@
+"""`joulegate-bench run` and `sweep` against engines behind sockets, as a user runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.load.results import read
+from tests.e2e.twin_process import Twin
+from tests.vllm.children import ROOT, wait_until
+
+WAIT_SECONDS = 120.0
+SMALL = ("--preset", "cpu", "--warm-up-seconds", "1", "--rate", "12", "--repeats", "1", "--idle-seconds", "0.5")
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    child = Twin(tmp_path_factory.mktemp("twin") / "log")
+    try:
+        yield child.wait_ready_to_serve().url
+    finally:
+        child.end()
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    inherited = os.environ.get("PYTHONPATH", "")
+    environ = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{inherited}", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench.cli", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ,
+    )  # fmt: skip
+
+
+def bench(*arguments: str) -> tuple[int, str]:
+    process = start(*arguments)
+    said, _ = process.communicate(timeout=WAIT_SECONDS)
+    return process.returncode, said
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """By policy."""
+    found = [read(path) for path in folder.glob("*.parquet")]
+    return {result.meta["spec"]["policy"]: result for result in found}
+
+
+def test_an_engine_is_played_with_and_without_a_gateway(twin: str, tmp_path: Path) -> None:
+    """The same work, with the gateway's words on it where there is one, and the twin's joules in both."""
+    options = ("--workload", "map-reduce", "--policy", "none,fifo", "--engine", twin, "--seconds", "3")
+    code, said = bench("run", *options, *SMALL, "--stretch", "50", "--out", str(tmp_path))
+    assert code == 0, said
+    found = results(tmp_path)
+    assert found.keys() == {"none", "fifo"}
+    calls = {policy: result.rows("call").to_pylist() for policy, result in found.items()}
+    for policy, result in found.items():
+        (repeat,) = result.rows("repeat").to_pylist()
+        assert repeat["complete"] and repeat["failed_calls"] == 0 and repeat["gpu_joules"] > 0, policy
+        assert repeat["idle_watts"] > 0 and repeat["generating_s"] > 0
+        assert repeat["cpu_joules"] is None and result.meta["energy"]["cpu"] == "unavailable"
+        assert (result.meta["state"], result.meta["time_source"]) == ("complete", "simulated")
+        assert result.meta["engine"]["model"] == "tiny" and result.meta["environment"]["git_commit"]
+        assert all(window["running"] is not None for window in result.rows("window").to_pylist())
+        assert all(call["output_tokens"] == call["wanted_output_tokens"] for call in calls[policy])
+        assert all(call["first_token_s"] is not None for call in calls[policy])
+    assert all(call["engine"] is None and call["held_s"] is None for call in calls["none"])
+    assert all(call["engine"] == "engine" and call["held_s"] is not None for call in calls["fifo"])
+    work = [
+        sorted((call["workflow"], call["node"], call["prompt_tokens"], call["output_tokens"]) for call in each)
+        for each in calls.values()
+    ]
+    assert work[0] == work[1] and work[0]
+    # Tokens by the engine's own tokenizer, within what the chat's template and the salt add.
+    for call in calls["none"]:
+        assert call["prompt_tokens"] == pytest.approx(call["wanted_prompt_tokens"] + 25, rel=0.1, abs=25)
+    code, said = bench("compare", *(str(found[policy].path) for policy in ("none", "fifo")))
+    assert code == 0 and "workflow time, pair by pair" in said, said
+
+
+def test_what_was_answered_before_ctrl_c_is_kept_and_marked(twin: str, tmp_path: Path) -> None:
+    options = ("--workload", "coding", "--policy", "none", "--engine", twin, "--seconds", "600")
+    process = start("run", *options, *SMALL, "--out", str(tmp_path))
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if re.search(r"\b[1-9]\d* of \d+ calls", line):
+            break
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=WAIT_SECONDS)
+    assert process.returncode == 130, said + rest
+    result = results(tmp_path)["none"]
+    assert result.meta["state"] == "interrupted" and "0 of 1" in result.meta["state_detail"]
+    (repeat,) = result.rows("repeat").to_pylist()
+    assert not repeat["complete"] and repeat["calls"] == result.rows("call").num_rows > 0
+
+
+def test_a_sweep_of_a_real_engine_is_interleaved_and_resumed(twin: str, tmp_path: Path) -> None:
+    file, out = tmp_path / "s.toml", tmp_path / "out"
+    file.write_text(
+        f'engine = "{twin}"\npreset = "cpu"\nworkload = "copilot"\nseconds = 2\nwarm_up_seconds = 0\nrepeats = 1\n'
+        'rate = 8\n[grid]\npolicy = ["none"]\nin_flight = [1, 4]\n'
+    )
+    code, said = bench("sweep", str(file), "--out", str(out))
+    assert code == 0 and "2 configurations" in said, said
+    assert json.loads((out / "sweep.json").read_text())["state"] == "complete"
+    code, said = bench("sweep", str(file), "--out", str(out))
+    assert code == 0 and "2 of them there already" in said, said
+    assert {read(path).meta["spec"]["in_flight"] for path in out.glob("*.parquet")} == {1, 4}
+
+
+def test_an_engine_that_is_not_there_is_said_before_anything_is_run(tmp_path: Path) -> None:
+    code, said = bench("run", "--engine", "http://127.0.0.1:1", "--out", str(tmp_path / "out"))
+    assert code == 2 and "--engine http://127.0.0.1:1: nobody answers" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_twin_whose_seconds_are_not_the_clocks_is_refused(tmp_path: Path) -> None:
+    child = Twin(tmp_path / "log", "--speed", "20")
+    try:
+        code, said = bench("run", "--engine", child.wait_ready_to_serve().url, "--out", str(tmp_path / "out"))
+    finally:
+        child.end()
+    assert code == 2 and "× real time, so its joules would not fit the times" in said
+
+
+async def _careless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """An engine that ends answers when it likes, has no counters and no tokenizer, and counts no cached tokens."""
+    try:
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            length = next((int(line.split(":")[1]) for line in head.lower().split("\r\n")
+                           if line.startswith("content-length")), 0)  # fmt: skip
+            body = json.loads(await reader.readexactly(length)) if length else {}
+            status, document = 404, b"{}"
+            if head.startswith("GET /v1/models"):
+                status, document = 200, b'{"data": [{"id": "careless"}]}'
+            elif head.startswith("POST /v1/chat/completions"):
+                usage = {"prompt_tokens": 10, "completion_tokens": 3}
+                status, document = (
+                    200,
+                    json.dumps({"choices": [{"message": {"content": "a b c"}}], "usage": usage}).encode(),
+                )
+                if body.get("stream"):
+                    event = {"choices": [{"delta": {"content": "a b c"}}], "usage": usage}
+                    document = f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n".encode()
+            writer.write(b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (
+                status, len(document)) + document)  # fmt: skip
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass
+    finally:
+        writer.close()
+
+
+def test_an_engine_that_falls_short_is_told_of_at_the_start_and_in_the_result(tmp_path: Path) -> None:
+    async def main() -> tuple[int, str]:
+        server = await asyncio.start_server(_careless, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        options = ("--workload", "chat", "--policy", "none", "--engine", url, "--seconds", "2")
+        async with server:
+            return await asyncio.to_thread(bench, "run", *options, *SMALL, "--out", str(tmp_path))
+
+    code, said = asyncio.run(main())
+    assert code == 0, said
+    start_of, _, _ = said.partition("repeat 1")
+    codes = ("lengths_ignored", "cached_tokens_missing", "tokenizer_missing", "counters_missing")
+    assert all(f"({code})" in start_of for code in codes) and "joules are unavailable" in start_of, said
+    result = results(tmp_path)["none"]
+    # On a busy machine the client may be late as well, against answers that take no time at all.
+    assert {note["code"] for note in result.meta["notes"]} - {"late_client"} == {*codes, "energy_unavailable"}
+    (repeat,) = result.rows("repeat").to_pylist()
+    assert repeat["gpu_joules"] is None and repeat["cached_tokens"] is None and repeat["idle_watts"] is None
+    assert repeat["energy_source"] == "unavailable" and repeat["generated_tokens"] is None
+    assert result.meta["summary"]["joules_per_workflow"]["mean"] is None
+    assert result.meta["summary"]["workflow_p50_s"]["mean"] is not None
+
+
+def test_ctrl_c_of_a_sweep_on_the_twin_leaves_whole_files_and_goes_on(tmp_path: Path) -> None:
+    file, out = tmp_path / "s.toml", tmp_path / "out"
+    file.write_text(
+        'workload = "chat"\nseconds = 30\nwarm_up_seconds = 0\nrepeats = 1\n[grid]\n'
+        f"seed = {list(range(40))}\nrate = [200]\n"
+    )
+    process = start("sweep", str(file), "--out", str(out), "--workers", "1")
+    wait_until(lambda: len(list(out.glob("*.parquet"))) >= 2, WAIT_SECONDS, "two configurations are there")
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=WAIT_SECONDS)
+    assert process.returncode == 130 and "the same command goes on" in said, said
+    states = [read(path).meta["state"] for path in out.glob("*.parquet")]
+    assert states and set(states) <= {"complete", "partial"}
+    index = json.loads((out / "sweep.json").read_text())
+    assert index["state"] == "interrupted" and {cell["state"] for cell in index["cells"]} == {"complete", "missing"}
+
+
+def test_player_speed_counts_its_streams_and_says_how_late_they_were(tmp_path: Path) -> None:
+    """How late is the machine's affair; that all streams were played, and none failed, is the player's."""
+    figures = tmp_path / "figures.json"
+    options = ("--streams", "20", "--tokens", "10", "--itl-ms", "20", "--seconds", "1")
+    code, said = bench("player-speed", *options, "--json", str(figures))
+    assert code in (0, 1), said
+    found = json.loads(figures.read_text())
+    assert (found["streams"], found["failed"]) == (100, 0) and 0 < found["open_at_most"] <= 100
+    assert found["late_p50_ms"] <= found["late_p99_ms"] <= found["late_max_ms"] and "sent late by" in said
+    assert code == (found["late_share_max"] > 0.05)
+
+
+def test_a_sweep_over_ray_is_the_sweep_of_this_host(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    file = tmp_path / "s.toml"
+    file.write_text('workload = "chat"\nseconds = 5\nwarm_up_seconds = 0\nrepeats = 2\n[grid]\nin_flight = [1, 4]\n')
+    for out, options in (("here", ("--workers", "1")), ("far", ("--ray", "local"))):
+        code, said = bench("sweep", str(file), "--out", str(tmp_path / out), *options)
+        assert code == 0, said
+    for path in (tmp_path / "here").glob("*.parquet"):
+        here, far = read(path), read(tmp_path / "far" / path.name)
+        assert here.meta["summary"] == far.meta["summary"] and far.meta["state"] == "complete"
+        assert here.rows("call").equals(far.rows("call"))
