@@ -130,6 +130,8 @@ class Room:
             self._joined_tokens += work.token_seconds
             self._joined_work += work.token_seconds * work.steps
         self._place(flow)
+        if flow.deadline > AT_ONCE and not flow.urgent:
+            self._foresee(flow, now)
 
     def ended(self, call: CallState, now: float) -> Flow:
         """It is over, held or at the engine; returns its flow."""
@@ -149,7 +151,7 @@ class Room:
                 self._joined_work = max(0.0, self._joined_work - work.token_seconds * work.steps)
         flow.done(work)
         self._place(flow)
-        if flow.urgent and flow.present:
+        if flow.running and (flow.urgent or flow.deadline > AT_ONCE):
             self._foresee(flow, now)
         return flow
 
@@ -227,7 +229,7 @@ class Room:
         heappush(self.queue, Sent(order, call.sequence, call, rule))
 
     def _foresee(self, flow: Flow, now: float) -> None:
-        """When an urgent workflow ends, as things look; how much it can bear till its deadline."""
+        """When a workflow that runs ends, as things look; how much it can bear till its deadline."""
         costs, stepping = self.costs, self.stepping
         tail = flow.tail(stepping.steps, costs.step_seconds)
         fixed = tail * flow.fixed_share(costs.step_seconds)
@@ -241,7 +243,8 @@ class Room:
         if flow.deadline == AT_ONCE:
             allowed = takes * self.rules.interactive_stretch
         self._count += 1
-        heappush(self._ends, (-flow.ends_at, self._count, flow))
+        if flow.urgent:
+            heappush(self._ends, (-flow.ends_at, self._count, flow))
         flow.run_steps, flow.run_tail = stepping.steps, max(tail if flow.running else 0.0, 0.0)
         flow.tight_key = allowed + self._lumps
         heappush(self._tight, (flow.tight_key, self._count, flow))
@@ -252,14 +255,14 @@ class Room:
         until = self.stepping.ends_at()
         while ends:
             ends_at, _, flow = ends[0]
-            if flow.ends_at == -ends_at and self._stays(flow, now):
+            if flow.urgent and flow.ends_at == -ends_at and self._stays(flow, now):
                 until = max(until, flow.ends_at)
                 break
             heappop(ends)
         return until - now
 
     def _bearable(self, now: float) -> float:
-        """Work that may join before an urgent workflow misses its deadline."""
+        """Work that may join before a workflow that runs misses its deadline."""
         tight = self._tight
         while tight:
             key, _, flow = tight[0]
@@ -269,8 +272,10 @@ class Room:
         return INFINITE
 
     def _stays(self, flow: Flow, now: float) -> bool:
-        """It is urgent and has calls here, or its next call is to be expected any moment."""
-        return flow.urgent and (flow.present or now - flow.left_at < self.rules.between_seconds)
+        """It runs or is to, or its next call is to be expected any moment."""
+        if flow.urgent and flow.held:
+            return True
+        return flow.running > 0 or (not flow.held and now - flow.left_at < self.rules.between_seconds)
 
     def _join(self, now: float) -> None:
         """Calls whose steps are for the most part made anyway."""
