@@ -22,7 +22,7 @@ class Flow:
     """A workflow, or a call of none, as long as it has calls that are held or run. Seconds of the engine's time."""
 
     __slots__ = (
-        "attained", "begun_sums", "deadline", "ends_at", "held", "held_tail", "key", "left_at",
+        "begun_sums", "deadline", "ends_at", "held", "held_tail", "key", "left_at",
         "left_marginal", "left_steps", "prefill", "present_sums", "run_steps", "run_tail", "running", "tight_key",
         "urgent", "version", "workflow",
     )  # fmt: skip
@@ -44,8 +44,6 @@ class Flow:
         """What all of its unfinished calls add to steps that are there anyway."""
         self.left_steps = 0.0
         """Output tokens of all its unfinished calls."""
-        self.attained = 0.0
-        """Marginal seconds that it got."""
         self.urgent = False
         """It can wait no longer: what comes of it is sent at once."""
         self.ends_at = 0.0
@@ -89,12 +87,15 @@ class Flow:
             self.prefill = self.held_tail = 0.0
         return work
 
-    def done(self, work: CallWork) -> None:
-        """A call of it is over."""
-        marginal = work.marginal_seconds
-        self.left_marginal = max(0.0, self.left_marginal - marginal)
+    def prompted(self, work: CallWork) -> None:
+        """Its prompt is the engine's now, which has it among those that run."""
+        self.left_marginal = max(0.0, self.left_marginal - work.prefill_seconds)
+
+    def done(self, work: CallWork, *, ran: bool) -> None:
+        """A call of it is over. `ran`: its prompt counts no more."""
+        left = work.steps * work.token_seconds if ran else work.marginal_seconds
+        self.left_marginal = max(0.0, self.left_marginal - left)
         self.left_steps = max(0.0, self.left_steps - work.steps)
-        self.attained += marginal
 
     def expect(self, call: CallState, work: CallWork, forecasts: Forecasts, costs: StepCosts) -> None:
         """How much there is to do, seen from a call that came: of all nodes that are known, else of this call and what

@@ -75,7 +75,7 @@ class Room:
         self.queue: list[Sent] = []
         """Heap of calls that are to go now."""
         self.queued: set[CallState] = set()
-        self._waiting: dict[int, list[tuple[float, float, int, CallState]]] = {}
+        self._waiting: dict[int, list[tuple[float, int, CallState]]] = {}
         """By the octave of their length, the earliest deadline first."""
         self._joined_tokens = self._joined_work = 0.0
         self._lumps = 0.0
@@ -111,7 +111,7 @@ class Room:
         self.board.prefill += work.prefill_seconds
         bucket = floor(STEP_BUCKETS_AN_OCTAVE * log2(work.steps))
         heap = self._waiting.setdefault(bucket, [])
-        heappush(heap, (flow.deadline, flow.attained, call.sequence, call))
+        heappush(heap, (flow.deadline, call.sequence, call))
         self._place(flow)
         if flow.deadline > AT_ONCE and self._alone(flow, now):
             self._begin(flow, now, "alone")
@@ -126,6 +126,7 @@ class Room:
         flow.run_tail = max(tail_of(call, work, self.costs), flow.run_tail - (steps.steps - flow.run_steps) * step)
         flow.run_steps = steps.steps
         flow.running += 1
+        flow.prompted(work)
         if not flow.urgent:
             self._joined_tokens += work.token_seconds
             self._joined_work += work.token_seconds * work.steps
@@ -136,7 +137,8 @@ class Room:
     def ended(self, call: CallState, now: float) -> Flow:
         """It is over, held or at the engine; returns its flow."""
         flow = self.flow_of.pop(call)
-        if call in flow.held:
+        ran = call not in flow.held
+        if not ran:
             work = self._let_go(call, flow)
         else:
             steps = self.stepping
@@ -149,7 +151,7 @@ class Room:
             elif not flow.urgent:
                 self._joined_tokens = max(0.0, self._joined_tokens - work.token_seconds)
                 self._joined_work = max(0.0, self._joined_work - work.token_seconds * work.steps)
-        flow.done(work)
+        flow.done(work, ran=ran)
         self._place(flow)
         if flow.running and (flow.urgent or flow.deadline > AT_ONCE):
             self._foresee(flow, now)
@@ -289,7 +291,7 @@ class Room:
                 return
             heap = self._waiting[bucket]
             while heap and room >= 1:
-                order, _, _, call = heap[0]
+                order, _, call = heap[0]
                 work = self._work_of_waiting(call)
                 if work is None:
                     heappop(heap)
@@ -316,10 +318,10 @@ class Room:
         """So many wait that steps are full: more company saves nothing. The earliest deadlines first."""
         room = int(self.rules.full_batch) - len(self.stepping.running) - len(self.queued)
         while room > 0:
-            best: list[tuple[float, float, int, CallState]] | None = None
+            best: list[tuple[float, int, CallState]] | None = None
             for bucket in list(self._waiting):
                 heap = self._waiting[bucket]
-                while heap and self._work_of_waiting(heap[0][3]) is None:
+                while heap and self._work_of_waiting(heap[0][2]) is None:
                     heappop(heap)
                 if not heap:
                     del self._waiting[bucket]
@@ -327,7 +329,7 @@ class Room:
                     best = heap
             if best is None:
                 return
-            order, _, _, call = heappop(best)
+            order, _, call = heappop(best)
             self._send(call, order, "full")
             room -= 1
 
