@@ -10,13 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backends.twin import calibration
+from backends.twin.prior import prior_of
 from scheduler.actions import Dispatch, PolicyFailed, WakeAt
 from scheduler.core import Scheduler, SchedulerConfig
+from scheduler.energy.window import Counters, Energy, MeterSample
 from scheduler.eventlog import replay
 from scheduler.events import (
     CallArrived,
     CallFinished,
+    EnergyPrior,
+    EngineCounted,
     EngineSpec,
+    MeterRead,
     PolicyChanged,
     Tick,
     WorkflowDeclared,
@@ -40,12 +46,31 @@ class FlowWorld(World):
         self.changes = changes
         self.nodes: list[tuple[str, str]] = []
         self.declared = 0
+        self.joules = self.tokens = 0.0
 
     def apply(self, action: Action) -> None:
-        assert not isinstance(action, PolicyFailed), action
+        if isinstance(action, PolicyFailed):
+            raise AssertionError(action) from self.scheduler.deciding.error
         if isinstance(action, Dispatch):
             assert action.call_id in self.held, "sent twice, or after its end"
         super().apply(action)
+
+    def meter(self) -> None:
+        """What meters and engines say, or do not: figures that stand still, limits that somebody else has moved."""
+        rng, name = self.random, self.random.choice("ab")
+        if rng.random() < 0.1:
+            self.tell(EnergyPrior(name, prior_of(calibration.load("h200-llama-3.1-8b")), simulated=True))
+        elif rng.random() < 0.5:
+            self.joules += rng.choice([0.0, 0.0, 50.0, 700.0])
+            limit, throttled = rng.choice([None, 300.0, 700.0]), rng.random() < 0.2
+            sample = MeterSample(
+                self.now, Energy(self.joules), rng.choice([None, 350.0]), limit, throttled, "simulated"
+            )
+            self.tell(MeterRead(name, sample))
+        else:
+            self.tokens += rng.choice([0.0, 40.0])
+            steps, prompts, cached = self.tokens, 3 * self.tokens, self.tokens
+            self.tell(EngineCounted(name, Counters(self.now, steps, prompts, cached, self.tokens, 2.0, 0.0)))
 
     def declare(self) -> None:
         rng = self.random
@@ -66,6 +91,9 @@ class FlowWorld(World):
         kind = rng.random()
         if kind < 0.05:
             self.declare()
+        elif kind < 0.12:
+            self.now += rng.choice([0.0, 0.4, 2.0])
+            self.meter()
         elif kind < 0.3 and self.nodes:
             workflow_id, node = self.nodes.pop(rng.randrange(len(self.nodes)))
             call_id = f"c{self.arrived}"
