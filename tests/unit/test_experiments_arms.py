@@ -96,7 +96,7 @@ def test_each_is_told_of_its_own_calls_alone_also_of_those_that_were_there() -> 
     for number, name in enumerate(("c1", "t1", "c2")):
         scheduler.handle(CallArrived(name, "-", None, name, 1), float(number))
     policies = (Told({}), Told({}))
-    scheduler.policy = ArmPolicies(policies, arm_of, lambda now: 0)
+    scheduler.deciding.policy = ArmPolicies(policies, arm_of, lambda now: 0)
     scheduler.policy.begin(scheduler.view, 3.0)
     scheduler.handle(CallArrived("t2", "-", None, "t2", 1), 4.0)
     assert policies[0].said == ["begin ['c1', 'c2'] ['c2']"]
