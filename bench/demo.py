@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import aiohttp
 
 from bench.demo_children import READY_SECONDS, Child, ChildDiedError, alongside, is_free
-from bench.demo_load import MIX, arrivals
+from bench.demo_load import MIX, STRETCH, arrivals
 from bench.demo_screen import Screen
-from bench.demo_table import BASELINE, Figures, figures, table, verdict
+from bench.demo_table import BASELINE, HOLDING, Figures, figures, table, verdict
 from bench.programs import BenchError
 from scheduler.policies import POLICIES
 from workloads.player import Player, failures
+from workloads.prompts import Manner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -83,9 +84,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policies",
         type=_policies,
-        default=list(POLICIES),
+        default=[HOLDING],
         metavar="NAMES",
-        help=f"run beside {BASELINE}, with commas between (default: all: {', '.join(POLICIES)})",
+        help=f"run beside {BASELINE}, with commas between (default: {HOLDING}; there are: {', '.join(POLICIES)})",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures of every policy there")
 
@@ -175,7 +176,7 @@ class Demo:
         self.screen = Screen()
         self.policies = list(dict.fromkeys([BASELINE, *args.policies]))
         self.play_seconds = args.seconds / len(self.policies)
-        self.arrivals = arrivals(args.seed, self.play_seconds * args.speed, args.speed)
+        self.arrivals = arrivals(args.seed, self.play_seconds * args.speed, args.speed, CALIBRATION)
         self.exit_code: int | None = None
         """Known when the table is there."""
         self._addresses: tuple[str, ...] = ()
@@ -214,6 +215,7 @@ class Demo:
         say(f"  load      {len(self.arrivals)} workflows ({mix}), {calls} calls, from seed {args.seed}", hang=12)
         horizon = self.play_seconds * args.speed
         names = ", ".join(self.policies)
+        say(f"  deadlines each has {STRETCH:g} times as long as it takes alone", hang=12)
         say(f"  policies  {names}: the same load for each, {self.play_seconds:g} s = {horizon:g} simulated s", hang=12)
 
     def _tell_addresses(self, stage: Stage) -> None:
@@ -238,7 +240,7 @@ class Demo:
         screen.say()
         seconds = f"{runs[0].horizon_seconds:.0f}"
         screen.say(f"  Of a workflow; joules by the twin's counter over {seconds} simulated s, idle included.")
-        for sentence in verdict(runs, POLICIES):
+        for sentence in verdict(runs):
             screen.say(f"  {sentence}")
         if failed:
             policy, call = failed[0]
@@ -314,7 +316,8 @@ class Demo:
         loop = asyncio.get_running_loop()
         calls = sum(len(arrival.workflow.calls) for arrival in self.arrivals)
         over: list[PlayedCall] = []
-        player = Player(stage.gateway, stage.model, on_call=over.append)
+        manner = Manner(tell_lengths=True)
+        player = Player(stage.gateway, stage.model, way="native", manner=manner, on_call=over.append)
         began = loop.time()
 
         def news() -> str:
@@ -345,6 +348,7 @@ class Demo:
             joules=after["energy_joules"] - before["energy_joules"],
             horizon_seconds=self.play_seconds * self.args.speed,
             measured_seconds=after["time_seconds"] - before["time_seconds"],
+            deadlines=[arrival.deadline_seconds or float("inf") for arrival in self.arrivals],
         )
         return measured, played
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from workloads.player import PlayedWorkflow
 
@@ -36,6 +36,8 @@ class Figures(NamedTuple):
     output_tokens: int
     active_seconds: float
     """Until the last answer."""
+    late: int = 0
+    """Workflows that ended behind their deadlines."""
 
     @property
     def joules_per_workflow(self) -> float | None:
@@ -56,8 +58,9 @@ def figures(
     joules: float,
     horizon_seconds: float,
     measured_seconds: float,
+    deadlines: Sequence[float] = (),
 ) -> Figures:
-    """`played` has the client's wall-clock seconds, of which one is `speed` simulated ones."""
+    """`played` and `deadlines`, one each, have wall-clock seconds, of which one is `speed` simulated ones."""
     calls = [call for workflow in played for call in workflow.calls]
     seconds = [workflow.seconds * speed for workflow in played if workflow.complete]
     began = min((workflow.intended_at for workflow in played), default=0.0)
@@ -74,6 +77,7 @@ def figures(
         over_seconds=max(0.0, active - horizon_seconds),
         output_tokens=sum(call.output_tokens or 0 for call in calls),
         active_seconds=active,
+        late=sum(each.seconds > deadline for each, deadline in zip(played, deadlines, strict=False)),
     )
 
 
@@ -139,18 +143,14 @@ def _difference(base: Figures, other: Figures) -> tuple[str, ...]:
     )
 
 
-def verdict(runs: Sequence[Figures], policies: Collection[str]) -> Iterator[str]:
-    """What the table shows, in sentences: nothing that it does not. `policies`: all that there are."""
+def verdict(runs: Sequence[Figures]) -> Iterator[str]:
+    """What the table shows, in sentences: nothing that it does not."""
     base, others = by_joules(runs)
     if others:
         yield _saving(base, others[0])
+        yield f"Behind their deadlines: {base.late} under {base.policy}, {others[0].late} under {others[0].policy}."
     for run in others[1:]:
         yield f"Also run: {run.policy}, {_or_dash(run.joules_per_workflow, ',.1f', ' J')} a workflow."
-    if HOLDING not in policies:
-        yield (
-            f"Saving needs a policy that holds calls back until there is company: `{HOLDING}`, which is to do that,"
-            " is not there yet."
-        )
     for run in (base, *others):
         if run.over_seconds > 0:
             yield (

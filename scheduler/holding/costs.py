@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 CALL_SECONDS = 0.005
 """Of each call, beside its steps: its way into the engine's first step and the answer's way out."""
+STEP_LEAST = 1e-4
+"""No step of any engine takes less, whatever was learned."""
 DECODE_SHARE, CONTEXT_SHARE = 0.0022, 5.8e-6
 """Of a step's fixed time: one more sequence's, and one more context token's, on an H200 with an 8B model. Taken where
 nothing is modelled."""
@@ -46,7 +48,7 @@ def costs_of(desk: EngineDesk | None, learned: tuple[float, float, float]) -> St
     model = desk.model if desk is not None else None
     if desk is None or model is None:
         _, prompt, output = learned
-        step = 0.95 * output
+        step = max(0.95 * output, STEP_LEAST)
         return StepCosts(step, DECODE_SHARE * step, CONTEXT_SHARE * step, prompt, 0.0)
     prices = model.prices()
     time, energy, cap = prices.time, prices.energy, prices.cap
@@ -56,7 +58,7 @@ def costs_of(desk: EngineDesk | None, learned: tuple[float, float, float]) -> St
         demand = prices.idle_watts + energy.prefill_token / max(time.prefill_token, 1e-12)
         slower = max(1.0, cap.onset * demand / limit) ** cap.prefill_exponent
     return StepCosts(
-        time.step,
+        max(time.step, STEP_LEAST),
         time.decode_token,
         time.context_token,
         time.prefill_token * slower,

@@ -1,0 +1,172 @@
+"""How long `joule` holds: when a workflow can wait no longer, who joins what runs, how margins follow what came."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends.twin import calibration as calibrations
+from backends.twin.prior import prior_of
+from scheduler.actions import Dispatch
+from scheduler.core import Scheduler, SchedulerConfig
+from scheduler.events import CallArrived, CallFinished, EnergyPrior, EngineSpec, PolicyChanged, Tick, WorkflowDeclared
+from scheduler.holding.board import Board, bucket_of
+from scheduler.holding.flow import Flow
+from scheduler.holding.margin import Margin
+from scheduler.holding.work import IsolatedDurations
+from scheduler.policies.joule import Joule
+from scheduler.workflow.durations import LearnedDurations
+from scheduler.workflow.spec import NodeSpec, WorkflowSpec
+
+if TYPE_CHECKING:
+    from scheduler.actions import Action
+
+OUTPUT = 100
+
+
+def mind() -> Scheduler:
+    """`joule` over one engine whose steps cost what an H200's do."""
+    scheduler = Scheduler(SchedulerConfig((EngineSpec("a", 512),), "joule"), 0.0)
+    prior = prior_of(calibrations.load("h200-llama-3.1-8b"))
+    scheduler.handle(EnergyPrior("a", prior, simulated=True), 0.0)
+    return scheduler
+
+
+def arrive(
+    scheduler: Scheduler, name: str, now: float, *, deadline: float | None = None, kind: str | None = None,
+    output: int = OUTPUT,
+) -> list[Action]:  # fmt: skip
+    """A declared workflow of one call, and the call."""
+    node = NodeSpec("n", expected_output_tokens=output, max_output_tokens=output, prompt_tokens_estimate=200)
+    spec = WorkflowSpec("-", name, name="w", workflow_class=kind, deadline_seconds=deadline, nodes=(node,))
+    scheduler.handle(WorkflowDeclared(name, spec), now)
+    return scheduler.handle(CallArrived(name, "-", None, name, 200, output, "n"), now)
+
+
+def finish(scheduler: Scheduler, name: str, now: float, output: int = OUTPUT) -> list[Action]:
+    """It is answered."""
+    return scheduler.handle(CallFinished(name, 200, 0, output), now)
+
+
+def sent(actions: list[Action]) -> list[str]:
+    """The calls that go."""
+    return [action.call_id for action in actions if isinstance(action, Dispatch)]
+
+
+def with_company(scheduler: Scheduler) -> float:
+    """Some workflows come and go, so that company is to be expected; returns the time after them."""
+    for number in range(4):
+        arrive(scheduler, f"before-{number}", 0.5 * number, kind="interactive")
+        finish(scheduler, f"before-{number}", 0.5 * number + 0.4)
+    return 2.0
+
+
+class TestJoule:
+    def test_interactive_calls_go_at_once(self) -> None:
+        scheduler = mind()
+        assert sent(arrive(scheduler, "w", 0.0, kind="interactive")) == ["w"]
+
+    def test_one_is_held_until_it_can_wait_no_longer(self) -> None:
+        scheduler = mind()
+        now = with_company(scheduler)
+        assert sent(arrive(scheduler, "w", now, deadline=5.0)) == []
+        room = scheduler.policy.rooms["a"]  # type: ignore[attr-defined]
+        wake = room.decide(now)
+        alone = scheduler.workflows.workflow("-", "w").graph.nodes["n"].tail_upper_seconds  # type: ignore[union-attr]
+        assert now + 5.0 - 1.3 * alone < wake < now + 5.0 - alone
+        assert sent(scheduler.handle(Tick(), wake - 0.01)) == []
+        assert sent(scheduler.handle(Tick(), wake + 1e-6)) == ["w"]
+
+    def test_others_go_along_as_far_as_they_are_covered(self) -> None:
+        scheduler = mind()
+        now = with_company(scheduler)
+        arrive(scheduler, "first", now, deadline=4.0)
+        arrive(scheduler, "short", now + 0.1, deadline=9.0, output=OUTPUT // 2)
+        arrive(scheduler, "long", now + 0.2, deadline=60.0, output=20 * OUTPUT)
+        room = scheduler.policy.rooms["a"]  # type: ignore[attr-defined]
+        wake = room.decide(now + 0.2)
+        assert sent(scheduler.handle(Tick(), wake + 1e-6)) == ["first", "short"]
+
+    def test_who_cannot_bear_company_is_left_alone(self) -> None:
+        scheduler = mind()
+        now = with_company(scheduler)
+        arrive(scheduler, "first", now, deadline=2.0, output=300)
+        went = sent(scheduler.handle(Tick(), now + 1.0))
+        late = now + 1.0
+        for number in range(200):
+            went += sent(arrive(scheduler, f"more-{number}", late, deadline=60.0, output=300))
+        assert "first" in went
+        assert len(went) < 40, "two hundred prompts would make it miss its deadline"
+        scheduler.validate()
+
+    def test_a_lone_workflow_without_company_to_come_is_not_held(self) -> None:
+        scheduler = mind()
+        assert sent(arrive(scheduler, "w", 0.0, deadline=60.0)) == ["w"]
+
+    def test_so_many_that_steps_are_full_go_without_anyone_being_urgent(self) -> None:
+        scheduler = mind()
+        now = with_company(scheduler)
+        went = []
+        for number in range(600):
+            went += sent(arrive(scheduler, f"w-{number}", now, deadline=500.0))
+        assert len(went) == 256
+
+    def test_what_nobody_knows_the_length_of_is_not_held(self) -> None:
+        scheduler = mind()
+        call = CallArrived("c", "-", None, "hinted", 200, OUTPUT, "step-1", deadline_ms=60_000.0)
+        assert sent(scheduler.handle(call, 0.0)) == ["c"]
+
+    def test_durations_are_as_before_when_another_decides(self) -> None:
+        scheduler = mind()
+        arrive(scheduler, "w", 0.0, kind="interactive")
+        assert isinstance(scheduler.workflows.forecasts.durations, IsolatedDurations)
+        scheduler.handle(PolicyChanged("fifo"), 1.0)
+        assert isinstance(scheduler.workflows.forecasts.durations, LearnedDurations)
+
+    def test_it_takes_over_what_is_held_and_runs(self) -> None:
+        scheduler = mind()
+        scheduler.handle(PolicyChanged("fifo", (("max_in_flight", 1),)), 0.0)
+        for name in ("one", "two", "three"):
+            arrive(scheduler, name, 0.0, kind="interactive")
+        assert sent(scheduler.handle(PolicyChanged("joule"), 1.0)) == ["two", "three"]
+        scheduler.validate()
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 500.0), st.floats(0.0, 10.0), st.booleans()), min_size=1, max_size=40))
+def test_the_board_knows_what_all_together_compute(entries: list[tuple[float, float, bool]]) -> None:
+    board, flows = Board(), []
+    for number, (way, work, urgent) in enumerate(entries):
+        flow = Flow(("a", number), None)
+        flow.left_marginal, flow.running, flow.urgent = work, 1, urgent
+        board.place(flow, way, way / 2)
+        flows.append(flow)
+    board.validate(flows)
+    way = entries[0][0]
+    company = board.present.company(bucket_of(way), way)
+    exact = sum(work * min(1.0, way / other) for other, work, _ in entries)
+    assert exact * 0.7 - 1e-9 <= company <= exact * 1.45 + 1e-9, "within half an octave of the ways' lengths"
+    for flow in flows:
+        board.leave(flow)
+        flow.running = 0
+    board.validate(flows)
+    assert board.present.company(bucket_of(way), way) == 0.0
+
+
+def test_the_margin_settles_where_as_many_miss_as_may() -> None:
+    rng = random.Random(3)
+    margin = Margin(0.05, 0.02, 0.0, 4.0)
+    missed = 0
+    for number in range(20_000):
+        late = rng.gauss(0.0, 0.1) > margin.value
+        (margin.missed if late else margin.kept)()
+        missed += late and number > 2_000
+    assert 0.03 < missed / 18_000 < 0.07
+
+
+def test_options_are_checked() -> None:
+    assert set(Joule.options) >= {"misses_share", "cover_share", "full_batch", "max_in_flight", "engine_priority"}
+    for bad in (0, 1, 1.5, "x"):
+        assert not Joule.options["misses_share"].takes(bad)
