@@ -42,6 +42,8 @@ class Rules(NamedTuple):
     """Company may lengthen what is not to be held by so much."""
     between_seconds: float = 0.25
     """Within this a client makes an urgent workflow's next call: till then, what it was promised counts."""
+    again_seconds: float = 0.03
+    """Where nothing came, went or ended, it is not decided anew sooner, except for who can wait no longer."""
     spread_from: float = 0.15
     """Of several engines, one is given more until company lengthens its steps by so much."""
     shortest_first: float = 10.0
@@ -83,6 +85,9 @@ class Room:
         self._ends: list[tuple[float, int, Flow]] = []
         self._tight: list[tuple[float, int, Flow]] = []
         self._count = 0
+        self.changed = True
+        """Something came, went, ended or costs otherwise since the last decision."""
+        self._wake_at = self._again_at = 0.0
 
     @property
     def costs(self) -> StepCosts:
@@ -175,6 +180,7 @@ class Room:
         return work
 
     def _place(self, flow: Flow) -> None:
+        self.changed = True
         if not flow.present:
             self.board.leave(flow)
             flow.left_at = self.stepping.now
@@ -194,6 +200,9 @@ class Room:
 
     def decide(self, now: float) -> float:
         """Queue what is to go now; returns when to look again, infinity if nothing is held."""
+        if not self.changed and now < min(self._wake_at, self._again_at):
+            return self._wake_at  # in so little time, nobody has more company than before
+        self.changed, self._again_at = False, now + self.rules.again_seconds
         stepping, rules = self.stepping, self.rules
         stepping.advance(now)
         arrivals = self.arrivals
@@ -211,6 +220,7 @@ class Room:
                 self._fill()
             elif on:
                 self._join(now)
+        self._wake_at = wake
         return wake
 
     def _begin(self, flow: Flow, now: float, rule: str) -> None:
