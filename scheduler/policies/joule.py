@@ -38,7 +38,7 @@ FLOWS_SWEPT = 1024
 """At so many workflows without a call here, those that are closed are forgotten."""
 SHAPES_LEAST = 4
 """A workflow that was not declared is held when so many runs of its kind have said what usually comes behind."""
-MARGIN_LEAST, MARGIN_FIRST, MARGIN_MOST = 0.02, 0.08, 4.0
+MARGIN_LEAST, MARGIN_FIRST, MARGIN_MOST = 0.03, 0.15, 4.0
 MISSES_KEPT = 0.5
 """The margin aims at this part of the misses that are allowed: it can only follow them."""
 
