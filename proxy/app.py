@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from proxy import budgets
+from proxy.ab.metrics import ExperimentMetrics
+from proxy.ab.shell import Experiments
 from proxy.calllog import CallLog
 from proxy.config import listen_problems
 from proxy.config_file import NEEDS_RESTART, ConfigError, diff
@@ -95,6 +97,8 @@ class App:
         self.policies = PolicyDesk(self.gateway, config.workflows)
         self.metrics.registry.register(WorkflowMetrics(self.gateway, self.own))
         self.metrics.registry.register(PolicyMetrics(self.gateway))
+        self.experiments = Experiments(self.gateway, config.state_dir, lambda: self.gateway.configure_watch(self.config.workflows))
+        self.metrics.registry.register(ExperimentMetrics(self.gateway))
         for engine in config.engines:
             self._add_engine(engine)
         if config.state_dir is not None and (restored := budgets.load(config.state_dir)) is not None:
@@ -118,9 +122,11 @@ class App:
             metrics=self.metrics,
             energy=self.energy,
             policies=self.policies,
+            experiments=self.experiments,
         )
         await self.energy.capping.start()
         await self.own.start()
+        self.experiments.begin()
         port = await gateway.server.listen(listen.host, listen.port)
         self._listens = True
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -153,6 +159,7 @@ class App:
         gateway = self.gateway
         running = len(gateway.exchanges)
         self.log.event("draining", calls=running, seconds=self.config.timeouts.drain_seconds)
+        self.experiments.close()
         gateway.drain()
         await self.energy.capping.close()  # first of all: whoever ends us may not wait for the calls
         await self.own.drain()

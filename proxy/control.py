@@ -14,6 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from proxy.ab.pages import add_experiments
 from proxy.control_policy import add_pages
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Handler, Middleware
     from prometheus_client.core import Metric
 
+    from proxy.ab.shell import Experiments
     from proxy.energy.capping import Capping
     from proxy.energy.shell import EnergyShell
     from proxy.metrics import Metrics
@@ -90,6 +92,7 @@ async def start_control(
     metrics: Metrics,
     energy: EnergyShell | None = None,
     policies: PolicyDesk | None = None,
+    experiments: Experiments | None = None,
     allowed_hosts: Collection[str] = (),
 ) -> Control:
     """Serve on host and port (0 = any free one). OSError if it is taken.
@@ -128,6 +131,8 @@ async def start_control(
         _add_energy(app, energy)
     if policies is not None:
         add_pages(app, policies)
+    if experiments is not None:
+        add_experiments(app, experiments)
     runner = web.AppRunner(
         app,
         access_log=None,

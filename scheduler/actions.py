@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Dispatch(NamedTuple):
@@ -69,4 +72,20 @@ class PolicyFailed(NamedTuple):
     error: str
 
 
-Action = Dispatch | Reject | Abort | WakeAt | SetCap | SetClock | PolicyFailed
+class BlocksClosed(NamedTuple):
+    """Blocks of an experiment are over: keep their rows (`BlockRow.as_json`); they are said once."""
+
+    experiment: str
+    rows: tuple[dict[str, Any], ...]
+
+
+class ExperimentEnded(NamedTuple):
+    """An experiment is finished or stopped; its control's policy decides from now on."""
+
+    experiment: str
+    state: str
+    why: str | None
+    """It was stopped."""
+
+
+Action = Dispatch | Reject | Abort | WakeAt | SetCap | SetClock | PolicyFailed | BlocksClosed | ExperimentEnded

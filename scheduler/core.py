@@ -33,6 +33,7 @@ from scheduler.events import (
     QuotasChanged,
     Tick,
 )
+from scheduler.experiments.desk import ExperimentDesk
 from scheduler.invariants import ATTEMPTS_MAX, validate
 from scheduler.patience import Patience
 from scheduler.policies.base import View
@@ -95,6 +96,7 @@ class Scheduler:
             self.engines, self.calls, self.ready, self.workflows, self.energy, self.patience, self.caps, self.decisions
         )
         self.deciding = Deciding(self.view, config.policy, dict(config.policy_options), now)
+        self.experiments = ExperimentDesk(self.deciding, self.energy, self.engines)
         self.draining = False
         self._sequence = 0
         self._wake_at: float | None = None
@@ -117,6 +119,7 @@ class Scheduler:
             Tick: self._tick,
             **WorkflowEvents(self.workflows, self.energy, self.calls).handlers,
             **EnergyEvents(self.energy, self.caps).handlers,
+            **self.experiments.handlers,
         }
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -128,6 +131,7 @@ class Scheduler:
         if self.deciding.news:
             actions += self.deciding.news
             self.deciding.news = []
+            self.experiments.policy_failed(now, actions)
         return actions
 
     @property
@@ -162,6 +166,7 @@ class Scheduler:
         self._newly_ready = call
         if event.workflow_id or event.watched:
             call.node = self.workflows.call_arrived(event, now)
+        self.experiments.arrived(call, now)
         self.deciding.arrived(call, now)
 
     def _answered_here(self, event: AnsweredHere, now: float, actions: list[Action]) -> None:
@@ -217,6 +222,7 @@ class Scheduler:
         self.energy.finished(event, engine, now)
         if call.node is not None:
             self.workflows.call_finished(event, now)
+        self.experiments.over(event.call_id, now, ANSWERED, event.prompt_tokens, event.output_tokens)
         prompt, output = event.prompt_tokens, event.output_tokens
         joules: float | None = None
         if judged(call.held, call.sent) is not None and (guess := self.energy.bill.preliminary(event.call_id)):
@@ -291,6 +297,7 @@ class Scheduler:
     def _drain(self, event: Draining, now: float, actions: list[Action]) -> None:
         self.draining = True
         self.caps.stop()
+        self.experiments.drain()
         for call in list(self.ready):
             self._reject_held(call, 503, "draining", "the gateway is shutting down; try another instance", now, actions)
 
@@ -353,6 +360,7 @@ class Scheduler:
             self.workflows.call_failed(call_id, now, reason)  # of no effect on one that finished
         if reason != ANSWERED:
             self.decisions.ended(call, now, reason)
+            self.experiments.over(call_id, now, reason)
         if call.engine is not None:
             self._leave_engine(call)
         else:

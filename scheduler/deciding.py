@@ -48,12 +48,16 @@ class Deciding:
     def change(self, name: str, options: Mapping[str, object], now: float) -> None:
         """Another decides from now on. KeyError, ValueError: there is none of that name, or with these options; then
         nothing has changed."""
-        policy = make_policy(name, options)
+        self.install(make_policy(name, options), now)
+        self.asked = (name, dict(options))
+
+    def install(self, policy: Policy, now: float) -> None:
+        """The same with one that is made already; what is configured stays as it is."""
         try:
             self.policy.end(now)
         except Exception as error:  # noqa: BLE001  (said; it decides no more)
             self._say("end", error)
-        self.policy, self.asked = policy, (name, dict(options))
+        self.policy = policy
         self.failed = self.error = None
         self._begin(now)
 

@@ -305,6 +305,30 @@ class CapResumed(NamedTuple):
     engine: str
 
 
+class ExperimentStarted(NamedTuple):
+    """An experiment takes the policy's place. `definition` as its `as_json` has it, checked; `state`: what an earlier
+    process had saved of it: it goes on in the block that is due now."""
+
+    definition: dict[str, Any]
+    wall_seconds: float
+    """Unix seconds."""
+    state: dict[str, Any] | None = None
+
+
+class ExperimentStopped(NamedTuple):
+    """An operator, or the gateway, ends it: back to the control at once. Of no effect on one that does not run."""
+
+    experiment: str
+    why: str
+
+
+class ExperimentTick(NamedTuple):
+    """To be told once a second and at each edge of the running experiment's blocks."""
+
+    wall_seconds: float
+    """Unix seconds: where they move against the events' clock, a block does not count."""
+
+
 class Draining(NamedTuple):
     """The process is going down: no new calls; those that are held are refused, those that run may finish."""
 
@@ -341,6 +365,9 @@ Event = (
     | CardsRead
     | CapApplied
     | CapResumed
+    | ExperimentStarted
+    | ExperimentStopped
+    | ExperimentTick
     | Draining
     | Tick
 )

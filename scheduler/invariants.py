@@ -40,6 +40,6 @@ def validate(scheduler: Scheduler) -> None:
     assert not (scheduler.draining and ready.count), "held while draining"
     for part in (
         scheduler.patience, scheduler.ledger, scheduler.workflows, scheduler.energy, scheduler.caps,
-        scheduler.decisions,
+        scheduler.decisions, scheduler.experiments,
     ):  # fmt: skip
         part.validate()

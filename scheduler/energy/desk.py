@@ -67,6 +67,13 @@ class Listener(Protocol):
         """A window has closed, and was learned from."""
 
 
+class AlsoListens(Protocol):
+    """Who wants to hear of closed windows only."""
+
+    def __call__(self, window: Window, *, simulated: bool) -> None:
+        """A window has closed. `simulated`: the engine, or its meter, is the twin's."""
+
+
 class EngineDesk:
     """One engine's windows and model."""
 
@@ -87,6 +94,8 @@ class EnergyDesk:
         self.rules = rules
         self.engines: dict[str, EngineDesk] = {}
         self.listener: Listener | None = None
+        self.also: AlsoListens | None = None
+        """Told of windows: a running experiment."""
         self.booked_until = now
         """The end of the last window that is in the bill."""
         self.bill = Bill(
@@ -267,6 +276,8 @@ class EnergyDesk:
         desk.last_window = window
         if (listener := self.listener) is not None:
             listener.window(desk.name, window)
+        if self.also is not None:
+            self.also(window, simulated=desk.simulated)
         self.booked_until = max(self.booked_until, window.end)
         closed = self.bill.close(window, tariff)
         for call in closed.settled if self.budgets.open_calls else ():

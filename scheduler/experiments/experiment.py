@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 LIVE_MAX = 50_000
 """Workflows under way; of more, the oldest are forgotten and counted (`forgotten`)."""
-GRACE_LEAST_SECONDS = 1.0
+GRACE_LEAST_SECONDS = 8.0
+"""An energy window of 2.4 s may begin just before a block's end, and is known a probe and a sample after its own."""
 
 
 class Assignment(NamedTuple):

@@ -1,0 +1,232 @@
+"""What runs an experiment in a gateway: it is started, told the time, kept on disk, and taken up after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from proxy.ab.store import ExperimentStore, StoreFault
+from scheduler.actions import BlocksClosed
+from scheduler.events import ExperimentStarted, ExperimentStopped, ExperimentTick
+from scheduler.experiments.checks import problems
+from scheduler.experiments.definition import ExperimentError, definition_of
+from scheduler.experiments.plan import detectable_effect
+from scheduler.experiments.saved import end, saved
+from scheduler.policies import POLICIES, option_problems
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from proxy.gateway import Gateway
+    from scheduler.actions import ExperimentEnded
+    from scheduler.experiments.definition import Definition
+
+TICK_SECONDS = 1.0
+SAVE_SECONDS = 5.0
+SOONEST_SECONDS = 0.01
+
+
+class Experiments:
+    """All experiments of this gateway. `changed`: called when another policy decides."""
+
+    def __init__(self, gateway: Gateway, state_dir: Path | None, changed: Callable[[], None]) -> None:
+        self._gateway = gateway
+        self._desk = gateway.scheduler.experiments
+        self._changed = changed
+        self.store = None if state_dir is None else ExperimentStore(state_dir)
+        self._timer: asyncio.TimerHandle | None = None
+        self._saved_at = 0.0
+        self._closed = False
+        gateway.tell_experiment = self._said
+
+    # --- start and stop ---
+
+    def begin(self) -> None:
+        """Take up what an earlier process left running. One that cannot go on is said in the log and left as it is."""
+        for name in () if self.store is None else self.store.names():
+            try:
+                self._take_up(name)
+            except (ExperimentError, StoreFault, OSError) as error:
+                self._gateway.log.event("experiment_not_resumed", experiment=name, detail=str(error))
+
+    def _take_up(self, name: str) -> None:
+        assert self.store is not None
+        state = self.store.state(name)
+        if state is None or state.get("ended_at") is not None:
+            return
+        definition = definition_of(state["definition"])
+        if found := self._problems(definition):
+            raise ExperimentError(found)
+        self.store.go_on(name)
+        self._tell(ExperimentStarted(definition.as_json(), time.time(), state))
+        status = self._desk.status(monotonic()) or {}
+        self._gateway.log.event("experiment_resumed", experiment=name, block=status.get("block"))
+
+    def start(self, wanted: object) -> dict[str, Any]:
+        """ExperimentError, with each problem; then nothing has changed. OSError from the disk."""
+        if not isinstance(wanted, dict):
+            raise ExperimentError(["the body must be a definition, as `joulegate ab plan --write` makes it"])
+        definition = definition_of(wanted)
+        names = tuple(engine.name for engine in self._gateway.scheduler.engines.values() if not engine.removed)
+        if not definition.engines:
+            definition = replace(definition, engines=names)
+        if found := self._problems(definition):
+            raise ExperimentError(found)
+        assert self.store is not None
+        now = time.time()
+        try:
+            self.store.begin(definition, now)
+        except FileExistsError:
+            taken = f'id: there was an experiment "{definition.id}" already; its results are kept: take another id'
+            raise ExperimentError([taken]) from None
+        try:
+            self._tell(ExperimentStarted(definition.as_json(), now))
+        except ValueError:
+            self.store.forget(definition.id)
+            raise
+        self._save()
+        self._gateway.log.event("experiment_started", experiment=definition.id, definition=definition.as_json())
+        return {"detectable": detectable_effect(definition.spread, definition.pairs), **(self.status() or {})}
+
+    def stop(self, name: str, why: str = "stopped by an operator") -> dict[str, Any] | None:
+        """None: it does not run."""
+        running = self._desk.running
+        if running is None or running.experiment.definition.id != name:
+            return None
+        self._tell(ExperimentStopped(name, why))
+        return self.status()
+
+    def _problems(self, definition: Definition) -> list[str]:
+        """What `checks` cannot know: this gateway."""
+        if self.store is None:
+            return ["state_dir: is not configured, and an experiment must outlive a restart: set it and start again"]
+        running = self._desk.running
+        others = [] if running is None else [running.experiment.definition]
+        found = problems(
+            definition, running=others, policies={name: policy.options for name, policy in POLICIES.items()}
+        )
+        if others and not found:
+            found.append(f'pool: the experiment "{others[0].id}" has all engines of this gateway; stop it first')
+        scheduler = self._gateway.scheduler
+        mode = scheduler.caps.rules.mode
+        for place, arm in enumerate(definition.arms):
+            if arm.policy in POLICIES:
+                for option, what in option_problems(arm.policy, arm.options):
+                    text = f"arms[{place}].options.{option}: {what}"
+                    found += [] if any(f'no option "{option}"' in one for one in found) else [text]
+            if arm.cap_mode != mode:
+                found.append(
+                    f'arms[{place}].cap_mode: is "{arm.cap_mode}", and this gateway\'s [power] mode is "{mode}":'
+                    " both arms must have the gateway's"
+                )
+        if definition.design == "shadow":
+            found.append("design: shadow is not run by a gateway, which has no way to ask a policy without obeying it")
+        if definition.reset_prefix_cache:
+            found.append("reset_prefix_cache: a gateway cannot empty an engine's cache; set it to false")
+        there = {engine.name for engine in scheduler.engines.values() if not engine.removed}
+        if set(definition.engines) != there:
+            mine = ", ".join(definition.engines)
+            found.append(
+                f"engines: {mine or 'none'} are named, and the gateway has {', '.join(sorted(there))}: an experiment"
+                " has all of them; leave the field out"
+            )
+        return found
+
+    # --- time ---
+
+    def _tell(self, event: ExperimentStarted | ExperimentStopped | ExperimentTick) -> None:
+        before = self._desk.running
+        self._gateway.tell(event)
+        if self._desk.running is not before:
+            self._changed()
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = monotonic()
+        if self._closed or self._desk.running is None:
+            return
+        edge = self._desk.next_edge(now)
+        wait = TICK_SECONDS if edge is None else min(TICK_SECONDS, max(edge - now, SOONEST_SECONDS))
+        self._timer = asyncio.get_running_loop().call_later(wait, self._tick)
+
+    def _tick(self) -> None:
+        try:
+            self._tell(ExperimentTick(time.time()))
+            if monotonic() - self._saved_at >= SAVE_SECONDS:
+                self._save()
+        except Exception as error:  # noqa: BLE001  (reported; the next tick must come)
+            self._gateway.faults.report("an experiment's tick", error)
+            self._arm()
+
+    def close(self) -> None:
+        """The process goes down: what is known now is what the next one goes on from."""
+        self._closed = True
+        self._arm()
+        self._save()
+
+    # --- what it says ---
+
+    def _said(self, action: BlocksClosed | ExperimentEnded) -> None:
+        store, log = self.store, self._gateway.log
+        if store is None:
+            return
+        try:
+            if isinstance(action, BlocksClosed):
+                store.append(action.experiment, action.rows)
+                self._save()
+                return
+            experiment = self._desk.last
+            assert experiment is not None
+            store.append(action.experiment, [end(experiment)])
+            store.save(action.experiment, saved(experiment, time.time()))
+        except OSError as error:
+            log.event("experiment_not_saved", experiment=action.experiment, detail=str(error))
+        if not isinstance(action, BlocksClosed):
+            log.event("experiment_ended", experiment=action.experiment, state=action.state, detail=action.why)
+            self._changed()
+
+    def _save(self) -> None:
+        if self.store is None or (state := self._desk.saved(monotonic())) is None:
+            return
+        self._saved_at = monotonic()
+        try:
+            self.store.save(state["definition"]["id"], state)
+        except OSError as error:
+            self._gateway.log.event("experiment_not_saved", experiment=state["definition"]["id"], detail=str(error))
+
+    # --- looking ---
+
+    def status(self) -> dict[str, Any] | None:
+        """Of the one that runs or ran last in this process."""
+        return self._desk.status(monotonic())
+
+    def describe(self, name: str) -> dict[str, Any] | None:
+        """Of any of which there are files; None: there is none."""
+        status = self.status()
+        if status is not None and status["id"] == name:
+            return status
+        if self.store is None or name not in self.store.names():
+            return None
+        try:
+            state = self.store.state(name)
+        except StoreFault as error:
+            return {"id": name, "state": "damaged", "detail": str(error)}
+        if state is None:
+            return {"id": name, "state": "damaged", "detail": "it has no saved state"}
+        ended = state["ended_at"]
+        word = "not running" if ended is None else "finished" if state["stopped_why"] is None else "stopped"
+        known = ("started_at", "ended_at", "stopped_why", "marked")
+        done = dict(zip(("control", "treatment"), state["closed_blocks"], strict=True))
+        return {"id": name, "state": word, "blocks_done": done, **{each: state[each] for each in known}}
+
+    def all(self) -> list[dict[str, Any]]:
+        """All, by name."""
+        names = [] if self.store is None else self.store.names()
+        return [told for name in names if (told := self.describe(name)) is not None]
