@@ -97,7 +97,9 @@ class App:
         self.policies = PolicyDesk(self.gateway, config.workflows)
         self.metrics.registry.register(WorkflowMetrics(self.gateway, self.own))
         self.metrics.registry.register(PolicyMetrics(self.gateway))
-        self.experiments = Experiments(self.gateway, config.state_dir, lambda: self.gateway.configure_watch(self.config.workflows))
+        self.experiments = Experiments(
+            self.gateway, config, lambda: self.gateway.configure_watch(self.config.workflows)
+        )
         self.metrics.registry.register(ExperimentMetrics(self.gateway))
         for engine in config.engines:
             self._add_engine(engine)

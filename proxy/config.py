@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from proxy.ab.config import ExperimentsConfig
 from proxy.batches.config import BatchesConfig
 from proxy.caps_config import CapsConfig
 from proxy.config_types import Count, Name, OptionalPath, Port, Seconds, Switch, Table
@@ -293,6 +294,7 @@ class Config(Table):
     workflows: WorkflowsConfig = WorkflowsConfig()
     parrot: ParrotConfig = ParrotConfig()
     batches: BatchesConfig = BatchesConfig()
+    experiments: ExperimentsConfig = ExperimentsConfig()
     log: LogConfig = LogConfig()
     tracing: TracingConfig = TracingConfig()
     event_log: EventLogConfig = EventLogConfig()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ENVIRONMENT_PREFIX = "JOULEGATE_"
 NEEDS_RESTART = ("listen", "log", "tracing", "event_log", "state_dir", "workflows", "batches", "power", "caps",
-                 "energy")  # fmt: skip
+                 "energy", "experiments")  # fmt: skip
 
 
 class ConfigError(Exception):

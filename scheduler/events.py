@@ -311,8 +311,10 @@ class ExperimentStarted(NamedTuple):
 
     definition: dict[str, Any]
     wall_seconds: float
-    """Unix seconds."""
+    """Unix seconds, times `pace`."""
     state: dict[str, Any] | None = None
+    pace: float = 1.0
+    """Seconds of the experiment in one of the events' clock: above 1 before a twin that is as much faster."""
 
 
 class ExperimentStopped(NamedTuple):
@@ -326,7 +328,7 @@ class ExperimentTick(NamedTuple):
     """To be told once a second and at each edge of the running experiment's blocks."""
 
     wall_seconds: float
-    """Unix seconds: where they move against the events' clock, a block does not count."""
+    """Unix seconds, times the pace: where they move against the events' clock, a block does not count."""
 
 
 class Draining(NamedTuple):

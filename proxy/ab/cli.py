@@ -1,4 +1,4 @@
-"""The subcommand `joulegate ab plan`: what an experiment could find, before anything starts."""
+"""The subcommand `joulegate ab` and its `plan`: what an experiment could find, before anything starts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from proxy.ab.live import add_commands as add_live_commands
 
 if TYPE_CHECKING:
     from scheduler.experiments.definition import Definition
@@ -45,6 +47,7 @@ def add_commands(commands: Any) -> None:
     plan.add_argument("--seed", type=int, default=1, help="decides the order of the arms (default: 1)")
     plan.add_argument("--write", type=Path, metavar="FILE", help="write the definition, as JSON")
     plan.set_defaults(run=_plan)
+    add_live_commands(whats)
 
 
 def _positive(text: str) -> float:

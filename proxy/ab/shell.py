@@ -19,8 +19,8 @@ from scheduler.policies import POLICIES, option_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+    from proxy.config import Config
     from proxy.gateway import Gateway
     from scheduler.actions import ExperimentEnded
     from scheduler.experiments.definition import Definition
@@ -33,11 +33,12 @@ SOONEST_SECONDS = 0.01
 class Experiments:
     """All experiments of this gateway. `changed`: called when another policy decides."""
 
-    def __init__(self, gateway: Gateway, state_dir: Path | None, changed: Callable[[], None]) -> None:
+    def __init__(self, gateway: Gateway, config: Config, changed: Callable[[], None]) -> None:
         self._gateway = gateway
         self._desk = gateway.scheduler.experiments
         self._changed = changed
-        self.store = None if state_dir is None else ExperimentStore(state_dir)
+        self._pace = config.experiments.pace
+        self.store = None if config.state_dir is None else ExperimentStore(config.state_dir)
         self._timer: asyncio.TimerHandle | None = None
         self._saved_at = 0.0
         self._closed = False
@@ -62,7 +63,7 @@ class Experiments:
         if found := self._problems(definition):
             raise ExperimentError(found)
         self.store.go_on(name)
-        self._tell(ExperimentStarted(definition.as_json(), time.time(), state))
+        self._tell(ExperimentStarted(definition.as_json(), self._wall(), state, self._pace))
         status = self._desk.status(monotonic()) or {}
         self._gateway.log.event("experiment_resumed", experiment=name, block=status.get("block"))
 
@@ -77,14 +78,14 @@ class Experiments:
         if found := self._problems(definition):
             raise ExperimentError(found)
         assert self.store is not None
-        now = time.time()
+        now = self._wall()
         try:
             self.store.begin(definition, now)
         except FileExistsError:
             taken = f'id: there was an experiment "{definition.id}" already; its results are kept: take another id'
             raise ExperimentError([taken]) from None
         try:
-            self._tell(ExperimentStarted(definition.as_json(), now))
+            self._tell(ExperimentStarted(definition.as_json(), now, None, self._pace))
         except ValueError:
             self.store.forget(definition.id)
             raise
@@ -138,6 +139,9 @@ class Experiments:
 
     # --- time ---
 
+    def _wall(self) -> float:
+        return time.time() * self._pace
+
     def _tell(self, event: ExperimentStarted | ExperimentStopped | ExperimentTick) -> None:
         before = self._desk.running
         self._gateway.tell(event)
@@ -153,12 +157,12 @@ class Experiments:
         if self._closed or self._desk.running is None:
             return
         edge = self._desk.next_edge(now)
-        wait = TICK_SECONDS if edge is None else min(TICK_SECONDS, max(edge - now, SOONEST_SECONDS))
+        wait = TICK_SECONDS if edge is None else min(TICK_SECONDS / self._pace, max(edge - now, SOONEST_SECONDS))
         self._timer = asyncio.get_running_loop().call_later(wait, self._tick)
 
     def _tick(self) -> None:
         try:
-            self._tell(ExperimentTick(time.time()))
+            self._tell(ExperimentTick(self._wall()))
             if monotonic() - self._saved_at >= SAVE_SECONDS:
                 self._save()
         except Exception as error:  # noqa: BLE001  (reported; the next tick must come)
@@ -185,7 +189,7 @@ class Experiments:
             experiment = self._desk.last
             assert experiment is not None
             store.append(action.experiment, [end(experiment)])
-            store.save(action.experiment, saved(experiment, time.time()))
+            store.save(action.experiment, saved(experiment, self._wall()))
         except OSError as error:
             log.event("experiment_not_saved", experiment=action.experiment, detail=str(error))
         if not isinstance(action, BlocksClosed):

@@ -9,7 +9,7 @@ from scheduler.events import ExperimentStarted, ExperimentStopped, ExperimentTic
 from scheduler.experiments.arms import ArmPolicies
 from scheduler.experiments.definition import CONTROL, ExperimentError, definition_of
 from scheduler.experiments.experiment import Experiment
-from scheduler.experiments.following import Following, name_of
+from scheduler.experiments.following import Clock, Following, name_of
 from scheduler.experiments.pool_energy import PoolEnergy
 from scheduler.experiments.saved import resume, saved
 from scheduler.policies import make_policy
@@ -28,11 +28,10 @@ if TYPE_CHECKING:
 class Running:
     """An experiment with all that it needs here. Times of its methods are the core's seconds."""
 
-    def __init__(self, experiment: Experiment, now: float) -> None:
+    def __init__(self, experiment: Experiment, now: float, pace: float) -> None:
         self.experiment = experiment
-        self.offset = experiment.now - now
-        """From the core's seconds to the experiment's."""
-        self.following = Following(experiment, self.offset)
+        self.clock = Clock(now, experiment.now, pace)
+        self.following = Following(experiment, self.clock)
         engines = experiment.definition.engines
         self.halves: tuple[frozenset[str], ...] = ()
         if experiment.definition.design == "split_and_swap":
@@ -42,26 +41,27 @@ class Running:
 
     def policy(self) -> ArmPolicies:
         """Both arms', each for the calls of its own workflows."""
-        experiment, offset = self.experiment, self.offset
+        experiment, clock = self.experiment, self.clock
         arms = tuple(make_policy(arm.policy, dict(arm.options)) for arm in experiment.definition.arms)
         sides = None
         if self.halves:
 
             def sides(arm: int, now: float) -> frozenset[str]:
-                return self.halves[experiment.side_of(arm, now + offset)]
+                return self.halves[experiment.side_of(arm, clock.at(now))]
 
         def arm_of(call: CallState, now: float) -> int:
-            return experiment.arm_of(name_of(call), now + offset)
+            return experiment.arm_of(name_of(call), clock.at(now))
 
-        return ArmPolicies(arms, arm_of, lambda now: experiment.arm_at(now + offset), sides)
+        return ArmPolicies(arms, arm_of, lambda now: experiment.arm_at(clock.at(now)), sides)
 
     def window(self, window: Window, *, simulated: bool) -> None:
         """An engine's window of energy has closed."""
         source = "simulated" if simulated else window.source
         for side, meter in enumerate(self.meters):
+            at = self.clock.at
             for start, end, joules, of in meter.add(window.engine, window.start, window.end, window.energy, source):
                 gpu, cpu, dram = joules
-                self.experiment.add_energy(start + self.offset, end + self.offset, gpu, cpu, dram, of, side)
+                self.experiment.add_energy(at(start), at(end), gpu, cpu, dram, of, side)
 
 
 class ExperimentDesk:
@@ -91,7 +91,7 @@ class ExperimentDesk:
             experiment = Experiment(definition_of(event.definition), event.wall_seconds)
         else:
             experiment = resume(event.state, event.wall_seconds)
-        running = Running(experiment, now)
+        running = Running(experiment, now, event.pace)
         policy = running.policy()
         self.running, self.last = running, experiment
         self._energy.also = self._window
@@ -101,12 +101,12 @@ class ExperimentDesk:
     def _stopped(self, event: ExperimentStopped, now: float, actions: list[Action]) -> None:
         running = self.running
         if running is not None and running.experiment.definition.id == event.experiment:
-            self._closed(running.experiment.stop(now + running.offset, event.why), now, actions)
+            self._closed(running.experiment.stop(running.clock.at(now), event.why), now, actions)
 
     def _tick(self, event: ExperimentTick, now: float, actions: list[Action]) -> None:
         if (running := self.running) is None or self._draining:
             return
-        experiment, at = running.experiment, now + running.offset
+        experiment, at = running.experiment, running.clock.at(now)
         running.following.tick(now)
         experiment.clocks(at, event.wall_seconds)
         closed = experiment.tick(at)
@@ -133,7 +133,7 @@ class ExperimentDesk:
         running, failed = self.running, self._deciding.failed
         if running is not None and failed is not None:
             why = f"a policy failed in {failed.hook}: {failed.error}"
-            self._closed(running.experiment.stop(now + running.offset, why), now, actions)
+            self._closed(running.experiment.stop(running.clock.at(now), why), now, actions)
 
     def drain(self) -> None:
         """The process goes down: what happens from here on is in no block."""
@@ -163,19 +163,19 @@ class ExperimentDesk:
         """When a tick is due at the latest, in the core's seconds; None: nothing runs."""
         if (running := self.running) is None:
             return None
-        edge = running.experiment.next_edge(now + running.offset)
-        return None if edge is None else edge - running.offset
+        edge = running.experiment.next_edge(running.clock.at(now))
+        return None if edge is None else running.clock.back(edge)
 
     def saved(self, now: float) -> dict[str, Any] | None:
         """The state of the one that runs, for the disk."""
         running = self.running
-        return None if running is None else saved(running.experiment, now + running.offset)
+        return None if running is None else saved(running.experiment, running.clock.at(now))
 
     def status(self, now: float) -> dict[str, Any] | None:
         """Of the one that runs, or ran last."""
         if (experiment := self.last) is None:
             return None
-        return experiment.status(experiment.now if self.running is None else now + self.running.offset)
+        return experiment.status(experiment.now if self.running is None else self.running.clock.at(now))
 
     def validate(self) -> None:
         """Every invariant. AssertionError otherwise."""

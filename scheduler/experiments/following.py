@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.experiments.rows import WorkflowOutcome
 
@@ -21,6 +21,24 @@ def name_of(call: CallState) -> str:
     of its own."""
     arrived = call.arrived
     return f"{arrived.key}/{arrived.workflow_id}" if arrived.workflow_id else arrived.call_id
+
+
+class Clock(NamedTuple):
+    """From the core's seconds to an experiment's, and back."""
+
+    core: float
+    experiment: float
+    """The same moment."""
+    pace: float = 1.0
+    """Seconds of the experiment in one of the core's: above 1 before a twin that is as much faster."""
+
+    def at(self, now: float) -> float:
+        """The experiment's seconds."""
+        return self.experiment + (now - self.core) * self.pace
+
+    def back(self, at: float) -> float:
+        """The core's."""
+        return self.core + (at - self.experiment) / self.pace
 
 
 class Followed:
@@ -50,14 +68,14 @@ class Followed:
 class Following:
     """All workflows of an experiment that are under way.
 
-    One with a name is over when the book of workflows says so, or (if it was not declared) when no call of it was live for `quiet_seconds`: half
-    of the wash-out, so that a client that never says that it is done is counted before its block's row is closed. Its
-    time is that of its last answer.
+    One with a name is over when the book of workflows says so, or (if it was not declared) when no call of it was live
+    for `quiet_seconds`: half of the wash-out, so that one whose client never says that it is done is counted before its
+    block's row is closed. Its time is that of its last answer.
     """
 
-    def __init__(self, experiment: Experiment, offset: float) -> None:
+    def __init__(self, experiment: Experiment, clock: Clock) -> None:
         self._experiment = experiment
-        self._offset = offset
+        self._clock = clock
         self.quiet_seconds = max(QUIET_LEAST_SECONDS, experiment.definition.washout_seconds / 2)
         self._known: dict[str, Followed] = {}
         self._idle: dict[str, None] = {}
@@ -70,7 +88,7 @@ class Following:
 
     def arrived(self, call: CallState, now: float) -> None:
         """A call was taken in: give its workflow an arm. `now` in the core's seconds, as everywhere here."""
-        name, at = name_of(call), now + self._offset
+        name, at = name_of(call), self._clock.at(now)
         self._experiment.assign(name, at)
         live = self._experiment.live.get(name)
         followed = self._known.get(name)
@@ -87,9 +105,9 @@ class Following:
         if call.node is not None:
             followed.workflow_class = call.node.workflow.effective_class
             ends = call.node.workflow.deadline_at
-            followed.deadline_at = None if ends is None else ends + self._offset
+            followed.deadline_at = None if ends is None else self._clock.at(ends)
         elif arrived.deadline_ms is not None and followed.deadline_at is None:
-            followed.deadline_at = at + arrived.deadline_ms / 1000.0
+            followed.deadline_at = self._clock.at(now + arrived.deadline_ms / 1000.0)
         if call.node is None and arrived.workflow_class:
             followed.workflow_class = arrived.workflow_class
 
@@ -100,7 +118,7 @@ class Following:
         if name is None or followed is None:
             return
         followed.live -= 1
-        followed.heard_at = now + self._offset
+        followed.heard_at = self._clock.at(now)
         followed.prompt_tokens += prompt_tokens
         followed.output_tokens += output_tokens
         if reason == CLIENT_GONE:
@@ -116,7 +134,7 @@ class Following:
 
     def tick(self, now: float) -> None:
         """Find those that are over without a call's saying so."""
-        at = now + self._offset
+        at = self._clock.at(now)
         for name, followed in list(self._quiet(at)):
             self._idle.pop(name, None)
             self._ended(name, followed)
