@@ -23,7 +23,7 @@ def head(definition: Definition, started_at: float) -> dict[str, Any]:
 
 def end(experiment: Experiment) -> dict[str, Any]:
     """Last line of that file."""
-    return {"ended_at": experiment.ended_at, "stopped_why": experiment.stopped_why, "shadow": experiment.shadow}
+    return {"ended_at": experiment.ended_at, "stopped_why": experiment.stopped_why, "shadow": list(experiment.shadow)}
 
 
 def saved(experiment: Experiment, now: float) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def saved(experiment: Experiment, now: float) -> dict[str, Any]:
         "forgotten": experiment.forgotten,
         "late": experiment.late,
         "counts": [list(count) for count in experiment.counts],
-        "shadow": experiment.shadow,
+        "shadow": list(experiment.shadow),
         "live": [
             [workflow_id, live.arm, live.block, live.began_at, live.counted, live.judged]
             for workflow_id, live in experiment.live.items()
