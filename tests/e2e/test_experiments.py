@@ -13,7 +13,7 @@ import uvloop
 from bench.experiments.files import read
 from proxy.cli import main as joulegate
 from tests.e2e.harness import RunningGateway, gateway, until
-from tests.e2e.test_control import get, sample
+from tests.e2e.test_control import ask, get, sample
 from tests.e2e.twin_process import MODEL, Twin
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PACE = 20
+SEED = 2
+"""The first block is the control's."""
 CLIENTS = 6
 ASK = {"model": MODEL, "prompt": "tell me", "max_tokens": 40, "ignore_eos": True}
 DEADLINE = "x-workflow-deadline-ms: 3000\r\n"
@@ -37,8 +39,10 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def definition(**changes: Any) -> dict[str, Any]:
     values = {
-        "id": "worth-it", "arms": ["passthrough", "joule"], "block_seconds": 60.0, "washout_seconds": 8.0, "pairs": 6,
-        "seed": 2, "metric": "mean_workflow_seconds",
+        "id": "worth-it", "arms": ["passthrough", {"policy": "joule", "options": {"max_in_flight": 1}}],
+        "block_seconds": 60.0, "washout_seconds": 8.0, "pairs": 6,
+        "seed": SEED, "metric": "mean_workflow_seconds",
+        "guardrails": ["p95_workflow_seconds:+50%"],
     }  # fmt: skip
     return {**values, **changes}
 
@@ -80,36 +84,80 @@ async def command(running: RunningGateway, *words: str) -> int:
 def test_an_experiment_goes_on_through_a_restart_until_a_guardrail_stops_it(
     twin: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state, file = tmp_path / "state", tmp_path / "plan.json"
-    file.write_text(json.dumps(definition(guardrails=["p95_workflow_seconds:+5%"])))
+    """Joule that may send one call at a time is the harm that the guardrail is for."""
+    state, file, out = tmp_path / "state", tmp_path / "plan.json", tmp_path / "report"
+    file.write_text(json.dumps(definition()))
 
-    async def before() -> int:
+    async def before() -> None:
         async with serving(twin, state, "before") as running:
             assert await command(running, "start", str(file)) == 0
-            assert "joule against passthrough" in capsys.readouterr().out
-            assert await command(running, "start", str(file)) == 2, "one at a time"
-            assert "is running" in capsys.readouterr().err
+            assert "joule (max_in_flight=1) against passthrough" in capsys.readouterr().out
             assert running.app.gateway.scheduler.policy.name == "experiment"
-            refused = await get(running.control_port, "/admin/experiments/nothing")
-            assert refused.status == 404
             await until(lambda: status(running)["block"] == 0, "the lead-in is over")
             text = (await get(running.control_port, "/metrics")).body.decode()
             assert sample(text, "joulegate_experiment_running", experiment="worth-it") == 1
-            block: int = status(running)["block"]
-            return block
+            assert sample(text, "joulegate_experiment_block", arm="passthrough") == 0
 
     async def after() -> None:
         async with serving(twin, state, "after") as running:
             assert status(running)["state"] == "running"
+            assert status(running)["block"] in (0, 1), "the block that is due, none from the beginning"
             await until(lambda: status(running)["state"] != "running", "the guardrail stops it")
             assert running.app.gateway.scheduler.policy.name == "passthrough", "the control, at once"
             assert await command(running, "status", "worth-it") == 0
-            assert "worth-it is stopped: p95_workflow_seconds:+5%" in capsys.readouterr().out
+            assert "worth-it is stopped: p95_workflow_seconds:+50%" in capsys.readouterr().out
             assert await command(running, "list") == 0
-            assert await command(running, "report", "worth-it", "--out", str(tmp_path / "report")) == 0
+            assert await command(running, "report", "worth-it", "--out", str(out)) == 0
 
     uvloop.run(before())
     uvloop.run(after())
-    recording = read(tmp_path / "report" / "blocks.jsonl")
-    print(recording.stopped_why, [(r.number, r.arm, r.began, r.marks, r.energy_source) for r in recording.rows])
-    assert 0
+    recording = read(out / "blocks.jsonl")
+    assert recording.ended and recording.stopped_why is not None
+    rows = {row.number: row for row in recording.rows}
+    assert len(rows) == len(recording.rows), "no row is there twice"
+    assert list(rows) == [-1, 0, 1]
+    assert rows[-1].marks[0] == "lead_in" and "gateway_restart" in rows[0].marks and "stopped" in rows[1].marks
+    assert [row.arm for row in rows.values()] == [0, 0, 1]
+    assert min(rows[-1].timed, rows[0].timed) >= 30 and not any(row.failed for row in rows.values())
+    assert (out / "report.html").is_file()
+    for log in ("before", "after"):
+        assert joulegate(["replay", str(tmp_path / log)]) == 0
+
+
+def test_what_cannot_be_run_is_refused_with_its_numbers(
+    twin: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "plan.json"
+
+    async def main() -> None:
+        async def refusal(running: RunningGateway, **changes: Any) -> str:
+            file.write_text(json.dumps(definition(**changes)))
+            assert await command(running, "start", str(file)) == 2
+            return capsys.readouterr().err
+
+        async with serving(twin, tmp_path / "state", "events") as running:
+            assert "wash-out of 60 s" in await refusal(running, washout_seconds=60.0)
+            assert "cap_mode" in await refusal(running, arms=["passthrough", {"policy": "joule", "cap_mode": "actuate"}])
+            assert "both are" in await refusal(running, arms=["joule", "joule"])
+            assert "did you mean" in await refusal(running, metric="joules_per_workfow")
+            assert "other" in await refusal(running, engines=["other"])
+            assert "shadow" in await refusal(running, design="shadow")
+            assert running.app.gateway.scheduler.policy.name == "passthrough"
+            file.write_text(json.dumps(definition(id="one")))
+            assert await command(running, "start", str(file)) == 0
+            assert '"one"' in await refusal(running, id="two")
+            other = await running_post(running, "/admin/policy", {"name": "fifo"})
+            assert other == 400, "the experiment decides"
+            assert await command(running, "stop", "one") == 0
+            assert "one is stopped: stopped by an operator" in capsys.readouterr().out
+            assert "results are kept" in await refusal(running, id="one")
+            assert await command(running, "stop", "one") == 1
+            assert await running_post(running, "/admin/policy", {"name": "fifo"}) == 200
+
+    uvloop.run(main())
+
+
+async def running_post(running: RunningGateway, path: str, body: object) -> int:
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(data)}"
+    return (await ask(running.control_port, head.encode() + b"\r\n\r\n" + data)).status
