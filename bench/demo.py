@@ -275,6 +275,9 @@ class Demo:
         screen.raw(f"  what the scheduler sees  {stage.control}/admin/state")
         screen.raw(f"  metrics                  {stage.control}/metrics")
         screen.raw(f"  the twin's power meter   {stage.twin}/power")
+        screen.say()
+        screen.say("Is joule worth it on your own traffic? Plan an A/B experiment (docs/experiments.md):", hang=2)
+        screen.raw("  joulegate ab plan --arms passthrough,joule --rate 5 --p95-seconds 25")
 
     # --- what is done ---
 

@@ -22,6 +22,7 @@ from scheduler.events import (
     CallArrived,
     CallFailed,
     CallFinished,
+    CapApplied,
     ClientGone,
     Draining,
     EngineLoad,
@@ -120,6 +121,7 @@ class Scheduler:
             **WorkflowEvents(self.workflows, self.energy, self.calls).handlers,
             **EnergyEvents(self.energy, self.caps).handlers,
             **self.experiments.handlers,
+            CapApplied: self._cap_applied,
         }
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -147,6 +149,8 @@ class Scheduler:
             raise ValueError(f"call {call_id!r} arrived twice")
         if (refusal := self._refusal(call_id, event.model)) is not None:
             actions.append(refusal)
+            if refusal.reason == "queue_full":  # by a policy that holds too much
+                self.experiments.refused(event, now)
             return
         tokens = 0
         if (use := self.quotas.by_key.get(event.key)) is not None:
@@ -293,6 +297,10 @@ class Scheduler:
 
     def _policy_changed(self, event: PolicyChanged, now: float, actions: list[Action]) -> None:
         self.deciding.change(event.name, dict(event.options), now)
+
+    def _cap_applied(self, event: CapApplied, now: float, actions: list[Action]) -> None:
+        self.caps.fleet.applied(event)
+        self.experiments.cap_applied(event, now)
 
     def _drain(self, event: Draining, now: float, actions: list[Action]) -> None:
         self.draining = True

@@ -93,10 +93,10 @@ def _start(options: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         raise Refused([f"{options.file}: {error}"], EXIT_USAGE) from None
     told = json.loads(_ask(options, "POST", "/admin/experiments", wanted))
-    hours = (told["ends_at"] - told["started_at"]) / 3600
+    hours = (told["ends_at"] - told["started_at"]) / 3600 / told["pace"]
     print(
         f"{told['id']} has started: {told['arms'][1]} against {told['arms'][0]}, {hours:.2f} h,"
-        f" until {_when(told['ends_at'])};"
+        f" until {_when(told['ends_at'] / told['pace'])};"
         f" an effect of {100 * told['detectable']:.1f} % is found with 80 % probability"
     )
     return 0
@@ -151,7 +151,7 @@ def in_words(told: dict[str, Any]) -> list[str]:
         part = "lead-in" if told["lead_in"] else f"block {told['block'] + 1} of {told['blocks']}"
         washout = ", in its wash-out" if told["in_washout"] else ""
         lines.append(f"  now         {part}: {told['arm']}{washout}; {told['seconds_to_next_block']:.0f} s to the next")
-        lines.append(f"  until       {_when(told['ends_at'])}")
+        lines.append(f"  until       {_when(told['ends_at'] / told['pace'])}")
     if (done := told.get("blocks_done")) is not None:
         lines.append(f"  blocks      {done['control']} of the control and {done['treatment']} of the treatment count")
     if marked := told.get("marked"):

@@ -209,7 +209,8 @@ class Experiments:
 
     def status(self) -> dict[str, Any] | None:
         """Of the one that runs or ran last in this process."""
-        return self._desk.status(monotonic())
+        status = self._desk.status(monotonic())
+        return None if status is None else {**status, "pace": self._pace}
 
     def describe(self, name: str) -> dict[str, Any] | None:
         """Of any of which there are files; None: there is none."""

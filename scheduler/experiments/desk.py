@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from scheduler.deciding import Deciding
     from scheduler.energy.desk import EnergyDesk
     from scheduler.energy.window import Window
+    from scheduler.events import CallArrived, CapApplied
     from scheduler.experiments.rows import BlockRow
     from scheduler.state import CallState, EngineState
 
@@ -50,7 +51,7 @@ class Running:
                 return self.halves[experiment.side_of(arm, clock.at(now))]
 
         def arm_of(call: CallState, now: float) -> int:
-            return experiment.arm_of(name_of(call), clock.at(now))
+            return experiment.arm_of(name_of(call.arrived), clock.at(now))
 
         return ArmPolicies(arms, arm_of, lambda now: experiment.arm_at(clock.at(now)), sides)
 
@@ -127,6 +128,16 @@ class ExperimentDesk:
         """A call has ended; not while the process goes down, which is no arm's fault."""
         if self.running is not None and not self._draining:
             self.running.following.over(call_id, now, reason, prompt or 0, output or 0)
+
+    def refused(self, event: CallArrived, now: float) -> None:
+        """A call was not taken in because too many are held."""
+        if self.running is not None:
+            self.running.following.refused(event, now)
+
+    def cap_applied(self, event: CapApplied, now: float) -> None:
+        """A limit was set, or could not be: then the arms are not what they are said to be."""
+        if self.running is not None and event.by == "us" and event.applied is None:
+            self.running.experiment.mark("cap_not_applied", self.running.clock.at(now))
 
     def policy_failed(self, now: float, actions: list[Action]) -> None:
         """`passthrough` decides for both arms: there is nothing to compare any more."""

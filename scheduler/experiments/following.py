@@ -9,6 +9,7 @@ from scheduler.experiments.rows import WorkflowOutcome
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from scheduler.events import CallArrived
     from scheduler.experiments.experiment import Experiment
     from scheduler.state import CallState
 
@@ -16,10 +17,9 @@ QUIET_LEAST_SECONDS = 1.0
 ANSWERED, CLIENT_GONE = "answered", "client_gone"
 
 
-def name_of(call: CallState) -> str:
+def name_of(arrived: CallArrived) -> str:
     """What an experiment calls its workflow: never one of another key's. A call that says nothing of a workflow is one
     of its own."""
-    arrived = call.arrived
     return f"{arrived.key}/{arrived.workflow_id}" if arrived.workflow_id else arrived.call_id
 
 
@@ -88,7 +88,7 @@ class Following:
 
     def arrived(self, call: CallState, now: float) -> None:
         """A call was taken in: give its workflow an arm. `now` in the core's seconds, as everywhere here."""
-        name, at = name_of(call), self._clock.at(now)
+        name, at = name_of(call.arrived), self._clock.at(now)
         self._experiment.assign(name, at)
         live = self._experiment.live.get(name)
         followed = self._known.get(name)
@@ -110,6 +110,15 @@ class Following:
             followed.deadline_at = self._clock.at(now + arrived.deadline_ms / 1000.0)
         if call.node is None and arrived.workflow_class:
             followed.workflow_class = arrived.workflow_class
+
+    def refused(self, arrived: CallArrived, now: float) -> None:
+        """A call was refused because the policy holds too many: its workflow has failed."""
+        name, at = name_of(arrived), self._clock.at(now)
+        if (followed := self._known.get(name)) is not None:
+            followed.failed = True
+            return
+        self._experiment.assign(name, at)
+        self._experiment.record(WorkflowOutcome(name, 0.0, at, arrived.workflow_class or "standard", failed=True))
 
     def over(self, call_id: str, now: float, reason: str, prompt_tokens: int = 0, output_tokens: int = 0) -> None:
         """A call has ended. `reason`: why it has no answer; ANSWERED."""

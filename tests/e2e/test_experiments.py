@@ -50,7 +50,11 @@ def definition(**changes: Any) -> dict[str, Any]:
 @contextlib.asynccontextmanager
 async def serving(twin: str, folder: Path, events: str) -> AsyncIterator[RunningGateway]:
     """A gateway with traffic: workflows of a call each, some of them with a name."""
-    tables = {"state_dir": str(folder), "experiments": {"pace": PACE}, "event_log": {"path": str(folder.parent / events)}}
+    tables = {
+        "state_dir": str(folder),
+        "experiments": {"pace": PACE},
+        "event_log": {"path": str(folder.parent / events)},
+    }
     async with gateway(twin, **tables) as running:
         going = True
 
@@ -137,7 +141,9 @@ def test_what_cannot_be_run_is_refused_with_its_numbers(
 
         async with serving(twin, tmp_path / "state", "events") as running:
             assert "wash-out of 60 s" in await refusal(running, washout_seconds=60.0)
-            assert "cap_mode" in await refusal(running, arms=["passthrough", {"policy": "joule", "cap_mode": "actuate"}])
+            assert "cap_mode" in await refusal(
+                running, arms=["passthrough", {"policy": "joule", "cap_mode": "actuate"}]
+            )
             assert "both are" in await refusal(running, arms=["joule", "joule"])
             assert "did you mean" in await refusal(running, metric="joules_per_workfow")
             assert "other" in await refusal(running, engines=["other"])

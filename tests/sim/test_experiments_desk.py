@@ -23,6 +23,7 @@ from scheduler.eventlog import event_line, head_line, replay
 from scheduler.events import (
     CallArrived,
     CallFinished,
+    CapApplied,
     ClientGone,
     EnergyPrior,
     EngineSpec,
@@ -207,3 +208,17 @@ def test_an_arm_whose_policy_raises_ends_the_experiment(monkeypatch: pytest.Monk
 def test_a_definition_round_trips_through_its_event() -> None:
     made = definition(guardrails=["errors:+1pp"])
     assert isinstance(definition_of(json.loads(json.dumps(made))), Definition)
+
+
+def test_a_workflow_that_is_refused_since_too_many_are_held_has_failed() -> None:
+    recorder = Recorder(seed=2, arms=["fifo", "passthrough"])
+    recorder.start()
+    recorder.scheduler.queue_calls = 0
+    recorder.call("1", "w", 16.0)
+    recorder.scheduler.queue_calls = 10
+    recorder.handle(CapApplied("a", 300.0, 300.0, None, 17.0), 17.0)
+    for second in range(18, 35):
+        recorder.tick(float(second))
+    row = next(row for row in recorder.rows if row.number == 0)
+    assert (row.began, row.timed, row.failed) == (1, 1, 1)
+    assert "cap_not_applied" in row.marks

@@ -11,7 +11,7 @@ from scheduler.energy.caps.fleet import CapFleet
 from scheduler.energy.caps.recent import Recent
 from scheduler.energy.caps.slack import tightest
 from scheduler.energy.caps.view import EngineView
-from scheduler.events import CapApplied, CapResumed, CardsRead
+from scheduler.events import CapResumed, CardsRead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -78,7 +78,6 @@ class CapsDesk:
         energy.listener = self
         self.handlers: dict[type, Callable[[Any, float, list[Action]], None]] = {
             CardsRead: self._cards_read,
-            CapApplied: self._applied,
             CapResumed: self._resumed,
         }
 
@@ -156,9 +155,6 @@ class CapsDesk:
         if self._next_at is None and not self._stopped:
             self._next_at = now + self.rules.interval_seconds
             actions.append(WakeAt(self._next_at))
-
-    def _applied(self, event: CapApplied, now: float, actions: list[Action]) -> None:
-        self.fleet.applied(event)
 
     def _resumed(self, event: CapResumed, now: float, actions: list[Action]) -> None:
         self.fleet.resume(event.engine)
