@@ -117,7 +117,7 @@ class Deciding:
         call.attempts += 1
         engine.in_flight += 1
         engine.breaker.sent()
-        view.decisions.sent(call, engine, priority, why, self.policy.name, engines, now)
+        view.decisions.sent(call, engine, priority, why, self.policy.said_by(call), engines, now)
         view.energy.sent(call.arrived, engine.name, now, call.prefix)
         if call.node is not None:
             view.workflows.call_started(call.arrived.call_id, now)

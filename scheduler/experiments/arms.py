@@ -79,6 +79,10 @@ class ArmPolicies(Policy):
         if call.engine is None:
             self.ready[arm].remove(call)
 
+    def said_by(self, call: CallState) -> str:
+        """Its arm's."""
+        return self.policies[self._arm[call.arrived.call_id]].name
+
     def next(self, ready: ReadyCalls, engines: Sequence[EngineState], now: float) -> Choice | float | None:
         """The first choice that an arm has; else the earliest time at which one wants to look again."""
         first = self._first(now)

@@ -88,6 +88,10 @@ class Policy(ABC):
     def ended(self, call: CallState, now: float) -> None:  # noqa: B027
         """A call is over, or its attempt has failed; `call.engine` says where it was, None: it was held."""
 
+    def said_by(self, call: CallState) -> str:
+        """The policy that chose this call, for the log of decisions."""
+        return self.name
+
 
 def place_of(call: CallState) -> Node | None:
     """The call's node, as long as its workflow's graph has it: a workflow may be cancelled while calls of it live."""

@@ -222,3 +222,13 @@ def test_a_workflow_that_is_refused_since_too_many_are_held_has_failed() -> None
     row = next(row for row in recorder.rows if row.number == 0)
     assert (row.began, row.timed, row.failed) == (1, 1, 1)
     assert "cap_not_applied" in row.marks
+
+
+def test_decisions_are_said_to_be_of_the_arms_policy() -> None:
+    recorder = Recorder(seed=2)
+    recorder.start()
+    recorder.call("1", "", 16.0)
+    recorder.tick(24.5)
+    recorder.call("2", "", 25.0, deadline_ms=1.0)
+    sent = [recorder.scheduler.calls[name].sent for name in ("1", "2")]
+    assert [each and each.policy for each in sent] == ["passthrough", "joule"]
