@@ -28,6 +28,8 @@ class Recording(NamedTuple):
     stopped_why: str | None
     ended: bool
     shadow: Shadow = Shadow()
+    pace: float = 1.0
+    """Seconds of the experiment in a real one: above 1 before a faster twin."""
 
 
 def read(path: Path) -> Recording:
@@ -60,12 +62,13 @@ def read(path: Path) -> Recording:
             raise BenchError(f"{path}:{number}: no row of a block: {error!r}") from None
     try:
         definition = definition_of(records[0]["definition"])
-        started_at = float(records[0]["started_at"])
-    except (ExperimentError, KeyError, TypeError, ValueError) as error:
+        pace = float(records[0].get("pace", 1.0))
+        started_at = float(records[0]["started_at"]) / pace
+    except (ExperimentError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise BenchError(f"{path}:1: {error}") from None
     return Recording(
         definition, started_at, rows, last.get("stopped_why"), last.get("ended_at") is not None,
-        Shadow(*last.get("shadow", ())),
+        Shadow(*last.get("shadow", ())), pace,
     )  # fmt: skip
 
 

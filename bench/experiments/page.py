@@ -59,6 +59,7 @@ def page(found: Analysis, recording: Recording) -> str:
         f"Experiment {definition.id} · {definition.design.replace('_', ' ')} · from {began:%Y-%m-%d %H:%M} UTC ·"
         f" blocks of {definition.block_seconds:g} s, of which {definition.washout_seconds:g} s wash-out ·"
         f" {found.primary.pairs} of {definition.pairs} pairs count"
+        + (f" · {recording.pace:g} × real time" if recording.pace != 1.0 else "")
     )
     sections = [
         f"<h1>{escape(sentence(found))}</h1><p class=facts>{escape(facts)}</p>", _stopped(recording), _warned(found),

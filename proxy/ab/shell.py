@@ -80,7 +80,7 @@ class Experiments:
         assert self.store is not None
         now = self._wall()
         try:
-            self.store.begin(definition, now)
+            self.store.begin(definition, now, self._pace)
         except FileExistsError:
             taken = f'id: there was an experiment "{definition.id}" already; its results are kept: take another id'
             raise ExperimentError([taken]) from None

@@ -30,11 +30,11 @@ class ExperimentStore:
         self._written: dict[str, set[tuple[int, int]]] = {}
         """(block, arm) of the rows that are in the file: after a kill, one may be told again."""
 
-    def begin(self, definition: Definition, started_at: float) -> None:
+    def begin(self, definition: Definition, started_at: float, pace: float = 1.0) -> None:
         """A new one. FileExistsError if there was one of that id."""
         (self.folder / definition.id).mkdir(parents=True)
         with (self.folder / definition.id / BLOCKS).open("xb") as file:
-            _durably(file, orjson.dumps(head(definition, started_at)) + b"\n")
+            _durably(file, orjson.dumps(head(definition, started_at, pace)) + b"\n")
         self._written[definition.id] = set()
 
     def forget(self, experiment: str) -> None:

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 VERSION = 1
 
 
-def head(definition: Definition, started_at: float) -> dict[str, Any]:
-    """First line of the file of closed blocks; each further line is a row's `as_json`, the last one `end`."""
-    return {"joulegate_experiment_blocks": VERSION, "definition": definition.as_json(), "started_at": started_at}
+def head(definition: Definition, started_at: float, pace: float = 1.0) -> dict[str, Any]:
+    """First line of the file of closed blocks; each further line is a row's `as_json`, the last one `end`.
+    `pace`: see `following.Clock`; `started_at` is Unix seconds times it."""
+    return {"joulegate_experiment_blocks": VERSION, "definition": definition.as_json(), "started_at": started_at,
+            "pace": pace}  # fmt: skip
 
 
 def end(experiment: Experiment) -> dict[str, Any]:
