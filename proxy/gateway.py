@@ -85,6 +85,7 @@ class Gateway:
         self._ended: list[Call] = []
         """Calls that have ended and are not yet counted and logged."""
         self._wake: asyncio.TimerHandle | None = None
+        self._wake_when = 0.0
         """The one tick that the scheduler waits for: after it, it asks for the next."""
         self._sweep = self._loop.call_later(SWEEP_SECONDS, self._sweep_now)
 
@@ -221,10 +222,10 @@ class Gateway:
     def _wake_at(self, seconds: float) -> None:
         at = self._loop.time() + max(0.0, seconds)
         if self._wake is not None:
-            if self._wake.when() <= at:
+            if self._wake_when <= at:  # uvloop gives no `when` of what is due at once
                 return
             self._wake.cancel()
-        self._wake = self._loop.call_at(at, self._wake_now)
+        self._wake, self._wake_when = self._loop.call_at(at, self._wake_now), at
 
     def _wake_now(self) -> None:
         self._wake = None

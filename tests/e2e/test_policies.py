@@ -264,3 +264,17 @@ def test_the_example_policy_is_found_by_its_entry_point_and_runs(
     finally:
         POLICIES.pop("longest-wait", None)
         sys.modules.pop("longest_wait_policy", None)
+
+
+def test_two_wakes_that_are_due_at_once_do_no_harm() -> None:
+    async def main() -> None:
+        async def answer(request: EngineRequest) -> None:
+            await request.answer(b"{}")
+
+        async with engine(answer) as vllm, gateway(vllm) as running:
+            for _ in range(2):
+                running.app.gateway._wake_at(0.0)
+            assert running.app.gateway._wake is not None
+            await until(lambda: running.app.gateway._wake is None, "the tick that was asked for")
+
+    run(main)
