@@ -93,9 +93,10 @@ def _start(options: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         raise Refused([f"{options.file}: {error}"], EXIT_USAGE) from None
     told = json.loads(_ask(options, "POST", "/admin/experiments", wanted))
-    hours = (told["ends_at"] - told["started_at"]) / 3600 / told["pace"]
+    minutes = (told["ends_at"] - told["started_at"]) / 60 / told["pace"]
+    lasts = f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min"
     print(
-        f"{told['id']} has started: {told['arms'][1]} against {told['arms'][0]}, {hours:.2f} h,"
+        f"{told['id']} has started: {told['arms'][1]} against {told['arms'][0]}, {lasts},"
         f" until {_when(told['ends_at'] / told['pace'])};"
         f" an effect of {100 * told['detectable']:.1f} % is found with 80 % probability"
     )

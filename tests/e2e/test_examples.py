@@ -56,6 +56,11 @@ def test_parrots_api(gateway: str) -> None:
     assert "\nthe whole: " in run(sys.executable, "examples/parrot_http.py", gateway)
 
 
+def test_traffic_for_an_experiment(gateway: str) -> None:
+    printed = run(sys.executable, "examples/ab_traffic.py", gateway, MODEL, "--seconds", "1", "--deadline-ms", "60000")
+    assert re.fullmatch(r"[1-9]\d* workflows, [1-9]\d+ output tokens\n", printed)
+
+
 # --- docs/workflows.md ---
 
 
