@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ from proxy.cli import main as joulegate
 from tests.e2e.harness import RunningGateway, gateway, until
 from tests.e2e.test_control import ask, get, sample
 from tests.e2e.twin_process import MODEL, Twin
+from tests.vllm.children import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -91,6 +93,7 @@ def test_an_experiment_goes_on_through_a_restart_until_a_guardrail_stops_it(
     """Joule that may send one call at a time is the harm that the guardrail is for."""
     state, file, out = tmp_path / "state", tmp_path / "plan.json", tmp_path / "report"
     file.write_text(json.dumps(definition()))
+    exposed: list[str] = []
 
     async def before() -> None:
         async with serving(twin, state, "before") as running:
@@ -101,6 +104,7 @@ def test_an_experiment_goes_on_through_a_restart_until_a_guardrail_stops_it(
             text = (await get(running.control_port, "/metrics")).body.decode()
             assert sample(text, "joulegate_experiment_running", experiment="worth-it") == 1
             assert sample(text, "joulegate_experiment_block", arm="passthrough") == 0
+            exposed.append(text)
 
     async def after() -> None:
         async with serving(twin, state, "after") as running:
@@ -108,6 +112,7 @@ def test_an_experiment_goes_on_through_a_restart_until_a_guardrail_stops_it(
             assert status(running)["block"] in (0, 1), "the block that is due, none from the beginning"
             await until(lambda: status(running)["state"] != "running", "the guardrail stops it")
             assert running.app.gateway.scheduler.policy.name == "passthrough", "the control, at once"
+            exposed.append((await get(running.control_port, "/metrics")).body.decode())
             assert await command(running, "status", "worth-it") == 0
             assert "worth-it is stopped: p95_workflow_seconds:+50%" in capsys.readouterr().out
             assert await command(running, "list") == 0
@@ -115,6 +120,9 @@ def test_an_experiment_goes_on_through_a_restart_until_a_guardrail_stops_it(
 
     uvloop.run(before())
     uvloop.run(after())
+    page = (ROOT / "docs" / "observability.md").read_text()
+    documented = set(re.findall(r"^\| `(joulegate_experiment\w*)`", page, re.MULTILINE))
+    assert documented == set(re.findall(r"^(joulegate_experiment\w*)\{", "\n".join(exposed), re.MULTILINE))
     recording = read(out / "blocks.jsonl")
     assert recording.ended and recording.stopped_why is not None
     rows = {row.number: row for row in recording.rows}
