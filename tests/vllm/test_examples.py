@@ -69,7 +69,7 @@ def kinds(document: dict[str, Any]) -> set[str]:
 
 def test_no_example_is_left_out() -> None:
     tested = {"workflow_curl.sh", "openai_hints.py", "langgraph_agent.py", "parrot_http.py", "batch.py"}
-    tested.add("longest_wait_policy.py")  # by tests/e2e, which need no engine for it
+    tested |= {"longest_wait_policy.py", "ab_traffic.py"}  # by tests/e2e, which need no engine for them
     assert {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh")} == tested
 
 
