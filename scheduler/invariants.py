@@ -43,3 +43,4 @@ def validate(scheduler: Scheduler) -> None:
         scheduler.decisions, scheduler.experiments,
     ):  # fmt: skip
         part.validate()
+    scheduler.policy.validate()

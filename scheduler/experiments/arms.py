@@ -59,6 +59,11 @@ class ArmPolicies(Policy):
         for policy in reversed(self.policies):
             policy.end(now)
 
+    def validate(self) -> None:
+        """Of each."""
+        for policy in self.policies:
+            policy.validate()
+
     def arrived(self, call: CallState, now: float) -> None:
         """To its arm."""
         arm = self._deal(call, now)

@@ -11,7 +11,7 @@ with the earliest (deadline - fixed time) is the most urgent.
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import floor, log2
 from typing import TYPE_CHECKING
 
@@ -151,6 +151,19 @@ class Board:
             if not heap:
                 del heaps[bucket]
         return due, wake
+
+    def tidy(self) -> None:
+        """Forget entries that are out of date."""
+        for bucket, heap in list(self._heaps.items()):
+            heap[:] = [entry for entry in heap if entry[2] == entry[3].version]
+            heapify(heap)
+            if not heap:
+                del self._heaps[bucket]
+
+    @property
+    def entries(self) -> int:
+        """Of all heaps, those out of date included."""
+        return sum(map(len, self._heaps.values()))
 
     def validate(self, flows: list[Flow]) -> None:
         """AssertionError for what does not hold."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
-from math import exp, floor, log2
+from heapq import heapify, heappop, heappush
+from math import floor, log2
 from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.holding.arrivals import Arrivals
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 STEP_BUCKETS_AN_OCTAVE = 4
 INFINITE = float("inf")
+TIDIED_LEAST = 1024
+"""Entries of heaps that may be out of date, beside four for each call that is here: then all are looked through."""
 
 
 class Rules(NamedTuple):
@@ -27,8 +29,8 @@ class Rules(NamedTuple):
 
     cover_share: float = 0.6
     """A call joins what runs if so much of its own time is covered by steps that are made anyway."""
-    patience: float = 0.0
     pad_seconds: float = 0.02
+    """A workflow begins so much earlier than must be: events and the network take their time."""
     join_margin: float = 0.06
     """Joining may use up so much of the margin that work was begun with."""
     full_batch: float = 256.0
@@ -62,7 +64,7 @@ class Sent(NamedTuple):
 
 
 class Room:
-    """Calls go in by `take`, come out of `next_sent`, and are told by `sent` and `ended`."""
+    """Calls go in by `take`; `decide` queues those that are to go; `sent` and `ended` tell what came of it."""
 
     def __init__(self, name: str, costs: StepCosts, rules: Rules, margin: Margin, now: float) -> None:
         self.name = name
@@ -88,6 +90,8 @@ class Room:
         self.changed = True
         """Something came, went, ended or costs otherwise since the last decision."""
         self._wake_at = self._again_at = 0.0
+        self._pushes = 0
+        """Entries since the heaps were tidied."""
 
     @property
     def costs(self) -> StepCosts:
@@ -117,6 +121,9 @@ class Room:
         bucket = floor(STEP_BUCKETS_AN_OCTAVE * log2(work.steps))
         heap = self._waiting.setdefault(bucket, [])
         heappush(heap, (flow.deadline, call.sequence, call))
+        self._pushes += 1
+        if self._pushes > TIDIED_LEAST + 4 * len(self.flow_of):
+            self._tidy()
         self._place(flow)
         if flow.deadline > AT_ONCE and self._alone(flow, now):
             self._begin(flow, now, "alone")
@@ -171,6 +178,24 @@ class Room:
             self._place(flow)
         self.queue.clear()
         return calls
+
+    def _tidy(self) -> None:
+        """Forget entries that say nothing any more: most go when they come up, but where nobody waits none comes up."""
+        self._ends = [entry for entry in self._ends if entry[2].urgent and entry[2].ends_at == -entry[0]]
+        self._tight = [entry for entry in self._tight if entry[2].tight_key == entry[0] and self._may_stay(entry[2])]
+        heapify(self._ends)
+        heapify(self._tight)
+        for bucket, heap in list(self._waiting.items()):
+            heap[:] = [entry for entry in heap if self._work_of_waiting(entry[2]) is not None]
+            heapify(heap)
+            if not heap:
+                del self._waiting[bucket]
+        self.board.tidy()
+        self.stepping.tidy()
+        self._pushes = 0
+
+    def _may_stay(self, flow: Flow) -> bool:
+        return flow.present or self.stepping.now - flow.left_at < self.rules.between_seconds
 
     def _let_go(self, call: CallState, flow: Flow) -> CallWork:
         work = flow.let_go(call)
@@ -255,6 +280,7 @@ class Room:
         if flow.deadline == AT_ONCE:
             allowed = takes * self.rules.interactive_stretch
         self._count += 1
+        self._pushes += 1
         if flow.urgent:
             heappush(self._ends, (-flow.ends_at, self._count, flow))
         flow.run_steps, flow.run_tail = stepping.steps, max(tail if flow.running else 0.0, 0.0)
@@ -293,11 +319,10 @@ class Room:
         """Calls whose steps are for the most part made anyway."""
         horizon, bearable = self._horizon(now), self._bearable(now)
         stepping, cover = self.stepping, self.rules.cover_share
-        patience = self.rules.patience
         room = self.rules.full_batch - len(stepping.running) - len(self.queued)
         step = stepping.step_seconds
         for bucket in sorted(self._waiting):
-            if 0.2 * step * 2.0 ** (bucket / STEP_BUCKETS_AN_OCTAVE) > horizon or room < 1 or bearable <= 0.0:
+            if cover * step * 2.0 ** (bucket / STEP_BUCKETS_AN_OCTAVE) > horizon or room < 1 or bearable <= 0.0:
                 return
             heap = self._waiting[bucket]
             while heap and room >= 1:
@@ -306,12 +331,7 @@ class Room:
                 if work is None:
                     heappop(heap)
                     continue
-                own = stepping.seconds_of(work)
-                flow = self.flow_of[call]
-                if patience:
-                    slack = max(flow.deadline - now - flow.held_tail, 0.0)
-                    cover = 1.0 - exp(-slack / (patience * own))
-                if cover * own > horizon:
+                if cover * stepping.seconds_of(work) > horizon:
                     break
                 lump = work.marginal_seconds
                 if lump > bearable:
@@ -349,3 +369,20 @@ class Room:
             return None
         flow = self.flow_of.get(call)
         return None if flow is None else flow.held.get(call)
+
+    @property
+    def entries(self) -> int:
+        """Of all heaps, those out of date included."""
+        waiting = sum(len(heap) for heap in self._waiting.values())
+        return len(self._ends) + len(self._tight) + waiting + self.board.entries + self.stepping.entries
+
+    def validate(self) -> None:
+        """AssertionError for what does not hold."""
+        flows = list({id(flow): flow for flow in self.flow_of.values()}.values())
+        held = sum(len(flow.held) for flow in flows)
+        assert self.held == held, f"{self.name} counts {self.held} held calls, there are {held}"
+        assert sum(flow.running for flow in flows) == len(self.stepping.running)
+        assert self.queued <= {call for flow in flows for call in flow.held}, "queued and not held"
+        assert self.entries <= 8 * (TIDIED_LEAST + 5 * (len(self.flow_of) + 1)), "heaps grow"
+        self.stepping.validate()
+        self.board.validate(flows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -96,9 +96,19 @@ class Stepping:
             heappop(ends)
         return self.now
 
+    def tidy(self) -> None:
+        """Forget ends of what runs no more."""
+        self._ends = [entry for entry in self._ends if entry[2] in self.running]
+        heapify(self._ends)
+
     def validate(self) -> None:
         """AssertionError for what does not hold."""
         tokens = sum(each.work.token_seconds for each in self.running.values())
         assert abs(self.token_seconds - tokens) <= 1e-9 * (1 + len(self.running)) + 1e-6 * tokens
         assert self.prefill_seconds >= 0.0
         assert self.running.keys() <= {entry[2] for entry in self._ends}
+
+    @property
+    def entries(self) -> int:
+        """Ends that are kept, those out of date included."""
+        return len(self._ends)

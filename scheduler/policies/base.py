@@ -79,6 +79,9 @@ class Policy(ABC):
     def end(self, now: float) -> None:  # noqa: B027
         """Another decides from now on: what was changed outside of this object is to be put back."""
 
+    def validate(self) -> None:  # noqa: B027
+        """Every invariant of its own. AssertionError otherwise."""
+
     def arrived(self, call: CallState, now: float) -> None:  # noqa: B027
         """A call is held: it came, or an attempt failed and it is to be sent again."""
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 COSTS_SECONDS = 2.0
 """So often the costs of steps are asked for anew."""
 LEARNED_UNSEEN = (0.1, 5e-5, 0.012)
+"""Seconds a call, a new prompt token, an output token: where somebody else's model of durations is in force."""
 PATIENCE_SECONDS = 1.0
 """A call is sent so long before the queue would refuse it."""
 FLOWS_SWEPT = 1024
@@ -90,6 +91,12 @@ class Joule(Policy):
     def end(self, now: float) -> None:
         """Durations are again those of the present load."""
         self.view.workflows.forecasts.durations = self._learned
+
+    def validate(self) -> None:
+        """Every call is in one room, and the rooms are whole. AssertionError otherwise."""
+        for room in self.rooms.values():
+            room.validate()
+        assert self._room_of.keys() == {call for room in self.rooms.values() for call in room.flow_of}
 
     # --- a call's life ---
 

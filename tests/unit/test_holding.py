@@ -170,3 +170,16 @@ def test_options_are_checked() -> None:
     assert set(Joule.options) >= {"misses_share", "cover_share", "full_batch", "max_in_flight", "engine_priority"}
     for bad in (0, 1, 1.5, "x"):
         assert not Joule.options["misses_share"].takes(bad)
+
+
+def test_nothing_is_left_behind_where_nobody_waits() -> None:
+    scheduler = mind()
+    room = None
+    for number in range(6_000):
+        arrive(scheduler, f"w-{number}", 0.01 * number, kind="interactive")
+        if number >= 20:  # twenty are always under way, so that no heap is ever emptied for want of work
+            finish(scheduler, f"w-{number - 20}", 0.01 * number)
+        room = scheduler.policy.rooms["a"]  # type: ignore[attr-defined]
+    assert room is not None and len(room.flow_of) == 20
+    assert room.entries < 8 * (1024 + 5 * 21)
+    scheduler.policy.validate()
