@@ -8,6 +8,7 @@ from os import cpu_count
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from bench.policies import fluid
 from bench.policies.cells import CELLS, PROMISES, Cell, Promise
 from bench.policies.lab import Outcome, Run, play
 from bench.programs import BenchError
@@ -93,13 +94,16 @@ def table(
         for cell in cells
         for policy in (BASELINE, *policies)
     ]
-    print(f"{'':11}{'':16}{'':12}{'workflows':>9}{'joules':>8}{'bound':>7}{'share':>7}{'late':>15}{'p95/alone':>15}")
+    print(f"{'':12}{'':16}{'':12}{'workflows':>9}{'joules':>8}{'bound':>7}{'share':>7}{'late':>15}{'p95/alone':>15}")
     with ProcessPoolExecutor(args.processes) as pool:
         outcomes = iter(pool.map(play, runs))
         for promise in promises:
             of_policy: dict[str, list[Row]] = {name: [] for name in policies}
+            clairvoyant: list[float] = []
             for _ in cells:
                 baseline = next(outcomes)
+                if (best := fluid.share(baseline)) is not None:
+                    clairvoyant.append(best)
                 for name in policies:
                     row = compare(baseline, next(outcomes))
                     of_policy[name].append(row)
@@ -107,6 +111,11 @@ def table(
                     yield row
             for name, rows in of_policy.items():
                 print(summary(promise.name, name, rows), flush=True)
+            if clairvoyant:
+                mean = sum(clairvoyant) / len(clairvoyant)
+                print(
+                    f"{promise.name:12}who knew all and could pause calls without any slowdown: {mean:.1%}", flush=True
+                )
 
 
 def compare(baseline: Outcome, outcome: Outcome) -> Row:
@@ -142,7 +151,7 @@ def line(row: Row) -> str:
     late = "" if row.misses_share is None else f"{row.misses_share:.1%} ({row.baseline_misses_share:.1%})"
     times = f"{row.stretch_p95:.2f} ({row.baseline_stretch_p95:.2f})"
     return (
-        f"{row.promise:11}{row.cell:16}{row.policy:12}{row.workflows:>9}{row.joules_ratio:>8.3f}{row.bound_ratio:>7.3f}"
+        f"{row.promise:12}{row.cell:16}{row.policy:12}{row.workflows:>9}{row.joules_ratio:>8.3f}{row.bound_ratio:>7.3f}"
         f"{row.share:>7.0%}{late:>15}{times:>15}"
     )
 
@@ -153,6 +162,6 @@ def summary(promise: str, policy: str, rows: Sequence[Row]) -> str:
     plain = sum(row.plain_share for row in rows) / len(rows)
     worst = max(row.joules_ratio for row in rows)
     return (
-        f"{promise:11}{policy}: share of the room {mean:.1%} on average ({plain:.1%} with prices as without a power "
+        f"{promise:12}{policy}: share of the room {mean:.1%} on average ({plain:.1%} with prices as without a power "
         f"limit); worst cell {worst:.3f} x the joules of {BASELINE}"
     )
