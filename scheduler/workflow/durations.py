@@ -25,6 +25,8 @@ KEPT = 0.98
 REFIT_CALLS = 8
 UPPER_RATIO_UNSEEN = 1.5
 SECONDS_MIN = 1e-4
+RATIO_MOST = 1e3
+"""A call that took more times than this what was fitted says as much about the spread as one that took so many."""
 
 
 class SecondsForecast(NamedTuple):
@@ -127,7 +129,7 @@ class LearnedDurations:
         fit = self._latest = self._fits.take(model)
         fitted = fit.fitted(uncached_tokens, output_tokens)
         error = abs(seconds - fitted) / fitted
-        fit.ratios.add(seconds / fitted)
+        fit.ratios.add(min(seconds / fitted, RATIO_MOST))
         tolerated = HUBER_NOISES * NOISE_RELATIVE
         weight = (1.0 if error <= tolerated else tolerated / error) / (fitted * fitted)
         fit.forget_a_little()

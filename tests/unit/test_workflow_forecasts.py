@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scheduler.events import CallArrived, CallFinished
@@ -94,6 +94,7 @@ def test_durations_follow_the_load() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**5), st.floats(-1.0, 1e5)), max_size=60))
+@example([(0, 1492, 9e-06), (0, 7567, 27366.0), (0, 0, 68156.0)])
 def test_durations_stay_sane_whatever_is_observed(seen: list[tuple[int, int, float]]) -> None:
     model = LearnedDurations()
     for prompt, output, seconds in seen:
