@@ -14,8 +14,8 @@ from tests.vllm.wire import Answer, ask, chat_body
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 TRIES = 12
-"""vLLM may put two tokens into one event when its HTTP side lags, so a stream has more than one right form; the busier the
-machine, the more."""
+"""vLLM may put two tokens into one event when its HTTP side lags, so a stream has more than one right form: on a
+busy machine many."""
 
 STREAMS: list[tuple[str, str, dict[str, Any]]] = [
     ("chat", CHAT, chat_body()),
