@@ -39,8 +39,8 @@ class Dag(Base):
     def fill(self, nodes: Mapping[str, Node], specs: Iterable[NodeSpec]) -> int:
         """Into an empty graph: all nodes, in the order of their specifications, with their edges; counts the edges.
 
-        Notes in each node its number, what it waits for, and its level. KeyError, and the graph is of no use, if one waits
-        for a name that is not there, or that does not come before it.
+        Notes in each node its number, what it waits for, and its level. KeyError, and the graph is of no use, if one
+        waits for a name that is not there, or that does not come before it.
         """
         successors, predecessors = self._succ, self._pred
         said, quoted = _SAID["declared"], _SAID["data"]

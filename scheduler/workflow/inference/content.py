@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from scheduler.workflow.inference.memory import OWNERS_MAX, TABLED_BYTES, TEXTS_MAX, Memory
 from scheduler.workflow.inference.pieces import pieces
-from scheduler.workflow.inference.place import Place
+from scheduler.workflow.inference.place import place
 from scheduler.workflow.inference.placement import Counters, Placement
 from scheduler.workflow.inference.reading import Prompt
 
@@ -61,8 +61,8 @@ class ContentInference:
         counters.calls += 1
         prompt = Prompt(segments, model)
         call = memory.open(call_id, key, now)
-        place = Place(call, prompt, memory.sieve, counters)
-        placement = Placement(*place.find(), prompt.fingerprint(), prompt.prefix)
+        turn, confidence, data_from = place(call, prompt, memory.sieve, counters)
+        placement = Placement(turn, confidence, data_from, prompt.fingerprint(), prompt.prefix)
         self._remember(call, prompt)
         if memory.bytes > memory.max_bytes:
             counters.evicted += memory.shrink()
@@ -81,7 +81,8 @@ class ContentInference:
                 if len(call.texts) < TEXTS_MAX:
                     self._memory.say(call, piece)
                     self.counters.outputs += 1
-        self.counters.evicted += self._memory.shrink()
+        if self._memory.bytes > self._memory.max_bytes:
+            self.counters.evicted += self._memory.shrink()
 
     def forget(self, call_id: str) -> None:
         """A call that got no answer: nothing will go on from it."""
@@ -101,8 +102,8 @@ class ContentInference:
     def _remember(self, call: Call, prompt: Prompt) -> None:
         key = call.key
         messages, prefixes = key.messages, key.prefixes
-        for digest in [one for one in prompt.digests if one not in messages]:
-            if digest not in messages:  # it may stand there twice
+        for digest in prompt.digests:
+            if digest not in messages:
                 messages[digest] = call
                 call.messages.append(digest)
         for one in prompt.prefix:

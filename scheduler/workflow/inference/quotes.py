@@ -74,12 +74,10 @@ def _matches(data: bytes, windows: Mapping[int, Text | list[Text]], sieve: Sieve
     counters.scanned_bytes += len(data)
     if len(data) < SHORTEST:
         return found
-    samples, keys = sieve.survivors(data)
-    if windows.keys().isdisjoint(keys):
-        return found
+    get = windows.get
     places, compared = 0, 0
-    for sample, key in zip(samples, keys, strict=True):
-        owners = windows.get(key)
+    for sample, key in zip(*sieve.survivors(data), strict=True):
+        owners = get(key)
         if owners is None:
             continue
         for text in (owners,) if isinstance(owners, Text) else owners:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -19,15 +20,23 @@ INSTRUCTIONS_BYTES = 256
 """So much of a system message tells one template from another; what comes later may be the date."""
 OPENING_BYTES = 96
 """So much of the first line does where there is no system message: what comes behind is the matter itself."""
+_SHORT = 128
+"""Characters of a name whose mark is remembered."""
 _DROPPED_BITS = 4
 """Of a prefix's hash: Python's integers of 60 bits are smaller than those of 64."""
 
 
 def _mark(name: str) -> int:
     """Of a role or a model."""
+    return _mark_of_short(name) if len(name) <= _SHORT else number(name.encode("utf-8", "surrogatepass"))
+
+
+@lru_cache(maxsize=256)
+def _mark_of_short(name: str) -> int:
     return number(name.encode("utf-8", "surrogatepass"))
 
 
+_NO_MODEL = _mark("")
 _MARKS = {role: _mark(role) for role in ("", "system", "developer", "user", "assistant", "tool")}
 
 
@@ -56,7 +65,7 @@ class Prompt:
             instructions += 1
         self.instructions = instructions
         """So many messages at the beginning are instructions: a list of these alone says nothing of a workflow."""
-        self._seed = _mark(model or "")
+        self._seed = _mark(model) if model else _NO_MODEL
         self._ends = list(accumulate(map(len, self.data)))
         self.prefix = self._prefixes()
         """See Placement."""

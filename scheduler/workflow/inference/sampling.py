@@ -50,7 +50,7 @@ def keys_of(hashed: NDArray[np.uint64]) -> list[int]:
 
 def sampled(data: bytes) -> NDArray[np.uint64]:
     """Hashes of the windows at each STEP-th byte; data has WINDOW bytes at least."""
-    words: NDArray[np.uint64] = np.ndarray(((len(data) - 8) // STEP + 1,), _WORD, data, 0, (STEP,))
+    words: NDArray[np.uint64] = np.frombuffer(data, _WORD, len(data) >> 3)[:: STEP >> 3]
     sums = words[:-2] + words[1:-1]
     sums += words[2:]
     sums *= _WEIGHT
@@ -96,8 +96,11 @@ class Sieve:
         slots, tags = self._where(samples)
         lacks = self._lacks.take(slots, mode="wrap")  # all are within: this is the quickest check
         lacks &= tags
-        hits = np.logical_not(lacks).nonzero()[0]
-        return hits.tolist(), keys_of(samples.take(hits))
+        hits: list[int] = np.logical_not(lacks).nonzero()[0].tolist()
+        if len(hits) > _FEW:
+            return hits, keys_of(samples.take(hits))
+        item = samples.item
+        return hits, [item(hit) >> 64 - KEY_BITS for hit in hits]
 
     def _where(self, hashed: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
         """Slots and tags: a hash's highest bits, and its bits 16 to 31."""
