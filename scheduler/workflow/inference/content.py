@@ -20,6 +20,7 @@ BYTES_MAX = 64 * 1024 * 1024
 BYTES_MIN = 1024 * 1024
 KEEP_SECONDS = 86_400.0
 """A batch's window: who has not gone on by then will not."""
+_new = tuple.__new__
 _EXPIRED_AT_ONCE = 4
 """Calls forgotten for their age when one arrives: more than one, so that none is left, and never many."""
 
@@ -61,12 +62,14 @@ class ContentInference:
         counters.calls += 1
         prompt = Prompt(segments, model)
         call = memory.open(call_id, key, now)
-        turn, confidence, data_from = place(call, prompt, memory.sieve, counters)
-        placement = Placement(turn, confidence, data_from, prompt.fingerprint(), prompt.prefix)
-        self._remember(call, prompt)
+        turn, confidence, data_from, new = place(call, prompt, memory.sieve, counters)
+        self._remember(
+            call, prompt, new - 1 if new else 0
+        )  # the first new one may follow an answer: that is new as well
         if memory.bytes > memory.max_bytes:
             counters.evicted += memory.shrink()
-        return placement
+        # What `Placement(…)` comes to, by way of a function in Python that takes twice as long.
+        return _new(Placement, (turn, confidence, data_from, prompt.fingerprint(), prompt.prefix))
 
     def answered(self, call_id: str, texts: str | Sequence[str], now: float) -> None:
         """What it was answered, each choice a text; () if that is not known. Of no matter for a call that is forgotten.
@@ -99,10 +102,11 @@ class ContentInference:
             self._memory.forget(oldest)
             self.counters.expired += 1
 
-    def _remember(self, call: Call, prompt: Prompt) -> None:
+    def _remember(self, call: Call, prompt: Prompt, start: int) -> None:
+        """`start`: the messages before are those of an earlier list."""
         key = call.key
         messages, prefixes = key.messages, key.prefixes
-        for digest in prompt.digests:
+        for digest in prompt.digests[start:] if start else prompt.digests:
             if digest not in messages:
                 messages[digest] = call
                 call.messages.append(digest)

@@ -35,10 +35,8 @@ if TYPE_CHECKING:
 
     Turn = tuple[Call, float]
     """The call that is gone on from, and how sure that is."""
-    Found = tuple[str | None, float, tuple[tuple[str, float], ...]]
-    """The turn, its confidence, and whose outputs are quoted."""
-
-_NOTHING: Found = (None, 0.0, ())
+    Found = tuple[str | None, float, tuple[tuple[str, float], ...], int]
+    """The turn, its confidence, whose outputs are quoted, and how many of the first messages are an earlier list."""
 
 
 def place(call: Call, prompt: Prompt, sieve: Sieve, counters: Counters) -> Found:
@@ -47,26 +45,28 @@ def place(call: Call, prompt: Prompt, sieve: Sieve, counters: Counters) -> Found
     turn, new = (None, 0) if prompt.plain or not key.lists else _extended(prompt, key, counters)
     messages, digests = key.messages, prompt.digests
     quoted: list[tuple[Quote, ...]] = []
-    count = 0
+    flat: list[Quote] = []
     for number in range(new, len(digests)):
         first = messages.get(digests[number])
         if first is None:
             found = _searched(number, call, prompt, sieve, counters)
         else:  # searched when it was seen first, since what is said later cannot be in it
             found = () if first.quotes is None else first.quotes.get(digests[number], ())
-        count += len(found)
         quoted.append(found)
+        if found:
+            flat += found
     data: dict[Call, float] = {}
-    if count:
+    if flat:
         if prompt.bare:
-            turn, quoted[0] = _continued(quoted[0], turn, prompt, counters)
+            turn, flat = _continued(flat, turn, prompt, counters)
         elif "assistant" in prompt.roles:
             turn, answered = _answered_last(quoted, new, turn, prompt, counters)
-            del quoted[:answered]
-        data = _producers([quote for of_message in quoted for quote in of_message], turn, counters)
+            if answered:
+                flat = [quote for of_message in quoted[answered:] for quote in of_message]
+        data = _producers(flat, turn, counters)
     if turn is None:
         if not data:
-            return _NOTHING
+            return None, 0.0, (), new
         origins = list(data)
     else:
         origins = [turn[0], *data]
@@ -77,7 +77,7 @@ def place(call: Call, prompt: Prompt, sieve: Sieve, counters: Counters) -> Found
         origin.used = origin.used or call.since
     counters.data_edges += len(data)
     edges = tuple([(origin.id, confidence) for origin, confidence in data.items()])
-    return (None, 0.0, edges) if turn is None else (turn[0].id, turn[1], edges)
+    return (None, 0.0, edges, new) if turn is None else (turn[0].id, turn[1], edges, new)
 
 
 # --- turns ---
@@ -119,16 +119,15 @@ def _answered_last(
 
 
 def _continued(
-    quoted: tuple[Quote, ...], turn: Turn | None, prompt: Prompt, counters: Counters
-) -> tuple[Turn | None, tuple[Quote, ...]]:
+    quoted: list[Quote], turn: Turn | None, prompt: Prompt, counters: Counters
+) -> tuple[Turn | None, list[Quote]]:
     """The call whose prompt and output this text begins with, and what is quoted behind."""
     data = prompt.data[0]
     for number in range(len(quoted) - 1, -1, -1):
         quote = quoted[number]
         before = [] if quote.escaped else [call for call in quote.text.said if _precedes(call, quote, data)]
         if before:
-            later = tuple([later for later in quoted if later.start >= quote.end])
-            return _one_of(before, (), counters), later
+            return _one_of(before, (), counters), [later for later in quoted if later.start >= quote.end]
     return turn, quoted
 
 
@@ -148,8 +147,11 @@ def _searched(number: int, call: Call, prompt: Prompt, sieve: Sieve, counters: C
     found = quotes.find(prompt.data[number], call.key.windows, sieve, counters)
     if not found:
         return ()
-    kept = tuple([quote for quote in found if quote.escaped or not _was_there(number, quote, call.key, prompt)])
-    counters.accidental += len(found) - len(kept)
+    key, kept = call.key, tuple(found)
+    for quote in found:
+        if not quote.escaped and _was_there(number, quote, key, prompt):
+            kept = tuple([one for one in kept if one is not quote])
+            counters.accidental += 1
     if kept:
         if call.quotes is None:
             call.quotes = {}
@@ -161,7 +163,7 @@ def _searched(number: int, call: Call, prompt: Prompt, sieve: Sieve, counters: C
 def _was_there(number: int, quote: Quote, key: KeyMemory, prompt: Prompt) -> bool:
     """Is it in a beginning that was in use before it was said?"""
     prefix = prompt.prefix
-    shortest = bisect_left(PREFIX_BYTES, prompt.lead_end(number, quote.end))
+    shortest = bisect_left(PREFIX_BYTES, quote.end + (prompt.ends[number - 1] if number else 0))
     if shortest >= len(prefix):
         return False
     first = key.prefixes.get(prefix[shortest])
