@@ -10,7 +10,7 @@ import orjson
 
 from proxy.errors import RequestFault
 from proxy.workflows.placeholders import NAME, Template, copied, in_json_string, template
-from scheduler.workflow.spec import NodeSpec
+from scheduler.workflow.spec import CLASSES, NodeSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,6 @@ _NODE_MEMBERS = frozenset(
     )
 )
 _USUAL_MEMBERS = frozenset(("id", "request", "after", "expected_output_tokens"))
-CLASSES = ("interactive", "standard", "batch")
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 _OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _SET_HERE = frozenset(("stream", "stream_options", "workflow"))

@@ -44,21 +44,28 @@ def work(costs: StepCosts, new_tokens: float, context_tokens: float, output_toke
 
 def work_of_node(node: Node, forecasts: Forecasts, costs: StepCosts) -> CallWork:
     """As its forecast has it."""
-    if node.tool:
-        return CallWork(0.0, 0.0, 0.0)
-    prompt = node.prompt_tokens_estimate
-    context = PROMPT_TOKENS_UNKNOWN if prompt is None else float(prompt)
-    return work(costs, context * forecasts.uncached_share(node), context, node.output_tokens_forecast)
+    return CallWork(0.0, 0.0, 0.0) if node.tool else work(costs, *_tokens_of_node(node, forecasts))
 
 
 def work_of_call(call: CallState, forecasts: Forecasts, costs: StepCosts) -> CallWork:
     """Of a call, in a workflow or not."""
+    return work(costs, *tokens_of_call(call, forecasts))
+
+
+def tokens_of_call(call: CallState, forecasts: Forecasts) -> tuple[float, float, float]:
+    """(new prompt tokens, prompt tokens, output tokens), as far as they are known."""
     if call.node is not None:
-        return work_of_node(call.node, forecasts, costs)
+        return _tokens_of_node(call.node, forecasts)
     arrived = call.arrived
     output = arrived.expected_output_tokens or arrived.max_output_tokens or OUTPUT_TOKENS_UNKNOWN
     prompt = float(arrived.prompt_tokens_estimate)
-    return work(costs, prompt, prompt, float(output))
+    return prompt, prompt, float(output)
+
+
+def _tokens_of_node(node: Node, forecasts: Forecasts) -> tuple[float, float, float]:
+    prompt = node.prompt_tokens_estimate
+    context = PROMPT_TOKENS_UNKNOWN if prompt is None else float(prompt)
+    return context * forecasts.uncached_share(node), context, node.output_tokens_forecast
 
 
 class IsolatedDurations:
