@@ -27,6 +27,8 @@ class CallWork(NamedTuple):
     """During which nobody else gets on."""
     token_seconds: float
     """By which it lengthens each of its steps."""
+    joules: float = 0.0
+    """Beside its share of steps' fixed cost, above idle power; means nothing where energy is not modelled."""
 
     @property
     def marginal_seconds(self) -> float:
@@ -38,34 +40,30 @@ def work(costs: StepCosts, new_tokens: float, context_tokens: float, output_toke
     """A call of so many new prompt tokens behind cached ones, `context_tokens` in all."""
     before = max(context_tokens - new_tokens / 2, 0.0)
     prefill = new_tokens * (costs.prefill_seconds + costs.pair_seconds * before)
-    token = costs.decode_seconds + costs.context_seconds * (context_tokens + output_tokens / 2)
-    return CallWork(max(output_tokens, 1.0), prefill, token)
+    read = context_tokens + output_tokens / 2
+    token = costs.decode_seconds + costs.context_seconds * read
+    joules = new_tokens * (costs.prefill_joules + costs.pair_joules * before)
+    joules += output_tokens * (costs.token_joules + costs.context_joules * read)
+    return CallWork(max(output_tokens, 1.0), prefill, token, joules)
 
 
 def work_of_node(node: Node, forecasts: Forecasts, costs: StepCosts) -> CallWork:
     """As its forecast has it."""
-    return CallWork(0.0, 0.0, 0.0) if node.tool else work(costs, *_tokens_of_node(node, forecasts))
+    if node.tool:
+        return CallWork(0.0, 0.0, 0.0)
+    prompt = node.prompt_tokens_estimate
+    context = PROMPT_TOKENS_UNKNOWN if prompt is None else float(prompt)
+    return work(costs, context * forecasts.uncached_share(node), context, node.output_tokens_forecast)
 
 
 def work_of_call(call: CallState, forecasts: Forecasts, costs: StepCosts) -> CallWork:
     """Of a call, in a workflow or not."""
-    return work(costs, *tokens_of_call(call, forecasts))
-
-
-def tokens_of_call(call: CallState, forecasts: Forecasts) -> tuple[float, float, float]:
-    """(new prompt tokens, prompt tokens, output tokens), as far as they are known."""
     if call.node is not None:
-        return _tokens_of_node(call.node, forecasts)
+        return work_of_node(call.node, forecasts, costs)
     arrived = call.arrived
     output = arrived.expected_output_tokens or arrived.max_output_tokens or OUTPUT_TOKENS_UNKNOWN
     prompt = float(arrived.prompt_tokens_estimate)
-    return prompt, prompt, float(output)
-
-
-def _tokens_of_node(node: Node, forecasts: Forecasts) -> tuple[float, float, float]:
-    prompt = node.prompt_tokens_estimate
-    context = PROMPT_TOKENS_UNKNOWN if prompt is None else float(prompt)
-    return context * forecasts.uncached_share(node), context, node.output_tokens_forecast
+    return work(costs, prompt, prompt, float(output))
 
 
 class IsolatedDurations:
@@ -82,7 +80,7 @@ class IsolatedDurations:
     ) -> SecondsForecast:  # fmt: skip
         """Alone on the engine; the spread is that of the length."""
         costs = self.costs
-        steps, prefill, token = work(costs, uncached_tokens, context_tokens, output_tokens)
+        steps, prefill, token, _ = work(costs, uncached_tokens, context_tokens, output_tokens)
         each = costs.step_seconds + token
         longer = max(0.0, output_tokens_upper - output_tokens)
         return SecondsForecast(CALL_SECONDS + prefill + steps * each, longer * each)

@@ -35,6 +35,8 @@ LEARNED_UNSEEN = (0.1, 5e-5, 0.012)
 """Seconds a call, a new prompt token, an output token: where somebody else's model of durations is in force."""
 PATIENCE_SECONDS = 1.0
 """A call is sent so long before the queue would refuse it."""
+CHOICES_AT_ONCE = 32
+"""Of one event: then the gateway's loop does what else there is, for as long as `SOONEST_SECONDS`."""
 FLOWS_SWEPT = 1024
 """At so many workflows without a call here, those that are closed are forgotten."""
 SHAPES_LEAST = 4
@@ -77,6 +79,7 @@ class Joule(Policy):
         self._room_of: dict[CallState, Room] = {}
         self._flows: dict[tuple[str, object], Flow] = {}
         self._sweep_at = FLOWS_SWEPT
+        self._chosen_at, self._chosen = float("-inf"), 0
         self._fresh: dict[CallState, None] = {}
         """Came since it was decided last what is held."""
 
@@ -216,6 +219,8 @@ class Joule(Policy):
         """What goes now, else when to look again."""
         if now - self._costs_at > COSTS_SECONDS:
             self._refresh_costs(now)
+        if now != self._chosen_at:
+            self._chosen_at, self._chosen = now, 0
         wake = float("inf")
         for name, room in list(self.rooms.items()):
             if not room.held:
@@ -230,20 +235,22 @@ class Joule(Policy):
             if not queue:
                 wake = min(wake, room.decide(now))
             if queue and engine.in_flight < room.rules.in_flight and engine.has_room(now):
+                if self._chosen == CHOICES_AT_ONCE:
+                    return now
+                self._chosen += 1
                 order, _, call, rule = queue[0]
                 priority = int(1e3 * order) if self.engine_priority else None
-                return Choice(call, engine, priority, why_sent(room, call, rule, self.view.workflows.forecasts, now))
+                return Choice(call, engine, priority, why_sent(room, call, rule, now))
         if self._fresh:
             self._tell_held(now)
         return wake if wake < float("inf") else None
 
     def _tell_held(self, now: float) -> None:
         """What came and is not sent now is held: the log of decisions is told why."""
-        view = self.view
         for call in self._fresh:
             room = self._room_of.get(call)
             if room is not None and call not in room.queued:
-                view.decisions.held(call, why_held(room, call, view.workflows.forecasts, now), now)
+                self.view.decisions.held(call, why_held(room, call, now), now)
         self._fresh.clear()
 
 

@@ -26,7 +26,7 @@ from scheduler.holding.board import Board, bucket_of
 from scheduler.holding.flow import Flow
 from scheduler.holding.margin import Margin
 from scheduler.holding.work import IsolatedDurations
-from scheduler.policies.joule import Joule
+from scheduler.policies.joule import CHOICES_AT_ONCE, Joule
 from scheduler.workflow.durations import LearnedDurations
 from scheduler.workflow.spec import NodeSpec, WorkflowSpec
 
@@ -121,6 +121,9 @@ class TestJoule:
         went = []
         for number in range(600):
             went += sent(arrive(scheduler, f"w-{number}", now, deadline=500.0))
+        assert len(went) == CHOICES_AT_ONCE, "the loop has other things to do, too"
+        for tick in range(1, 20):
+            went += sent(scheduler.handle(Tick(), now + tick / 1e3))
         assert len(went) == 256
 
     def test_what_nobody_knows_the_length_of_is_not_held(self) -> None:
