@@ -40,6 +40,10 @@ COMMANDS = {
     "energy-cost": ("bench.energy.bill_cost", "CPU time that energy costs the gateway's loop, a call"),
     "energy-caps": ("bench.energy.caps", "the cap controller against the best fixed cap in hindsight"),
     "policies": ("bench.policies.table", "every policy on the same traffic: joules, deadlines, share of the room used"),
+    "policy-cost": (
+        "bench.policies.cost",
+        "what a call event costs the scheduler under each policy, and the longest one",
+    ),
     "experiments": ("bench.experiments.check", "is an A/B test right? its error rates on thousands of simulated ones"),
     "experiment-report": ("bench.experiments.report", "an experiment's blocks as one page: answer, effects, checks"),
     "power-sampling": ("bench.power_sampling", "what reading a card every 100 ms costs"),

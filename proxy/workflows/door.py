@@ -9,6 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from proxy.deadlines import impossible_header
 from proxy.errors import RequestFault
 from proxy.workflows.bulk import Bulk
 from proxy.workflows.describing import whole
@@ -87,7 +88,7 @@ class WorkflowDoor:
             found = await self._begin(request, bulk)
             if found is not None and found[0].submission.background:
                 run = found[0]
-                request.answer_json(self._short(run.key_name, run.id), 202, _location(run.id))
+                request.answer_json(self._short(run.key_name, run.id), 202, self._headers(run.key_name, run.id))
                 return
         finally:
             bulk.end()
@@ -111,14 +112,14 @@ class WorkflowDoor:
             if not submission.declared and (run := self.table.get(key_name, before)) is not None:
                 return run, True
             if submission.declared and self.mind.knows(key_name, before):
-                request.answer_json(self._short(key_name, before), 201, _location(before))
+                request.answer_json(self._short(key_name, before), 201, self._headers(key_name, before))
                 return None
         run_id = submission.id or f"wf-{os.urandom(12).hex()}"
         if submission.declared:
             self.table.check_id(key_name, run_id)
             self.mind.declare(request.call.id, key_name, run_id, submission)
             self.table.remember(key_name, token, run_id, body)
-            request.answer_json(self._short(key_name, run_id), 201, _location(run_id))
+            request.answer_json(self._short(key_name, run_id), 201, self._headers(key_name, run_id))
             return None
         self.table.check_room(key_name, run_id)
         self.mind.declare(request.call.id, key_name, run_id, submission)
@@ -151,15 +152,21 @@ class WorkflowDoor:
         """Answer with what becomes of it. Unless `keep`, it ends when its client leaves."""
         try:
             if run.submission.stream:
-                await RunStream(request, run).play()
+                await RunStream(request, run, impossible_header(self.mind.get(run.key_name, run.id))).play()
             else:
                 await _ended(run)
                 workflow, bill = self.mind.get(run.key_name, run.id), self._gateway.scheduler.energy.bill
-                request.answer_json(await whole(workflow, run, bill), headers=_location(run.id))
+                request.answer_json(await whole(workflow, run, bill), headers=self._headers(run.key_name, run.id))
         except asyncio.CancelledError:
             if not keep:
                 self.runner.cancel(run)
             raise
+
+    def _headers(self, key_name: str, run_id: str) -> list[tuple[bytes, bytes]]:
+        """Where the workflow is to be asked for, and whether its deadline can be kept."""
+        path = f"/v1/workflows/{quote(run_id, safe='')}"
+        told = [(b"x-workflow-id", run_id.encode("ascii")), (b"location", path.encode("ascii"))]
+        return [*told, *impossible_header(self.mind.get(key_name, run_id))]
 
     async def _list(self, request: OwnRequest) -> None:
         query = request.query()
@@ -252,11 +259,6 @@ async def _ended(run: WorkflowRun) -> None:
             await over.wait()
     finally:
         run.listeners.remove(listen)
-
-
-def _location(run_id: str) -> list[tuple[bytes, bytes]]:
-    path = f"/v1/workflows/{quote(run_id, safe='')}"
-    return [(b"x-workflow-id", run_id.encode("ascii")), (b"location", path.encode("ascii"))]
 
 
 def _unknown(run_id: str) -> RequestFault:

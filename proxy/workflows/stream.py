@@ -14,6 +14,8 @@ from proxy.workflows.run import OVER, NodeStatus
 from proxy.workflows.views import node_view, summary
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from proxy.own.request import OwnRequest
     from proxy.workflows.run import NodeRun, WorkflowRun
 
@@ -30,8 +32,10 @@ def event_bytes(name: str, data: dict[str, Any]) -> bytes:
 class RunStream:
     """One client's view of a run."""
 
-    def __init__(self, request: OwnRequest, run: WorkflowRun) -> None:
+    def __init__(self, request: OwnRequest, run: WorkflowRun, more: Iterable[tuple[bytes, bytes]] = ()) -> None:
         self._request = request
+        self._more = more
+        """Further headers."""
         self._run = run
         self._unsent: dict[str, int] = {}
         """Nodes whose latest pieces wait for the client, with the first of them."""
@@ -42,7 +46,8 @@ class RunStream:
     async def play(self) -> None:
         """Send until the run is over. CancelledError when the client goes."""
         request, run = self._request, self._run
-        request.begin_stream(headers=[(b"x-workflow-id", run.id.encode("ascii")), (b"cache-control", b"no-cache")])
+        own = [(b"x-workflow-id", run.id.encode("ascii")), (b"cache-control", b"no-cache"), *self._more]
+        request.begin_stream(headers=own)
         request.on_resume = self._resume
         self._send(event_bytes("workflow.started", {"id": run.id, "nodes": run.names}))
         for node in run.nodes.values() if run.begun else ():

@@ -12,6 +12,7 @@ from proxy.errors import RequestFault
 from proxy.workflows.checks import number, only, refuse, switch, text
 from proxy.workflows.nodes import Bounds, Manner, read_nodes
 from proxy.workflows.placeholders import NAME, Request, in_json_string
+from scheduler.workflow.spec import CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +25,6 @@ _WORKFLOW_ID = re.compile(r"[!-~]{1,256}")
 _MEMBERS = frozenset(
     "id name class deadline_ms energy_budget_joules nodes outputs inputs mode stream background".split()  # noqa: SIM905
 )
-CLASSES = ("interactive", "standard", "batch")
 
 
 class Submission(NamedTuple):
