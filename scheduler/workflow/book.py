@@ -73,7 +73,7 @@ class WorkflowBook:
             workflow.deadline_at = now + spec.deadline_seconds
         build(workflow, spec, self.forecasts)
         graph = workflow.graph
-        if not self.tables.has_room("declared", len(graph.nodes), graph.edge_count, 1, now):
+        if not self.tables.has_room(spec.key, "declared", len(graph.nodes), graph.edge_count, 1, now):
             raise GraphFault(503, "workflows_full", "too many workflows are under way; try again later")
         self.tables.enter(workflow)
         self.become_ready([node for node in graph.nodes.values() if not node.waiting_for], now)
@@ -117,7 +117,7 @@ class WorkflowBook:
             event = event._replace(node=None, after=())  # names of nothing
         if workflow is None:
             origin: Origin = "hinted" if event.workflow_id else "content"
-            if not tables.has_room(origin, 1, 0, 1, now):
+            if not tables.has_room(event.key, origin, 1, 0, 1, now):
                 return None
             workflow = Workflow(event.key, event.workflow_id or event.call_id, origin, now, self.limits)
             workflow.known_as(None, pattern_of(event.node) if event.node else event.model)
@@ -130,8 +130,7 @@ class WorkflowBook:
         workflow.edges_max = tables.edges_allowed(workflow)
         nodes, edges = len(graph.nodes), graph.edge_count + workflow.pending_count
         node = node_of(workflow, event)
-        tables.node_count += len(graph.nodes) - nodes
-        tables.edge_count += graph.edge_count + workflow.pending_count - edges
+        tables.count(workflow, len(graph.nodes) - nodes, graph.edge_count + workflow.pending_count - edges)
         if node.waiting_for and workflow.origin == "declared":
             self._tools_are_done(node, now)
         if node.over:
@@ -282,7 +281,7 @@ class WorkflowBook:
         if self.tables.node_count < self.limits.nodes and self.tables.edge_count < self.limits.edges:
             return True
         self.tables.touch(workflow, now)  # not this one
-        return self.tables.has_room(workflow.origin, 1, 0, 0, now) and workflow.closed_at is None
+        return self.tables.has_room(workflow.key, workflow.origin, 1, 0, 0, now) and workflow.closed_at is None
 
     def _bind(self, node: Node, event: CallArrived, now: float) -> None:
         workflow, by_call = node.workflow, self.tables.by_call
