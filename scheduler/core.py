@@ -130,6 +130,10 @@ class Scheduler:
         self._handlers[type(event)](event, now, actions)
         if self.ready.count:
             self._run_ready(now, actions)
+        if self.workflows.untold:
+            self.workflows.tell_on(now)
+            if self.workflows.untold:
+                actions.append(WakeAt(now))
         if self.deciding.news:
             actions += self.deciding.news
             self.deciding.news = []

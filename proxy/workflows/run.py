@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import StrEnum
+from itertools import islice
 from time import time
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,8 @@ _PLANNED, _FAILED = NodeStatus.PLANNED, NodeStatus.FAILED
 """Said once: to take a member out of an enumeration is a call, and runs have many nodes."""
 _USUALLY = Manner()
 _DONE = object()
+TOLD_A_TURN = 5000
+"""Nodes: 2 ms."""
 LINKED_A_TURN = 1000
 """Nodes: a millisecond or two. They are put together behind the answer, which may be all that a client waits for."""
 OVER = frozenset((NodeStatus.FINISHED, NodeStatus.FAILED, NodeStatus.SKIPPED, NodeStatus.CANCELLED))
@@ -144,6 +147,10 @@ class WorkflowRun:
         """Until then nothing has happened to any node."""
         self.ready: deque[NodeRun] = deque()
         """To be started by the runner."""
+        self.untold: deque[Iterator[NodeRun]] = deque()
+        """Nodes that do not know so far that one that they wait for has finished."""
+        self.telling = False
+        """A later turn of the loop goes on with these."""
         self.listeners: list[Listener] = []
         self.unfinished = len(submission.specs)
         self.trace_fields: dict[bytes, bytes] = {}
@@ -211,11 +218,23 @@ class WorkflowRun:
             self._tell("node.finished", node)  # streams of slow readers may not have told all pieces so far
         finally:
             node.pieces = []
-        for consumer in node.consumers:
-            consumer.waits_for -= 1
-            if not consumer.waits_for and consumer.status is _PLANNED:
-                self._make_ready(consumer, now)
+        if node.consumers:
+            self.untold.append(iter(node.consumers))
+            self.tell_on(now)
         self._end_if_done(now)
+
+    def tell_on(self, now: float) -> None:
+        """Some more of the nodes that wait for a finished one learn of it: there may be very many. The caller goes on
+        until `untold` is empty."""
+        left = TOLD_A_TURN
+        while self.untold and left:
+            for consumer in islice(self.untold[0], left):
+                left -= 1
+                consumer.waits_for -= 1
+                if not consumer.waits_for and consumer.status is _PLANNED:
+                    self._make_ready(consumer, now)
+            if left:
+                self.untold.popleft()
 
     def failed(self, node: NodeRun, error: dict[str, Any], now: float) -> None:
         """A node will have no output: what is behind it is not run; the rest is."""
@@ -270,6 +289,7 @@ class WorkflowRun:
         for node in ended:
             node.status, node.inner = NodeStatus.CANCELLED, None
         self.ready.clear()
+        self.untold.clear()
         self.unfinished = 0
         try:
             for node in ended:

@@ -85,9 +85,19 @@ class Runner:
         """Something of this run may have become ready, or it is over."""
         if run.over:
             self._on_over(run)
-        elif run.ready:
+            return
+        if run.untold and not run.telling:
+            run.telling = True
+            self._loop.call_soon(self._safely, run, self._tell_on, run)
+        if run.ready:
             self._turns.add(run)
             self._pump_soon()
+
+    def _tell_on(self, run: WorkflowRun) -> None:
+        run.telling = False
+        if not run.over:
+            run.tell_on(monotonic())
+            self.go_on(run)
 
     def cancel(self, run: WorkflowRun) -> None:
         """End a run: its calls leave their engines now."""

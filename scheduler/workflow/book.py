@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.workflow.declaring import build, shown
 from scheduler.workflow.forecasts import Forecast, Forecasts, pattern_of
-from scheduler.workflow.growth import judge_deadline, judge_hint, node_of, note_hints, tools_before
+from scheduler.workflow.growth import bind, judge_deadline, judge_hint, node_of, note_hints, tools_before
 from scheduler.workflow.merging import place
 from scheduler.workflow.objective import objective, task_group, task_groups
 from scheduler.workflow.spec import GraphFault, WorkflowLimits
@@ -53,6 +53,8 @@ class WorkflowBook:
         self.forecasts = Forecasts(self.limits, durations)
         self.tables = WorkflowTables(self.limits)
         self.templates = self.tables.templates
+        self.untold: dict[Workflow, None] = {}
+        """Workflows in which a node has finished that very many wait for: `tell_on` until there are none."""
 
     # --- declared workflows ---
 
@@ -131,13 +133,15 @@ class WorkflowBook:
         nodes, edges = len(graph.nodes), graph.edge_count + workflow.pending_count
         node = node_of(workflow, event)
         tables.count(workflow, len(graph.nodes) - nodes, graph.edge_count + workflow.pending_count - edges)
+        if graph.untold:
+            self.become_ready(graph.tell(node), now)
         if node.waiting_for and workflow.origin == "declared":
             self._tools_are_done(node, now)
         if node.over:
             graph.revived(node)
             if node.prefix:
                 tables.prefixes.add(node)
-        self._bind(node, event, now)
+        bind(self, node, event, now)
         self._predict(node)
         graph.queued(node, now)
         judge_hint(workflow, node, event, now)
@@ -216,6 +220,15 @@ class WorkflowBook:
             self._predict(node)  # the template may be another one now
         return node.workflow
 
+    def tell_on(self, now: float) -> tuple[Node, ...]:
+        """Some more of the nodes that wait for a finished one learn of it; returns those that are ready now."""
+        workflow = next(iter(self.untold))
+        ready = workflow.graph.tell_on()
+        if not workflow.graph.untold:
+            del self.untold[workflow]
+        self.become_ready(ready, now)
+        return tuple(ready)
+
     # --- the end of workflows ---
 
     def close(self, key: str, workflow_id: str, now: float) -> Workflow | None:
@@ -283,31 +296,6 @@ class WorkflowBook:
         self.tables.touch(workflow, now)  # not this one
         return self.tables.has_room(workflow.key, workflow.origin, 1, 0, 0, now) and workflow.closed_at is None
 
-    def _bind(self, node: Node, event: CallArrived, now: float) -> None:
-        workflow, by_call = node.workflow, self.tables.by_call
-        if node.call_id is not None:
-            by_call.pop(node.call_id, None)
-        node.call_id = event.call_id
-        by_call[event.call_id] = node
-        node.attempts += 1
-        node.model = event.model
-        node.prompt_tokens_estimate = event.prompt_tokens_estimate
-        if event.max_output_tokens is not None:
-            node.max_output_tokens = event.max_output_tokens
-        if event.expected_output_tokens is not None:
-            node.expected_output_tokens = event.expected_output_tokens
-        if workflow.acting_since is not None:
-            if workflow.last_finished is not None:
-                self.templates.learn_pause(workflow, now - workflow.acting_since)
-            workflow.acting_since = None
-        if node.state == "ready" and node.ready_at is not None:
-            self.forecasts.learn_pause(node, now - node.ready_at)
-        elif node.ready_at is None and not node.waiting_for:
-            ended = [before.finished_at or now for before in workflow.graph.dag.predecessors(node)]
-            node.ready_at = max(ended, default=workflow.arrived_at)
-        if node.ready_at is not None and node.attempts == 1:
-            node.head_seconds += now - node.ready_at  # the client's own time is no holding back
-
     def _predict(self, node: Node) -> None:
         """The node's duration, and what its workflow's template says comes behind it."""
         workflow = node.workflow
@@ -333,8 +321,9 @@ class WorkflowBook:
     def _finish(self, node: Node, now: float) -> tuple[Node, ...]:
         workflow = node.workflow
         ready = workflow.graph.finished(node, now)
-        if ready:
-            self.become_ready(ready, now)
+        if workflow.graph.untold:
+            self.untold[workflow] = None
+        self.become_ready(ready, now)
         if node.prefix:
             self.tables.prefixes.remove(node)
         if node.tool:

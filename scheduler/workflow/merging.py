@@ -61,6 +61,9 @@ def _merged(tables: WorkflowTables, one: Workflow, other: Workflow, now: float) 
     older, younger = (one, other) if one.number < other.number else (other, one)
     tables.take(younger)
     graph, size = younger.graph, size_of(older)
+    for whose in (older.graph, graph):  # all of their nodes are calls that have come: none becomes ready
+        while whose.untold:
+            whose.tell_on()
     for node in sorted(graph.nodes.values(), key=lambda node: node.order):
         node.workflow, node.name = older, name_for_unnamed(older)
     older.graph.absorb(graph, younger.arrived_at - older.arrived_at)

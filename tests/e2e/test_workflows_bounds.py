@@ -208,6 +208,23 @@ def test_a_large_run_is_streamed_from_its_beginning() -> None:
     run(main)
 
 
+def test_those_that_wait_for_one_node_are_told_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.workflows.run.TOLD_A_TURN", 2)
+    monkeypatch.setattr("scheduler.workflow.graph.TOLD_AT_ONCE", 2)
+
+    async def main() -> None:
+        async with engine(echo) as upstream, gateway(upstream) as running:
+            behind = [node(f"b{at}", "{{a}}") for at in range(9)]
+            nodes = [node("a"), *behind, node("c", "".join(f"{{{{b{at}}}}}" for at in range(9)))]
+            answer = (await running.post("/v1/workflows", {"id": "w", "nodes": nodes})).json
+            assert answer["status"] == "completed" and len(upstream.requests) == 11
+            workflow = running.app.gateway.scheduler.workflows.workflow("-", "w")
+            assert workflow is not None and not workflow.graph.untold
+            running.app.gateway.scheduler.workflows.validate()
+
+    run(main)
+
+
 def test_a_list_says_of_a_run_what_the_run_says() -> None:
     async def main() -> None:
         async with engine(waits) as upstream, gateway(upstream, workflows={"running_calls": 1}) as running:
