@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from scheduler.actions import Action
     from scheduler.events import Event
+    from workloads.shapes import WorkflowShape
 
 READ_SECONDS = 0.4
 BOUND_BATCH = 256.0
@@ -163,6 +164,10 @@ class Declaring(Player):
         deadline = promise.seconds
         if promise.stretch is not None:
             deadline = promise.stretch * arrival.isolated_seconds
+        self.declare(workflow, deadline)
+
+    def declare(self, workflow: WorkflowShape, deadline: float | None) -> None:
+        """It comes now, with so many seconds till its deadline."""
         nodes = tuple(
             NodeSpec(
                 id=call.node,
@@ -174,7 +179,7 @@ class Declaring(Player):
             for call in workflow.calls
         )
         spec = WorkflowSpec(
-            key="-", workflow_id=workflow.id, name=workflow.kind, workflow_class=promise.workflow_class,
+            key="-", workflow_id=workflow.id, name=workflow.kind, workflow_class=self._promise.workflow_class,
             deadline_seconds=deadline, nodes=nodes,
         )  # fmt: skip
         self.world.tell(WorkflowDeclared(workflow.id, spec))
