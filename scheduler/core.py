@@ -94,7 +94,15 @@ class Scheduler:
         self.caps = CapsDesk(config.caps, self.energy, self.calls, self.engines)
         self.decisions = DecisionLog(config.decisions)
         self.view = View(
-            self.engines, self.calls, self.ready, self.workflows, self.energy, self.patience, self.caps, self.decisions
+            self.engines,
+            self.calls,
+            self.ready,
+            self.workflows,
+            self.energy,
+            self.patience,
+            self.caps,
+            self.decisions,
+            self.quotas,
         )
         self.deciding = Deciding(self.view, config.policy, dict(config.policy_options), now)
         self.experiments = ExperimentDesk(self.deciding, self.energy, self.engines)

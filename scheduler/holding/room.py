@@ -10,6 +10,7 @@ from scheduler.holding.arrivals import Arrivals
 from scheduler.holding.board import WAY_LEAST, Board, bucket_of
 from scheduler.holding.flow import AT_ONCE, Flow, tail_of
 from scheduler.holding.stepping import Stepping
+from scheduler.holding.turns import Sent, Turns
 
 if TYPE_CHECKING:
     from scheduler.holding.costs import StepCosts
@@ -54,19 +55,12 @@ class Rules(NamedTuple):
     """…but as no more than this: so nobody starves."""
 
 
-class Sent(NamedTuple):
-    """A call that is to go now."""
-
-    order: float
-    sequence: int
-    call: CallState
-    rule: str
-
-
 class Room:
     """Calls go in by `take`; `decide` queues those that are to go; `sent` and `ended` tell what came of it."""
 
-    def __init__(self, name: str, costs: StepCosts, rules: Rules, margin: Margin, now: float) -> None:
+    def __init__(
+        self, name: str, costs: StepCosts, rules: Rules, margin: Margin, now: float, turns: Turns | None = None
+    ) -> None:
         self.name = name
         self.rules = rules
         self.margin = margin
@@ -76,8 +70,8 @@ class Room:
         self.flow_of: dict[CallState, Flow] = {}
         """Of the calls that are held or run."""
         self.held = 0
-        self.queue: list[Sent] = []
-        """Heap of calls that are to go now."""
+        self.queue = Turns() if turns is None else turns
+        """Calls that are to go now."""
         self.queued: set[CallState] = set()
         self._waiting: dict[int, list[tuple[float, int, CallState]]] = {}
         """By the octave of their length, the earliest deadline first."""
@@ -90,6 +84,7 @@ class Room:
         self.changed = True
         """Something came, went, ended or costs otherwise since the last decision."""
         self._wake_at = self._again_at = 0.0
+        self.decided_at = float("-inf")
         self._pushes = 0
         """Entries since the heaps were tidied."""
 
@@ -133,6 +128,7 @@ class Room:
         flow = self.flow_of[call]
         work = self._let_go(call, flow)
         steps = self.stepping
+        self.queue.serve(call, work.marginal_seconds + work.steps * self.costs.step_seconds / self.rules.full_batch)
         steps.add(call, flow, work, now)
         step = self.costs.step_seconds
         flow.run_tail = max(tail_of(call, work, self.costs), flow.run_tail - (steps.steps - flow.run_steps) * step)
@@ -225,6 +221,7 @@ class Room:
 
     def decide(self, now: float) -> float:
         """Queue what is to go now; returns when to look again, infinity if nothing is held."""
+        self.decided_at = now
         if not self.changed and now < min(self._wake_at, self._again_at):
             return self._wake_at  # in so little time, nobody has more company than before
         self.changed, self._again_at = False, now + self.rules.again_seconds
@@ -263,7 +260,7 @@ class Room:
 
     def _send(self, call: CallState, order: float, rule: str) -> None:
         self.queued.add(call)
-        heappush(self.queue, Sent(order, call.sequence, call, rule))
+        self.queue.push(Sent(order, call.sequence, call, rule))
 
     def _foresee(self, flow: Flow, now: float) -> None:
         """When a workflow that runs ends, as things look; how much it can bear till its deadline."""
@@ -385,4 +382,5 @@ class Room:
         assert self.queued <= {call for flow in flows for call in flow.held}, "queued and not held"
         assert self.entries <= 8 * (TIDIED_LEAST + 5 * (len(self.flow_of) + 1)), "heaps grow"
         self.stepping.validate()
+        self.queue.validate(self.queued)
         self.board.validate(flows)
