@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush
 from math import floor, log2
 from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.holding.arrivals import Arrivals
 from scheduler.holding.board import WAY_LEAST, Board, bucket_of
 from scheduler.holding.flow import AT_ONCE, Flow, tail_of
+from scheduler.holding.heaps import SPARE_ENTRIES, Sifted
 from scheduler.holding.stepping import Stepping
 from scheduler.holding.turns import Sent, Turns
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 STEP_BUCKETS_AN_OCTAVE = 4
 INFINITE = float("inf")
-TIDIED_LEAST = 1024
-"""Entries of heaps that may be out of date, beside four for each call that is here: then all are looked through."""
+ENTRIES_A_CALL = 32
+"""No more are in the heaps, those out of date included, beside what each heap may spare."""
 
 
 class Rules(NamedTuple):
@@ -73,20 +73,18 @@ class Room:
         self.queue = Turns() if turns is None else turns
         """Calls that are to go now."""
         self.queued: set[CallState] = set()
-        self._waiting: dict[int, list[tuple[float, int, CallState]]] = {}
+        self._waiting: dict[int, Sifted] = {}
         """By the octave of their length, the earliest deadline first."""
         self._joined_tokens = self._joined_work = 0.0
         self._lumps = 0.0
         """Work that joined what runs, ever: what was said of ends before is later by what came since."""
-        self._ends: list[tuple[float, int, Flow]] = []
-        self._tight: list[tuple[float, int, Flow]] = []
+        self._ends = Sifted(lambda entry: entry[2].urgent and entry[2].ends_at == -entry[0])
+        self._tight = Sifted(lambda entry: entry[2].tight_key == entry[0] and self._may_stay(entry[2]))
         self._count = 0
         self.changed = True
         """Something came, went, ended or costs otherwise since the last decision."""
         self._wake_at = self._again_at = 0.0
         self.decided_at = float("-inf")
-        self._pushes = 0
-        """Entries since the heaps were tidied."""
 
     @property
     def costs(self) -> StepCosts:
@@ -114,11 +112,10 @@ class Room:
         self.held += 1
         self.board.prefill += work.prefill_seconds
         bucket = floor(STEP_BUCKETS_AN_OCTAVE * log2(work.steps))
-        heap = self._waiting.setdefault(bucket, [])
-        heappush(heap, (flow.deadline, call.sequence, call))
-        self._pushes += 1
-        if self._pushes > TIDIED_LEAST + 4 * len(self.flow_of):
-            self._tidy()
+        heap = self._waiting.get(bucket)
+        if heap is None:
+            heap = self._waiting[bucket] = Sifted(lambda entry: self._work_of_waiting(entry[2]) is not None)
+        heap.push((flow.deadline, call.sequence, call))
         self._place(flow)
         if flow.deadline > AT_ONCE and self._alone(flow, now):
             self._begin(flow, now, "alone")
@@ -174,21 +171,6 @@ class Room:
             self._place(flow)
         self.queue.clear()
         return calls
-
-    def _tidy(self) -> None:
-        """Forget entries that say nothing any more: most go when they come up, but where nobody waits none comes up."""
-        self._ends = [entry for entry in self._ends if entry[2].urgent and entry[2].ends_at == -entry[0]]
-        self._tight = [entry for entry in self._tight if entry[2].tight_key == entry[0] and self._may_stay(entry[2])]
-        heapify(self._ends)
-        heapify(self._tight)
-        for bucket, heap in list(self._waiting.items()):
-            heap[:] = [entry for entry in heap if self._work_of_waiting(entry[2]) is not None]
-            heapify(heap)
-            if not heap:
-                del self._waiting[bucket]
-        self.board.tidy()
-        self.stepping.tidy()
-        self._pushes = 0
 
     def _may_stay(self, flow: Flow) -> bool:
         return flow.present or self.stepping.now - flow.left_at < self.rules.between_seconds
@@ -277,33 +259,30 @@ class Room:
         if flow.deadline == AT_ONCE:
             allowed = takes * self.rules.interactive_stretch
         self._count += 1
-        self._pushes += 1
         if flow.urgent:
-            heappush(self._ends, (-flow.ends_at, self._count, flow))
+            self._ends.push((-flow.ends_at, self._count, flow))
         flow.run_steps, flow.run_tail = stepping.steps, max(tail if flow.running else 0.0, 0.0)
         flow.tight_key = allowed + self._lumps
-        heappush(self._tight, (flow.tight_key, self._count, flow))
+        self._tight.push((flow.tight_key, self._count, flow))
 
     def _horizon(self, now: float) -> float:
         """For how long steps are made anyway."""
         ends = self._ends
         until = self.stepping.ends_at()
-        while ends:
-            ends_at, _, flow = ends[0]
-            if flow.urgent and flow.ends_at == -ends_at and self._stays(flow, now):
-                until = max(until, flow.ends_at)
+        while (entry := ends.top()) is not None:
+            if self._stays(entry[2], now):
+                until = max(until, -entry[0])
                 break
-            heappop(ends)
+            ends.pop()
         return until - now
 
     def _bearable(self, now: float) -> float:
         """Work that may join before a workflow that runs misses its deadline."""
         tight = self._tight
-        while tight:
-            key, _, flow = tight[0]
-            if flow.tight_key == key and self._stays(flow, now):
-                return key - self._lumps
-            heappop(tight)
+        while (entry := tight.top()) is not None:
+            if self._stays(entry[2], now):
+                return float(entry[0] - self._lumps)
+            tight.pop()
         return INFINITE
 
     def _stays(self, flow: Flow, now: float) -> bool:
@@ -322,18 +301,15 @@ class Room:
             if cover * step * 2.0 ** (bucket / STEP_BUCKETS_AN_OCTAVE) > horizon or room < 1 or bearable <= 0.0:
                 return
             heap = self._waiting[bucket]
-            while heap and room >= 1:
-                order, _, call = heap[0]
-                work = self._work_of_waiting(call)
-                if work is None:
-                    heappop(heap)
-                    continue
+            while room >= 1 and (entry := heap.top()) is not None:
+                order, _, call = entry
+                work = self.flow_of[call].held[call]
                 if cover * stepping.seconds_of(work) > horizon:
                     break
                 lump = work.marginal_seconds
                 if lump > bearable:
                     return
-                heappop(heap)
+                heap.pop()
                 bearable -= lump
                 self._lumps += lump
                 room -= 1
@@ -345,19 +321,19 @@ class Room:
         """So many wait that steps are full: more company saves nothing. The earliest deadlines first."""
         room = int(self.rules.full_batch) - len(self.stepping.running) - len(self.queued)
         while room > 0:
-            best: list[tuple[float, int, CallState]] | None = None
+            best: Sifted | None = None
+            first = None
             for bucket in list(self._waiting):
                 heap = self._waiting[bucket]
-                while heap and self._work_of_waiting(heap[0][2]) is None:
-                    heappop(heap)
-                if not heap:
+                entry = heap.top()
+                if entry is None:
                     del self._waiting[bucket]
-                elif best is None or heap[0] < best[0]:
-                    best = heap
-            if best is None:
+                elif first is None or entry < first:
+                    best, first = heap, entry
+            if best is None or first is None:
                 return
-            order, _, call = heappop(best)
-            self._send(call, order, "full")
+            best.pop()
+            self._send(first[2], first[0], "full")
             room -= 1
 
     def _work_of_waiting(self, call: CallState) -> CallWork | None:
@@ -380,7 +356,8 @@ class Room:
         assert self.held == held, f"{self.name} counts {self.held} held calls, there are {held}"
         assert sum(flow.running for flow in flows) == len(self.stepping.running)
         assert self.queued <= {call for flow in flows for call in flow.held}, "queued and not held"
-        assert self.entries <= 8 * (TIDIED_LEAST + 5 * (len(self.flow_of) + 1)), "heaps grow"
+        heaps = 3 + len(self._waiting) + self.board.heaps
+        assert self.entries <= 2 * SPARE_ENTRIES * heaps + ENTRIES_A_CALL * (len(self.flow_of) + 1), "heaps grow"
         self.stepping.validate()
         self.queue.validate(self.queued)
         self.board.validate(flows)

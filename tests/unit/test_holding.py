@@ -25,6 +25,7 @@ from scheduler.events import (
 )
 from scheduler.holding.board import Board, bucket_of
 from scheduler.holding.flow import Flow
+from scheduler.holding.heaps import SPARE_ENTRIES, Sifted
 from scheduler.holding.margin import Margin
 from scheduler.holding.room import Rules
 from scheduler.holding.turns import Sent, Turns
@@ -250,6 +251,22 @@ def test_nothing_is_left_behind_where_nobody_waits() -> None:
     assert room is not None and len(room.flow_of) == 20
     assert room.entries < 8 * (1024 + 5 * 21)
     scheduler.policy.validate()
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 1000)), min_size=1, max_size=3000))
+def test_a_sifted_heap_has_the_smallest_true_entry_at_hand_and_does_not_grow(puts: list[tuple[int, int]]) -> None:
+    keys: dict[int, int] = {}
+    heap = Sifted(lambda entry: keys.get(entry[1]) == entry[0])
+    for name, key in puts:
+        keys[name] = key
+        heap.push((key, name))
+        assert heap.top()[0] == min(keys.values())
+        assert len(heap) <= 2 * SPARE_ENTRIES + 8 * 31
+    while keys:
+        key, name = heap.top()
+        assert keys.pop(name) == key
+        heap.pop()
+    assert heap.top() is None
 
 
 class TestTurns:
