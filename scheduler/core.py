@@ -385,9 +385,10 @@ class Scheduler:
         if (use := self.quotas.by_key.get(call.arrived.key)) is not None:
             use.settle(call.reserved_tokens, used_tokens)
 
-    def validate(self) -> None:
-        """Check every invariant. AssertionError names the one that does not hold."""
-        validate(self)
+    def validate(self, touched_since: float = float("-inf")) -> None:
+        """Check every invariant; those of a workflow's graph if something was heard of it since then. AssertionError
+        names the one that does not hold."""
+        validate(self, touched_since)
 
 
 def _tokens_at_least(call: CallState, output_tokens_seen: int) -> int:
