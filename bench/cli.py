@@ -21,6 +21,7 @@ COMMANDS = {
         "grids of configurations from a file, over all cores; goes on where it was broken off",
     ),
     "compare": ("bench.load.compare", "two results of the same load, repeat by repeat: ratios with intervals"),
+    "beside": ("bench.load.beside", "results of a real engine, and what the twin says of the same plays"),
     "record": ("bench.load.record", "a gateway's log as a trace: lengths, times, graphs, hashes of prefixes; no text"),
     "replay": ("bench.load.replay", "a recorded trace, played as any workload is"),
     "player-speed": (
@@ -34,6 +35,7 @@ COMMANDS = {
     ),
     "inference": ("bench.inference", "workflows found by content alone: microseconds, precision, recall, memory"),
     "energy-model": ("bench.energy.model", "the live energy model on the twin: errors, coverage, drift"),
+    "energy-log": ("bench.energy.log", "the live energy model on recorded traffic: a gateway's event logs"),
     "energy-bill": ("bench.energy.bill", "bills of calls and workflows against the twin's true split of each step"),
     "energy-cost": ("bench.energy.bill_cost", "CPU time that energy costs the gateway's loop, a call"),
     "energy-caps": ("bench.energy.caps", "the cap controller against the best fixed cap in hindsight"),

@@ -14,10 +14,11 @@ from proxy.errors import RequestFault
 from proxy.workflows.bulk import Bulk
 from proxy.workflows.describing import whole
 from proxy.workflows.mind import Mind
-from proxy.workflows.run import WorkflowRun, linked
+from proxy.workflows.nodes import Bounds
+from proxy.workflows.run import WorkflowRun
 from proxy.workflows.runner import Runner
 from proxy.workflows.stream import RunStream
-from proxy.workflows.submission import Bounds, Submission, parse
+from proxy.workflows.submission import Submission, parse
 from proxy.workflows.table import RunTable
 from proxy.workflows.views import node_view, summary
 
@@ -106,7 +107,7 @@ class WorkflowDoor:
             raise RequestFault(400, "idempotency_key", f"Idempotency-Key {message}", param="idempotency-key")
         if token is not None:
             self.table.same_submission(key_name, token, body)  # another body is refused before it is read
-        submission, nodes = await self._read(request, bulk)
+        submission = await self._read(request, bulk)
         if token is not None and (before := self.table.same_submission(key_name, token, body)) is not None:
             if not submission.declared and (run := self.table.get(key_name, before)) is not None:
                 return run, True
@@ -122,7 +123,7 @@ class WorkflowDoor:
             return None
         self.table.check_room(key_name, run_id)
         self.mind.declare(request.call.id, key_name, run_id, submission)
-        run = WorkflowRun(run_id, key_name, submission, nodes, monotonic(), self.table.held)
+        run = WorkflowRun(run_id, key_name, submission, monotonic(), self.table.held)
         if (trace := request.header(b"traceparent")) is not None:
             run.trace_fields = {b"traceparent": trace.encode("latin-1")}
         run.listeners.append(lambda event, node: self._changed(run, event, node))
@@ -131,17 +132,17 @@ class WorkflowDoor:
         self.runner.begin(run)
         return run, token is not None or submission.background
 
-    async def _read(self, request: OwnRequest, bulk: Bulk) -> tuple[Submission, dict[str, NodeRun]]:
+    async def _read(self, request: OwnRequest, bulk: Bulk) -> Submission:
         config = self.table.config
         bounds = Bounds(config.nodes, self._gateway.server.limits.body_bytes, config.held_bytes)
 
-        def read() -> tuple[Submission, dict[str, NodeRun]]:
+        def read() -> Submission:
             body = request.json()
             submission = parse(body, bounds)
             bulk.kept = body, submission
-            return submission, linked(submission.plans)
+            return submission
 
-        def read_beside() -> tuple[Submission, dict[str, NodeRun]]:
+        def read_beside() -> Submission:
             bulk.begin()
             return read()
 
@@ -212,6 +213,7 @@ class WorkflowDoor:
         if (isinstance(output, str) == isinstance(error, str)) or not body.keys() <= {"output", "error"}:
             message = 'the body must be {"output": "text"}, or {"error": "what went wrong"}'
             raise RequestFault(400, "invalid_tool_result", message, param="output")
+        self.runner.begin_now(run)
         run.tool_done(request.params["node"], output, error, monotonic())
         self.runner.go_on(run)
         request.answer_json(node_view(run, run.nodes[request.params["node"]]))
@@ -232,6 +234,8 @@ class WorkflowDoor:
         workflow, run = self.mind.get(key_name, run_id), self.table.get(key_name, run_id)
         if run is None and workflow is None:
             raise _unknown(run_id)
+        if run is not None:
+            self.runner.begin_now(run)
         return await whole(workflow, run, self._gateway.scheduler.energy.bill)
 
     def _short(self, key_name: str, run_id: str) -> dict[str, Any]:

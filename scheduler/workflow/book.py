@@ -76,11 +76,6 @@ class WorkflowBook:
         if not self.tables.has_room("declared", len(graph.nodes), graph.edge_count, 1, now):
             raise GraphFault(503, "workflows_full", "too many workflows are under way; try again later")
         self.tables.enter(workflow)
-        self.tables.node_count += len(graph.nodes)
-        self.tables.edge_count += graph.edge_count
-        for node in graph.nodes.values():
-            if node.prefix:
-                self.tables.prefixes.add(node)
         self.become_ready([node for node in graph.nodes.values() if not node.waiting_for], now)
         workflow.acting_since = now
         judge_deadline(workflow, workflow.isolated_seconds(), now)
