@@ -6,7 +6,6 @@ Each figure is a mean over workflows, in simulated seconds on the twin; the same
 from __future__ import annotations
 
 import random
-import sys
 from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
@@ -181,8 +180,3 @@ def lines(seconds: float, seed: int = 1) -> Iterator[str]:
         (fifo, parrot), needed = shared_prefixes(workload, rate, engines, SHARED_SECONDS, seed)
         shown = " | ".join(f"{run.prefill_tokens:,} ({run.prefill_tokens / needed:.2f})" for run in (fifo, parrot))
         yield f"| {workload} | {rate:g} | {engines} | {needed:,} | {shown} |"
-
-
-if __name__ == "__main__":
-    for line in lines(float(sys.argv[1]) if len(sys.argv) > 1 else 600.0):
-        print(line, flush=True)

@@ -101,7 +101,8 @@ def shape_of(name: str, kind: str, rng: random.Random, calls_most: int) -> Workf
 def instance(seed: int) -> list[Flow]:
     """2 to 8 calls in a few workflows; times from the instance's start."""
     rng, alone = random.Random(f"small {seed}"), Alone(CALIBRATION)
-    left, flows = rng.randint(2, CALLS_MOST), []
+    left = rng.randint(2, CALLS_MOST)
+    flows: list[Flow] = []
     while left:
         shape = shape_of(f"small-{len(flows)}", rng.choice(SHAPES), rng, left)
         left -= len(shape.calls)

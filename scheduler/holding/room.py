@@ -43,6 +43,12 @@ class Rules(NamedTuple):
     """With fewer workflows to be expected before it must begin, a lone one is not held."""
     interactive_stretch: float = 0.01
     """Company may lengthen what is not to be held by so much."""
+    people_seconds: float = 60.0
+    """So long after one that is not to be held, another is expected: then the steps are not filled…"""
+    people_prefill_seconds: float = 0.05
+    """…with more prompts than take so long,…"""
+    people_stretch: float = 0.05
+    """…nor with sequences that lengthen steps by more than this."""
     between_seconds: float = 0.25
     """Within this a client makes an urgent workflow's next call: till then, what it was promised counts."""
     again_seconds: float = 0.03
@@ -84,7 +90,7 @@ class Room:
         self.changed = True
         """Something came, went, ended or costs otherwise since the last decision."""
         self._wake_at = self._again_at = 0.0
-        self.decided_at = float("-inf")
+        self.decided_at = self._people_at = float("-inf")
 
     @property
     def costs(self) -> StepCosts:
@@ -107,6 +113,8 @@ class Room:
             slack = flow.deadline - now - tail if flow.deadline > AT_ONCE else 0.0
             self.arrivals.came(flow.left_marginal, slack, now)
         flow.take(call, work, tail)
+        if flow.deadline == AT_ONCE:
+            self._people_at = now
         self.flow_of[call] = flow
         flow.urgent = False
         self.held += 1
@@ -221,7 +229,7 @@ class Room:
             live = waiting + len(self.queued) + len(stepping.running)
             on = bool(stepping.running or self.queued)
             if live >= rules.full_batch and (on or live >= rules.start_full * rules.full_batch):
-                self._fill()
+                self._fill(now)
             elif on:
                 self._join(now)
         self._wake_at = wake
@@ -297,6 +305,7 @@ class Room:
         stepping, cover = self.stepping, self.rules.cover_share
         room = self.rules.full_batch - len(stepping.running) - len(self.queued)
         step = stepping.step_seconds
+        prefill, tokens = self._room_for_people(now)
         for bucket in sorted(self._waiting):
             if cover * step * 2.0 ** (bucket / STEP_BUCKETS_AN_OCTAVE) > horizon or room < 1 or bearable <= 0.0:
                 return
@@ -307,7 +316,9 @@ class Room:
                 if cover * stepping.seconds_of(work) > horizon:
                     break
                 lump = work.marginal_seconds
-                if lump > bearable:
+                prefill -= work.prefill_seconds
+                tokens -= work.token_seconds
+                if lump > bearable or min(prefill, tokens) < 0.0:
                     return
                 heap.pop()
                 bearable -= lump
@@ -317,8 +328,21 @@ class Room:
             if not heap:
                 del self._waiting[bucket]
 
-    def _fill(self) -> None:
-        """So many wait that steps are full: more company saves nothing. The earliest deadlines first."""
+    def _room_for_people(self, now: float) -> tuple[float, float]:
+        """(seconds of prompts, seconds of work in each step) that may go along: little, where somebody who is not to be
+        held came lately, and may come again."""
+        rules, stepping = self.rules, self.stepping
+        if now - self._people_at > rules.people_seconds:
+            return INFINITE, INFINITE
+        tokens = rules.people_stretch * self.costs.step_seconds - stepping.token_seconds
+        return rules.people_prefill_seconds - stepping.prefill_seconds, tokens
+
+    def _fill(self, now: float) -> None:
+        """So many wait that steps are full: more company saves nothing. The earliest deadlines first.
+
+        Hundreds of prompts at once would be before whoever comes next.
+        """
+        prefill, tokens = self._room_for_people(now)
         room = int(self.rules.full_batch) - len(self.stepping.running) - len(self.queued)
         while room > 0:
             best: Sifted | None = None
@@ -331,6 +355,11 @@ class Room:
                 elif first is None or entry < first:
                     best, first = heap, entry
             if best is None or first is None:
+                return
+            work = self.flow_of[first[2]].held[first[2]]
+            prefill -= work.prefill_seconds
+            tokens -= work.token_seconds
+            if min(prefill, tokens) < 0.0:
                 return
             best.pop()
             self._send(first[2], first[0], "full")

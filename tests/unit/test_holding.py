@@ -122,7 +122,7 @@ class TestJoule:
 
     def test_so_many_that_steps_are_full_go_without_anyone_being_urgent(self) -> None:
         scheduler = mind()
-        now = with_company(scheduler)
+        now = with_company(scheduler) + Rules().people_seconds
         went = []
         for number in range(600):
             went += sent(arrive(scheduler, f"w-{number}", now, deadline=500.0))
@@ -130,6 +130,16 @@ class TestJoule:
         for tick in range(1, 20):
             went += sent(scheduler.handle(Tick(), now + tick / 1e3))
         assert len(went) == 256
+
+    def test_so_many_do_not_go_where_people_come_who_would_wait_behind_them(self) -> None:
+        scheduler = mind()
+        now = with_company(scheduler)
+        went = []
+        for number in range(600):
+            went += sent(arrive(scheduler, f"w-{number}", now, deadline=500.0))
+        went += sent(arrive(scheduler, "person", now + 1.0, kind="interactive"))
+        assert "person" in went and len(went) < 40
+        scheduler.validate()
 
     def test_what_nobody_knows_the_length_of_is_not_held(self) -> None:
         scheduler = mind()
