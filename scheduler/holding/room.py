@@ -89,6 +89,8 @@ class Room:
         self._count = 0
         self.changed = True
         """Something came, went, ended or costs otherwise since the last decision."""
+        self.came = True
+        """A call came, or costs are others, since it was looked who can wait no longer."""
         self._wake_at = self._again_at = 0.0
         self.decided_at = self._people_at = float("-inf")
 
@@ -115,6 +117,7 @@ class Room:
         flow.take(call, work, tail)
         if flow.deadline == AT_ONCE:
             self._people_at = now
+        self.came = True
         self.flow_of[call] = flow
         flow.urgent = False
         self.held += 1
@@ -214,16 +217,12 @@ class Room:
         self.decided_at = now
         if not self.changed and now < min(self._wake_at, self._again_at):
             return self._wake_at  # in so little time, nobody has more company than before
-        self.changed, self._again_at = False, now + self.rules.again_seconds
         stepping, rules = self.stepping, self.rules
         stepping.advance(now)
-        arrivals = self.arrivals
-        newcomers = arrivals.work_rate(now), arrivals.slack_seconds
-        due, wake = self.board.due(
-            now, self.margin.value, rules.pad_seconds, stepping.prefill_seconds, rules.full_batch, newcomers
-        )
-        for flow in due:
-            self._begin(flow, now, "interactive" if flow.deadline == AT_ONCE else "urgent")
+        if self.came or now >= min(self._wake_at, self._again_at):  # what goes makes nobody more urgent
+            self.came, self._again_at = False, now + rules.again_seconds
+            self._wake_at = self._begin_due(now)
+        self.changed = False
         waiting = self.held - len(self.queued)
         if waiting:
             live = waiting + len(self.queued) + len(stepping.running)
@@ -232,7 +231,17 @@ class Room:
                 self._fill(now)
             elif on:
                 self._join(now)
-        self._wake_at = wake
+        return self._wake_at
+
+    def _begin_due(self, now: float) -> float:
+        """Who can wait no longer; returns when the next one can."""
+        arrivals, rules = self.arrivals, self.rules
+        newcomers = arrivals.work_rate(now), arrivals.slack_seconds
+        due, wake = self.board.due(
+            now, self.margin.value, rules.pad_seconds, self.stepping.prefill_seconds, rules.full_batch, newcomers
+        )
+        for flow in due:
+            self._begin(flow, now, "interactive" if flow.deadline == AT_ONCE else "urgent")
         return wake
 
     def _begin(self, flow: Flow, now: float, rule: str) -> None:
@@ -338,10 +347,8 @@ class Room:
         return rules.people_prefill_seconds - stepping.prefill_seconds, tokens
 
     def _fill(self, now: float) -> None:
-        """So many wait that steps are full: more company saves nothing. The earliest deadlines first.
-
-        Hundreds of prompts at once would be before whoever comes next.
-        """
+        """So many wait that steps are full: more company saves nothing. The earliest deadlines first. (Hundreds of prompts
+        at once would be before whoever comes next: so few, where that may be somebody who is not to be held.)"""
         prefill, tokens = self._room_for_people(now)
         room = int(self.rules.full_batch) - len(self.stepping.running) - len(self.queued)
         while room > 0:

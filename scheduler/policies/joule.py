@@ -207,7 +207,7 @@ class Joule(Policy):
         self._costs_at = now
         for name, room in self.rooms.items():
             room.stepping.costs = self._costs(name)
-            room.changed = True
+            room.changed = room.came = True
         if self.rooms:
             costs = next(iter(self.rooms.values())).costs
             self.view.workflows.forecasts.durations = IsolatedDurations(costs, self._learned)
