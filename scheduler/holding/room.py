@@ -347,8 +347,8 @@ class Room:
         return rules.people_prefill_seconds - stepping.prefill_seconds, tokens
 
     def _fill(self, now: float) -> None:
-        """So many wait that steps are full: more company saves nothing. The earliest deadlines first. (Hundreds of prompts
-        at once would be before whoever comes next: so few, where that may be somebody who is not to be held.)"""
+        """So many wait that steps are full: more company saves nothing. The earliest deadlines first. (But few, where
+        somebody may come who is not to be held: hundreds of prompts at once would be before that one.)"""
         prefill, tokens = self._room_for_people(now)
         room = int(self.rules.full_batch) - len(self.stepping.running) - len(self.queued)
         while room > 0:
