@@ -149,7 +149,7 @@ class TestRefused:
             ),
             (
                 f"[[keys]]\nname = 'a'\nweight = nan\nsha256 = '{'0' * 64}'\n",
-                "3: keys[0].weight: must be a finite number, not nan",
+                "3: keys[0].weight: must be at most 1000, not nan",
             ),
             (
                 "[listen]\nport = 8081\n",
