@@ -40,6 +40,8 @@ COMMANDS = {
     "energy-cost": ("bench.energy.bill_cost", "CPU time that energy costs the gateway's loop, a call"),
     "energy-caps": ("bench.energy.caps", "the cap controller against the best fixed cap in hindsight"),
     "policies": ("bench.policies.table", "every policy on the same traffic: joules, deadlines, share of the room used"),
+    "policies-small": ("bench.policies.small", "joule on 200 small instances beside the optimum, found by search"),
+    "policies-mixed": ("bench.policies.mixed", "half batch, half interactive: is the latter half any slower?"),
     "policy-cost": (
         "bench.policies.cost",
         "what a call event costs the scheduler under each policy, and the longest one",

@@ -94,7 +94,15 @@ class Scheduler:
         self.caps = CapsDesk(config.caps, self.energy, self.calls, self.engines)
         self.decisions = DecisionLog(config.decisions)
         self.view = View(
-            self.engines, self.calls, self.ready, self.workflows, self.energy, self.patience, self.caps, self.decisions
+            self.engines,
+            self.calls,
+            self.ready,
+            self.workflows,
+            self.energy,
+            self.patience,
+            self.caps,
+            self.decisions,
+            self.quotas,
         )
         self.deciding = Deciding(self.view, config.policy, dict(config.policy_options), now)
         self.experiments = ExperimentDesk(self.deciding, self.energy, self.engines)
@@ -381,9 +389,10 @@ class Scheduler:
         if (use := self.quotas.by_key.get(call.arrived.key)) is not None:
             use.settle(call.reserved_tokens, used_tokens)
 
-    def validate(self) -> None:
-        """Check every invariant. AssertionError names the one that does not hold."""
-        validate(self)
+    def validate(self, touched_since: float = float("-inf")) -> None:
+        """Check every invariant; those of a workflow's graph if something was heard of it since then. AssertionError
+        names the one that does not hold."""
+        validate(self, touched_since)
 
 
 def _tokens_at_least(call: CallState, output_tokens_seen: int) -> int:

@@ -32,6 +32,8 @@ class KeyQuota(NamedTuple):
     tokens_per_minute: int | None = None
     token_budget: int | None = None
     budget_seconds: float = 86_400.0
+    weight: float = 1.0
+    """Of its work, where calls of several keys wait for an engine."""
 
 
 class CallArrived(NamedTuple):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from scheduler.actions import Action
     from scheduler.events import Event
+    from workloads.shapes import WorkflowShape
 
 READ_SECONDS = 0.4
 BOUND_BATCH = 256.0
@@ -76,8 +77,8 @@ class Outcome(NamedTuple):
         return self.joules + self.idle_watts * (horizon - self.ended_at)
 
 
-def play(run: Run) -> Outcome:
-    """The whole run, until all is answered."""
+def play(run: Run, clients: type[Declaring] | None = None) -> Outcome:
+    """The whole run, until all is answered. `clients`: others than those that all have the run's promise."""
     arrivals = traffic(run.cell, run.seconds, run.seed, run.calibration)
     calibration = calibrations.load(run.calibration)
     engine = TwinEngine(calibration)
@@ -89,7 +90,7 @@ def play(run: Run) -> Outcome:
     scheduler.handle(EnergyPrior("twin", prior_of(calibration), simulated=True), 0.0)
     mind = Timed(scheduler, run.validate)
     world = World(mind, {"twin": engine})
-    player = Declaring(world, run.promise)
+    player = (clients or Declaring)(world, run.promise)
     for arrival in arrivals:
         world.time.at(arrival.at, lambda arrival=arrival: player.arrive(arrival))  # type: ignore[misc]
     meter = Meter(world, engine, player, len(arrivals))
@@ -163,6 +164,10 @@ class Declaring(Player):
         deadline = promise.seconds
         if promise.stretch is not None:
             deadline = promise.stretch * arrival.isolated_seconds
+        self.declare(workflow, deadline, promise.workflow_class)
+
+    def declare(self, workflow: WorkflowShape, deadline: float | None, workflow_class: str | None = None) -> None:
+        """It comes now, with so many seconds till its deadline."""
         nodes = tuple(
             NodeSpec(
                 id=call.node,
@@ -174,7 +179,7 @@ class Declaring(Player):
             for call in workflow.calls
         )
         spec = WorkflowSpec(
-            key="-", workflow_id=workflow.id, name=workflow.kind, workflow_class=promise.workflow_class,
+            key="-", workflow_id=workflow.id, name=workflow.kind, workflow_class=workflow_class,
             deadline_seconds=deadline, nodes=nodes,
         )  # fmt: skip
         self.world.tell(WorkflowDeclared(workflow.id, spec))

@@ -8,7 +8,7 @@ from os import cpu_count
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.policies import fluid
+from bench.policies import classics, fluid
 from bench.policies.cells import CELLS, PROMISES, Cell, Promise
 from bench.policies.lab import Outcome, Run, play
 from bench.programs import BenchError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 BASELINE = "passthrough"
-SECONDS = 1200.0
+SECONDS, CLASSICS_SECONDS = 1200.0, 600.0
 NAMES = tuple(promise.name for promise in PROMISES)
 
 
@@ -59,7 +59,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", action="append", metavar="NAME", help="(may be given again; default: joule)")
     parser.add_argument("--promise", action="append", choices=NAMES, help="only this (may be given again)")
     parser.add_argument("--workload", action="append", choices=sorted({cell.workload for cell in CELLS}))
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of arrivals (default: {SECONDS:g})")
+    parser.add_argument(
+        "--classics", action="store_true", help="instead: las under overload, parrot on joins and shared prefixes"
+    )
+    parser.add_argument(
+        "--seconds", type=float, help=f"of arrivals (default: {SECONDS:g}; with --classics {CLASSICS_SECONDS:g})"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--calibration", default="h200-llama-3.1-8b", metavar="NAME")
     parser.add_argument("--processes", type=int, default=cpu_count() or 1)
@@ -71,11 +76,16 @@ def run(args: argparse.Namespace) -> int:
     from scheduler.policies import POLICIES
 
     policies = args.policy or ["joule"]
+    args.seconds = args.seconds if args.seconds is not None else (CLASSICS_SECONDS if args.classics else SECONDS)
     for name in policies:
         if name not in POLICIES:
             raise BenchError(f"--policy: there is no policy {name!r}; there are: {', '.join(sorted(POLICIES))}")
-    if not args.seconds > 0 or args.processes < 1:
+    if not args.seconds > 0.0 or args.processes < 1:
         raise BenchError("--seconds and --processes must be above 0")
+    if args.classics:
+        for text in classics.lines(args.seconds, args.seed):
+            print(text, flush=True)
+        return 0
     promises = [promise for promise in PROMISES if not args.promise or promise.name in args.promise]
     cells = [cell for cell in CELLS if not args.workload or cell.workload in args.workload]
     rows = list(table(policies, promises, cells, args))

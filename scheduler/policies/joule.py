@@ -9,7 +9,6 @@ Where so many wait that steps are full anyway, they go at once: the fixed cost i
 
 from __future__ import annotations
 
-from heapq import heappop
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from scheduler.holding.costs import StepCosts, costs_of
@@ -17,6 +16,7 @@ from scheduler.holding.flow import AT_ONCE, Flow
 from scheduler.holding.margin import Margin
 from scheduler.holding.room import Room, Rules
 from scheduler.holding.telling import why_held, why_sent
+from scheduler.holding.turns import APART_SECONDS, Turns
 from scheduler.holding.work import IsolatedDurations, work_of_call
 from scheduler.policies.base import Choice, Policy, fit_for
 from scheduler.policies.options import Option
@@ -61,6 +61,9 @@ class Joule(Policy):
         "spread_from": Option(
             0.15, "of several engines, one is given more until company lengthens its steps by this share", least=0
         ),
+        "keys_apart_seconds": Option(
+            APART_SECONDS, "of work by which a key may be ahead of its share of an engine that others wait for", above=0
+        ),
         "engine_priority": Option(
             False, "tell vLLM the order, by its `priority`; it must run with --scheduling-policy priority"
         ),
@@ -74,6 +77,7 @@ class Joule(Policy):
             in_flight=options["max_in_flight"],
             spread_from=options["spread_from"],
         )
+        self.apart_seconds: float = options["keys_apart_seconds"]
         self.engine_priority: bool = options["engine_priority"]
         self.rooms: dict[str, Room] = {}
         self._room_of: dict[CallState, Room] = {}
@@ -190,7 +194,8 @@ class Joule(Policy):
     def _room_named(self, name: str, now: float) -> Room:
         room = self.rooms.get(name)
         if room is None:
-            room = self.rooms[name] = Room(name, self._costs(name), self.rules, self.margin, now)
+            turns = Turns(self.view.quotas.weight_of, self.apart_seconds)
+            room = self.rooms[name] = Room(name, self._costs(name), self.rules, self.margin, now, turns)
             self.view.workflows.forecasts.durations = IsolatedDurations(room.costs, self._learned)
         return room
 
@@ -202,7 +207,7 @@ class Joule(Policy):
         self._costs_at = now
         for name, room in self.rooms.items():
             room.stepping.costs = self._costs(name)
-            room.changed = True
+            room.changed = room.came = True
         if self.rooms:
             costs = next(iter(self.rooms.values())).costs
             self.view.workflows.forecasts.durations = IsolatedDurations(costs, self._learned)
@@ -229,16 +234,15 @@ class Joule(Policy):
             if engine is None or not _usable(engine):
                 self._move_from(room, now)
                 continue
-            queue = room.queue
-            while queue and queue[0].call not in room.queued:
-                heappop(queue)  # it was sent, or its client left
-            if not queue:
+            first = room.queue.first(room.queued)
+            if first is None or room.decided_at != now:  # what came since may go before what waits for its turn
                 wake = min(wake, room.decide(now))
-            if queue and engine.in_flight < room.rules.in_flight and engine.has_room(now):
+                first = room.queue.first(room.queued)
+            if first is not None and engine.in_flight < room.rules.in_flight and engine.has_room(now):
                 if self._chosen == CHOICES_AT_ONCE:
                     return now
                 self._chosen += 1
-                order, _, call, rule = queue[0]
+                order, _, call, rule = first
                 priority = int(1e3 * order) if self.engine_priority else None
                 return Choice(call, engine, priority, why_sent(room, call, rule, now))
         if self._fresh:

@@ -279,9 +279,9 @@ class WorkflowBook:
         its prefix hashes that is; (-1, ()) if there are none."""
         return self.tables.prefixes.company(node)
 
-    def validate(self) -> None:
-        """Every invariant of the book. AssertionError names what does not hold."""
-        self.tables.validate()
+    def validate(self, touched_since: float = float("-inf")) -> None:
+        """As `WorkflowTables.validate`."""
+        self.tables.validate(touched_since)
 
     # --- shared steps ---
 

@@ -242,8 +242,9 @@ class WorkflowTables:
         if len(self.aliases) > self.limits.workflows:
             self.aliases.popitem(last=False)
 
-    def validate(self) -> None:
-        """Every invariant of the tables and all workflows in them. AssertionError names what does not hold."""
+    def validate(self, touched_since: float = float("-inf")) -> None:
+        """Every invariant of the tables, and of the workflows in them of which something was heard since then.
+        AssertionError names what does not hold."""
         limits = self.limits
         nodes = edges = 0
         calls: dict[str, Node] = {}
@@ -255,7 +256,8 @@ class WorkflowTables:
             for name, workflow in line.items():
                 assert (workflow.key, workflow.id) == name and workflow.origin in origins
                 assert workflow.closed_at is None
-                workflow.validate()
+                if workflow.last_event_at >= touched_since:
+                    workflow.validate()
                 nodes += len(workflow.graph.nodes)
                 edges += workflow.graph.edge_count + workflow.pending_count
                 calls.update((node.call_id, node) for node in workflow.graph.nodes.values() if node.call_id is not None)
@@ -269,7 +271,8 @@ class WorkflowTables:
         for name, workflow in self.closed.items():
             assert (workflow.key, workflow.id) == name and self.live_named(name) is None
             assert not workflow.graph.unfinished
-            workflow.validate()
+            if workflow.last_event_at >= touched_since:
+                workflow.validate()
             nodes += len(workflow.graph.nodes)
             edges += workflow.graph.edge_count
         assert self.by_call == calls, "a call is lost or left behind"

@@ -16,6 +16,8 @@ from tests.vllm.wire import Answer, OpenStream, ask, chat_body, running, wait_id
 
 CHAT = "/v1/chat/completions"
 OUTPUT_TOKENS = 16
+LONGER_TOKENS = 128
+"""So many that two answers which follow each other do not come at the same moment."""
 PATIENCE_SECONDS = 30.0
 SIBLINGS = ("map-0", "map-1", "map-2", "map-3")
 
@@ -53,18 +55,18 @@ def declare(gateway: Gateway, name: str, nodes: list[dict[str, Any]], seconds: f
     assert said.header("x-joulegate-deadline") is None, "it can be kept"
 
 
-def node(name: str, *after: str) -> dict[str, Any]:
-    return {"id": name, "after": list(after), "expected_output_tokens": OUTPUT_TOKENS, "request": request_of(name)}
+def node(name: str, *after: str, tokens: int = OUTPUT_TOKENS) -> dict[str, Any]:
+    return {"id": name, "after": list(after), "expected_output_tokens": tokens, "request": request_of(name, tokens)}
 
 
-def request_of(name: str) -> dict[str, Any]:
-    return chat_body(name, max_tokens=OUTPUT_TOKENS, ignore_eos=True)
+def request_of(name: str, tokens: int) -> dict[str, Any]:
+    return chat_body(name, max_tokens=tokens, ignore_eos=True)
 
 
-def caller(gateway: Gateway, pool: ThreadPoolExecutor) -> Callable[[str, str], Future[Answer]]:
-    def call(workflow: str, name: str) -> Future[Answer]:
+def caller(gateway: Gateway, pool: ThreadPoolExecutor) -> Callable[..., Future[Answer]]:
+    def call(workflow: str, name: str, tokens: int = OUTPUT_TOKENS) -> Future[Answer]:
         headers = {"x-workflow-id": workflow, "x-workflow-node": name}
-        return pool.submit(ask, gateway.url, "POST", CHAT, request_of(name), headers)
+        return pool.submit(ask, gateway.url, "POST", CHAT, request_of(name, tokens), headers)
 
     return call
 
@@ -107,8 +109,8 @@ def test_vllms_own_queue_keeps_the_order_of_slack(idle_engine: str, gateway: Gat
         wait_running(idle_engine, MAX_NUM_SEQS)
         answers = {}
         for place, (name, seconds) in enumerate((("much", 500.0), ("little", 50.0)), 1):
-            declare(gateway, name, [node("n")], seconds)
-            answers[name] = call(name, "n")
+            declare(gateway, name, [node("n", tokens=LONGER_TOKENS)], seconds)
+            answers[name] = call(name, "n", LONGER_TOKENS)
             answers[name].add_done_callback(lambda _, name=name: ended.setdefault(name, time.monotonic()))
             wait_until(lambda: waiting(idle_engine) == place, PATIENCE_SECONDS, f"{name} waits at vLLM")  # noqa: B023
         busy[0].leave()
