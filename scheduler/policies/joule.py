@@ -12,6 +12,7 @@ from __future__ import annotations
 from heapq import heappop
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from scheduler.holding.capslack import CapSlack
 from scheduler.holding.costs import StepCosts, costs_of
 from scheduler.holding.flow import AT_ONCE, Flow
 from scheduler.holding.margin import Margin
@@ -61,6 +62,9 @@ class Joule(Policy):
         "spread_from": Option(
             0.15, "of several engines, one is given more until company lengthens its steps by this share", least=0
         ),
+        "cap_share": Option(
+            0.2, "of the tightest workflow's slack, offered to the cap controller where it sets limits", least=0, most=1
+        ),
         "engine_priority": Option(
             False, "tell vLLM the order, by its `priority`; it must run with --scheduling-policy priority"
         ),
@@ -74,6 +78,8 @@ class Joule(Policy):
             in_flight=options["max_in_flight"],
             spread_from=options["spread_from"],
         )
+        self.cap_share: float = options["cap_share"]
+        self.slacks: dict[str, CapSlack] = {}
         self.engine_priority: bool = options["engine_priority"]
         self.rooms: dict[str, Room] = {}
         self._room_of: dict[CallState, Room] = {}
@@ -117,7 +123,10 @@ class Joule(Policy):
         if call.engine is None:
             self._fresh[call] = None
         forecasts = self.view.workflows.forecasts
+        first = not flow.left_steps
         room.take(call, flow, work_of_call(call, forecasts, room.costs), forecasts, now)
+        if first:
+            self.slacks[room.name].came(flow, room.costs.step_seconds, now)
 
     def _flow(self, room: Room, call: CallState, workflow: Workflow | None) -> Flow:
         key = room.name, call if workflow is None else workflow
@@ -195,14 +204,18 @@ class Joule(Policy):
         return room
 
     def _costs(self, name: str) -> StepCosts:
+        desk = self.view.energy.engines.get(name)
+        slower = self.slacks.setdefault(name, CapSlack()).plan(name, desk, self.view.caps)
         learned = self._learned.coefficients() if isinstance(self._learned, LearnedDurations) else LEARNED_UNSEEN
-        return costs_of(self.view.energy.engines.get(name), learned)
+        return costs_of(desk, learned, slower)
 
     def _refresh_costs(self, now: float) -> None:
         self._costs_at = now
         for name, room in self.rooms.items():
             room.stepping.costs = self._costs(name)
             room.changed = True
+            stretch = self.slacks[name].stretch(self.cap_share, self.margin.value, len(room.flow_of))
+            self.view.caps.propose(name, stretch, now)
         if self.rooms:
             costs = next(iter(self.rooms.values())).costs
             self.view.workflows.forecasts.durations = IsolatedDurations(costs, self._learned)
