@@ -68,6 +68,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--calibration", default="h200-llama-3.1-8b", metavar="NAME")
     parser.add_argument("--processes", type=int, default=cpu_count() or 1)
+    parser.add_argument(
+        "--caps", action="store_true", help="joule with caps against joule without, at the middle loads (default: 3x)"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write all rows as JSON, too")
 
 
@@ -86,11 +89,25 @@ def run(args: argparse.Namespace) -> int:
         for text in classics.lines(args.seconds, args.seed):
             print(text, flush=True)
         return 0
+    if args.caps:
+        return _caps(args)
     promises = [promise for promise in PROMISES if not args.promise or promise.name in args.promise]
     cells = [cell for cell in CELLS if not args.workload or cell.workload in args.workload]
     rows = list(table(policies, promises, cells, args))
     if args.output is not None:
         args.output.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n")
+    return 0
+
+
+def _caps(args: argparse.Namespace) -> int:
+    from bench.policies import capped
+
+    if args.policy or args.output is not None:
+        raise BenchError("--caps compares joule with itself and prints only: leave --policy and --output out")
+    promises = [promise for promise in PROMISES if promise.name in (args.promise or ["3x"])]
+    cells = [cell for cell in capped.CELLS if not args.workload or cell.workload in args.workload]
+    run = Run(cells[0], promises[0], BASELINE, (), args.seconds, args.seed, args.calibration)
+    capped.show(cells, promises, run, args.processes)
     return 0
 
 

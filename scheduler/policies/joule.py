@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from scheduler.holding.capslack import CapSlack
 from scheduler.holding.costs import StepCosts, costs_of
 from scheduler.holding.flow import AT_ONCE, Flow
 from scheduler.holding.margin import Margin
@@ -64,6 +65,9 @@ class Joule(Policy):
         "keys_apart_seconds": Option(
             APART_SECONDS, "of work by which a key may be ahead of its share of an engine that others wait for", above=0
         ),
+        "cap_share": Option(
+            0.2, "of the tightest workflow's slack, offered to the cap controller where it sets limits", least=0, most=1
+        ),
         "engine_priority": Option(
             False, "tell vLLM the order, by its `priority`; it must run with --scheduling-policy priority"
         ),
@@ -78,6 +82,8 @@ class Joule(Policy):
             spread_from=options["spread_from"],
         )
         self.apart_seconds: float = options["keys_apart_seconds"]
+        self.cap_share: float = options["cap_share"]
+        self.slacks: dict[str, CapSlack] = {}
         self.engine_priority: bool = options["engine_priority"]
         self.rooms: dict[str, Room] = {}
         self._room_of: dict[CallState, Room] = {}
@@ -121,7 +127,10 @@ class Joule(Policy):
         if call.engine is None:
             self._fresh[call] = None
         forecasts = self.view.workflows.forecasts
+        first = not flow.left_steps
         room.take(call, flow, work_of_call(call, forecasts, room.costs), forecasts, now)
+        if first:
+            self.slacks[room.name].came(flow, room.costs.step_seconds, now)
 
     def _flow(self, room: Room, call: CallState, workflow: Workflow | None) -> Flow:
         key = room.name, call if workflow is None else workflow
@@ -200,14 +209,18 @@ class Joule(Policy):
         return room
 
     def _costs(self, name: str) -> StepCosts:
+        desk = self.view.energy.engines.get(name)
+        slower = self.slacks.setdefault(name, CapSlack()).plan(name, desk, self.view.caps)
         learned = self._learned.coefficients() if isinstance(self._learned, LearnedDurations) else LEARNED_UNSEEN
-        return costs_of(self.view.energy.engines.get(name), learned)
+        return costs_of(desk, learned, slower)
 
     def _refresh_costs(self, now: float) -> None:
         self._costs_at = now
         for name, room in self.rooms.items():
             room.stepping.costs = self._costs(name)
             room.changed = room.came = True
+            stretch = self.slacks[name].stretch(self.cap_share, self.margin.value, len(room.flow_of))
+            self.view.caps.propose(name, stretch, now)
         if self.rooms:
             costs = next(iter(self.rooms.values())).costs
             self.view.workflows.forecasts.durations = IsolatedDurations(costs, self._learned)

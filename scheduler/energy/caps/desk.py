@@ -142,6 +142,19 @@ class CapsDesk:
         ours = controller is not None and controller.standing.ours
         sight.savings.saw(window, controller.standing.prior_watts if controller and ours else None, model)
 
+    def as_limited(self, engine: str, sample: MeterSample) -> MeterSample:
+        """A reading under a clock that we have locked: it stands for a limit of so many watts, and the model learns
+        steps under that one, not under a limit that does not bind."""
+        controller, sight = self.fleet.controllers.get(engine), self.engines.get(engine)
+        if self.rules.actuator != "clock" or controller is None or sight is None or sight.cards is None:
+            return sample
+        standing, limit = controller.standing, sample.limit_watts
+        watts = standing.current_watts
+        if not standing.ours or watts is None or standing.prior_watts is None or watts >= standing.prior_watts:
+            return sample
+        watts *= sight.cards.gpus
+        return sample._replace(limit_watts=watts if limit is None else min(limit, watts), throttled=True)
+
     # --- the scheduler's events ---
 
     def _cards_read(self, event: CardsRead, now: float, actions: list[Action]) -> None:
