@@ -321,7 +321,8 @@ class Exchange:
         else:
             self._end(Outcome.ENGINE_5XX, call.status, "engine_5xx")
         seen = self._tokens_seen() if call.stream and call.prompt_tokens is None else 0
-        self._gateway.tell(CallFinished(call.id, call.prompt_tokens, call.cached_tokens, call.output_tokens, seen))
+        used = call.prompt_tokens, call.cached_tokens, call.output_tokens
+        self._gateway.tell(CallFinished(call.id, *used, seen, call.status))
         self.client.answered(keep_alive=head.keep_alive)
 
     def _read_usage(self, *, done: bool = False) -> None:

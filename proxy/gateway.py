@@ -136,6 +136,8 @@ class Gateway:
         self.exchanges[call_id] = exchange
         watch = self.watch if document is not None and not call.identity.workflow_id else None
         self.tell(arrived(call, watched=watch is not None))
+        if call.engine is None and (held := self.scheduler.calls.get(call_id)) is not None:
+            call.policy = self.scheduler.policy.said_by(held)
         call.overhead_seconds = perf_counter() - started  # up to the engine's socket, if the call was sent at once
         watch = self.watch
         if (
@@ -201,6 +203,9 @@ class Gateway:
         if kind is Dispatch:
             assert isinstance(action, Dispatch)
             exchange = self.exchanges[action.call_id]
+            sent = self.scheduler.calls[action.call_id].sent
+            if sent is not None:  # by an experiment's arm, or by another policy than when it came
+                exchange.call.policy = sent.policy
             exchange.dispatch(self.engines[action.engine], action.priority)
         elif kind is Reject:
             assert isinstance(action, Reject)

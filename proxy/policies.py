@@ -97,7 +97,7 @@ class PolicyDesk:
         """What the configuration says, if anything else decides: another one that was set meanwhile, or the one that
         stands in for it because it failed."""
         deciding = self._gateway.scheduler.deciding
-        if self._gateway.scheduler.experiments.running is not None:  # the policy of its control, when it is over
+        if self._gateway.scheduler.experiments.running:  # the policy of its control, when it is over
             self._gateway.log.event("policy_kept", detail="an experiment is running; reload again when it is over")
             return
         if deciding.failed is not None or deciding.asked != (name, dict(options)):
@@ -122,8 +122,7 @@ class PolicyDesk:
             raise PolicyFault(
                 f"options.{found[0][0][:64]}", "; ".join(f"{option[:64]}: {what}" for option, what in found)
             )
-        if (running := self._gateway.scheduler.experiments.running) is not None:
-            this = running.experiment.definition.id
+        for this in self._gateway.scheduler.experiments.running:
             raise PolicyFault("name", f"the experiment {this!r} decides; `joulegate ab stop {this}` ends it")
         before = self._gateway.scheduler.policy.name
         self.use(name, options)

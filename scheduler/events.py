@@ -85,7 +85,7 @@ class CallFinished(NamedTuple):
     """The engine's answer ended as HTTP says it should. Token counts as the engine reported them, else None.
 
     `output_tokens_seen`: where it reported none, so many events of a stream were seen. The key's account takes each for
-    a token at least: an estimate, which the ledger does not book.
+    a token at least: an estimate, which the ledger does not book. `status`: of the answer; an error's is whole, too.
     """
 
     call_id: str
@@ -93,6 +93,7 @@ class CallFinished(NamedTuple):
     cached_tokens: int | None
     output_tokens: int | None
     output_tokens_seen: int = 0
+    status: int = 200
 
 
 class CallFailed(NamedTuple):

@@ -180,6 +180,12 @@ class Experiment:
         """It will have no outcome, through no fault of an arm: its client gave it up."""
         self.live.pop(workflow_id, None)
 
+    def client_fault(self, workflow_id: str) -> None:
+        """An engine has refused what its client asked for: no error of an arm's, and counted apart."""
+        live = self.live.pop(workflow_id, None)
+        if live is not None and live.counted and (row := self.rows.get((live.block, live.arm))) is not None:
+            row.client_faults += 1
+
     def _judge(self, live: Live, outcome: WorkflowOutcome) -> None:
         if live.arm != TREATMENT or live.block != self.opened:
             return
@@ -352,6 +358,7 @@ class Experiment:
             assert row.block.number <= self.opened
             assert row.timed + running.get(place, 0) <= row.began, f"row {place} has more workflows than began"
             assert row.failed <= row.timed
+            assert row.timed + row.client_faults <= row.began
             assert row.missed <= row.with_deadline <= row.timed
         for bad, known in self.counts:
             assert 0 <= bad <= known

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from scheduler.experiments.rows import BlockRow
 
 Reason = Literal[
-    "lead_in", "ramp_up", "clock_jump", "gateway_restart", "engine_lost", "cap_not_applied", "not_watched",
+    "lead_in", "ramp_up", "clock_jump", "gateway_restart", "engine_lost", "engine_added", "cap_not_applied", "not_watched",
     "stopped", "energy_unavailable",
 ]  # fmt: skip
 SAYS: dict[str, str] = {
@@ -20,6 +20,7 @@ SAYS: dict[str, str] = {
     "clock_jump": "the wall clock moved against the steady one",
     "gateway_restart": "the gateway was not running for a part of it",
     "engine_lost": "an engine of the pool was not healthy",
+    "engine_added": "an engine came that is none of the experiment's: its joules are not counted",
     "cap_not_applied": "a power limit could not be set",
     "not_watched": "the gateway was too busy to look at it at all",
     "stopped": "the experiment was stopped in it",

@@ -67,6 +67,8 @@ class BlockRow(NamedTuple):
     """Seconds of workflows by class."""
     marks: tuple[str, ...] = ()
     """Why it is not analysed; empty: it is."""
+    client_faults: int = 0
+    """Workflows that began and had a request that an engine refused as such (4xx): neither timed nor failed."""
 
     @property
     def measured_seconds(self) -> float:
@@ -97,6 +99,7 @@ class OpenRow:
         self.block = block
         self.arm = arm
         self.began = self.timed = self.unfinished = self.failed = self.with_deadline = self.missed = self.ended = 0
+        self.client_faults = 0
         self.prompt_tokens = self.output_tokens = self.offered_tokens = 0
         self.seconds = 0.0
         self.marks: dict[str, None] = {}
@@ -160,13 +163,13 @@ class OpenRow:
             self.unfinished, self.seconds, self.failed, self.with_deadline, self.missed, self.ended,
             self.prompt_tokens, self.output_tokens, self.offered_tokens, gpu, cpu, dram,
             "+".join(self._sources) if gpu is not None else "unavailable",
-            {name: tuple(values) for name, values in sorted(times.items())}, tuple(marks),
+            {name: tuple(values) for name, values in sorted(times.items())}, tuple(marks), self.client_faults,
         )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         """For a file; what `restored` reads. The times go along: a restart must not hide what a guardrail saw."""
         names = ("began", "timed", "unfinished", "failed", "with_deadline", "missed", "ended", "prompt_tokens",
-                 "output_tokens", "offered_tokens", "seconds")  # fmt: skip
+                 "output_tokens", "offered_tokens", "seconds", "client_faults")  # fmt: skip
         return {
             "number": self.block.number, "arm": self.arm, "sums": {name: getattr(self, name) for name in names},
             "marks": list(self.marks), "times": list(map(list, self._times)), "joules": dict(self._joules),
