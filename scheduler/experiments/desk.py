@@ -108,6 +108,7 @@ class ExperimentDesk:
         for running in list(self.running.values()):
             experiment, at = running.experiment, running.clock.at(now)
             running.following.tick(now)
+            running.look(now)
             experiment.clocks(at, event.wall_seconds)
             closed = experiment.tick(at)
             self._look_at_engines(running, at)

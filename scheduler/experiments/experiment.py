@@ -10,6 +10,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from scheduler.experiments.agreement import Agreement
 from scheduler.experiments.chance import share_of
 from scheduler.experiments.checks import problems
 from scheduler.experiments.definition import CONTROL, TREATMENT, Definition, ExperimentError
@@ -20,6 +21,7 @@ from scheduler.experiments.schedule import LEAD_IN, Block, Schedule
 if TYPE_CHECKING:
     from scheduler.experiments.marks import Reason
     from scheduler.experiments.rows import BlockRow
+    from scheduler.experiments.shadow import Comparison
 
 LIVE_MAX = 50_000
 """Workflows under way; of more, the oldest are forgotten and counted (`forgotten`)."""
@@ -36,19 +38,6 @@ class Assignment(NamedTuple):
     """Half of the engines (`split_and_swap`) on which the arm runs now; 0 in the other designs."""
     counted: bool
     """It began in the measured part of a block of its arm."""
-
-
-class Shadow(NamedTuple):
-    """What the other policy would have done (`shadow`)."""
-
-    decisions: int = 0
-    """Of the control."""
-    same: int = 0
-    """The other policy would have decided the same."""
-    joules: float = 0.0
-    """How many more its decisions would have cost, summed over…"""
-    predicted: int = 0
-    """…so many decisions of which the energy model says it."""
 
 
 class Live:
@@ -88,7 +77,9 @@ class Experiment:
         self.forgotten = self.late = 0
         self.counts = [[0, 0] for _ in self.guards]
         """Of the treatment in this block, by guardrail: bad, and of how many."""
-        self.shadow = Shadow()
+        self.shadow = Agreement()
+        self.shadow_dropped: str | None = None
+        """Why nothing more is asked of the other policy; None: it still is."""
         self._wall_offset: float | None = None
         self._verdicts: list[Verdict] = []
         self.now = started_at
@@ -230,13 +221,13 @@ class Experiment:
             self.mark("clock_jump", now)
         self._wall_offset = offset
 
-    def shadow_decision(self, same: bool, predicted_joules: float | None = None) -> None:
-        """`shadow`: the control decided, and the other policy would have decided the same or not. `predicted_joules`:
-        how many more that would have cost by the energy model; None: it does not say."""
-        decisions, alike, joules, predicted = self.shadow
-        if predicted_joules is not None:
-            joules, predicted = joules + predicted_joules, predicted + 1
-        self.shadow = Shadow(decisions + 1, alike + same, joules, predicted)
+    def shadow_decision(self, comparison: Comparison, now: float) -> None:
+        """`shadow`: both policies have decided of a call."""
+        if self.ended_at is not None:
+            return
+        self.shadow = self.shadow.plus(comparison)
+        if (row := self.rows.get((self.schedule.number_at(now), CONTROL))) is not None:
+            row.shadow = row.shadow.plus(comparison)
 
     # --- time ---
 
@@ -384,5 +375,6 @@ class Experiment:
             "blocks_done": dict(zip(("control", "treatment"), self.closed_blocks, strict=True)),
             "marked": dict(self.marked), "workflows_running": len(self.live), "workflows_forgotten": self.forgotten,
             "guardrails": [verdict._asdict() for verdict in self._verdicts],
-            **({"shadow": self.shadow._asdict()} if definition.design == "shadow" else {}),
+            **({"shadow": self.shadow._asdict(), "shadow_dropped": self.shadow_dropped}
+               if definition.design == "shadow" else {}),
         }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from heapq import heappush, heapreplace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from scheduler.experiments.agreement import Agreement
 from scheduler.experiments.chance import share_of
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class BlockRow(NamedTuple):
     """Why it is not analysed; empty: it is."""
     client_faults: int = 0
     """Workflows that began and had a request that an engine refused as such (4xx): neither timed nor failed."""
+    shadow: Agreement | None = None
+    """`shadow`: of the decisions of this block."""
 
     @property
     def measured_seconds(self) -> float:
@@ -83,13 +86,15 @@ class BlockRow(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """For a line of a file."""
         return {**self._asdict(), "times": {name: list(values) for name, values in self.times.items()},
-                "marks": list(self.marks)}  # fmt: skip
+                "marks": list(self.marks), "shadow": None if self.shadow is None else self.shadow._asdict()}  # fmt: skip
 
 
 def row_of(record: Mapping[str, Any]) -> BlockRow:
     """What `as_json` wrote. TypeError or KeyError for anything else."""
     times = {str(name): tuple(map(float, values)) for name, values in record["times"].items()}
-    return BlockRow(**{**record, "times": times, "marks": tuple(record["marks"])})
+    shadow = record.get("shadow")
+    agreement = None if shadow is None else Agreement(**shadow)
+    return BlockRow(**{**record, "times": times, "marks": tuple(record["marks"]), "shadow": agreement})
 
 
 class OpenRow:
@@ -100,6 +105,7 @@ class OpenRow:
         self.arm = arm
         self.began = self.timed = self.unfinished = self.failed = self.with_deadline = self.missed = self.ended = 0
         self.client_faults = 0
+        self.shadow = Agreement()
         self.prompt_tokens = self.output_tokens = self.offered_tokens = 0
         self.seconds = 0.0
         self.marks: dict[str, None] = {}
@@ -164,6 +170,7 @@ class OpenRow:
             self.prompt_tokens, self.output_tokens, self.offered_tokens, gpu, cpu, dram,
             "+".join(self._sources) if gpu is not None else "unavailable",
             {name: tuple(values) for name, values in sorted(times.items())}, tuple(marks), self.client_faults,
+            self.shadow if self.shadow.decisions else None,
         )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
@@ -174,6 +181,7 @@ class OpenRow:
             "number": self.block.number, "arm": self.arm, "sums": {name: getattr(self, name) for name in names},
             "marks": list(self.marks), "times": list(map(list, self._times)), "joules": dict(self._joules),
             "covered": dict(self._covered), "sources": list(self._sources),
+            "shadow": list(self.shadow),
         }  # fmt: skip
 
     @classmethod
@@ -183,6 +191,7 @@ class OpenRow:
         for name, value in state["sums"].items():
             setattr(row, name, value)
         row.marks = dict.fromkeys(state["marks"])
+        row.shadow = Agreement(*state["shadow"])
         row._times = [(float(rank), str(name), float(seconds)) for rank, name, seconds in state["times"]]
         row._joules = {**row._joules, **state["joules"]}
         row._covered = {**row._covered, **state["covered"]}

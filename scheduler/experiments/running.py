@@ -8,6 +8,7 @@ from scheduler.experiments.arms import ArmPolicies
 from scheduler.experiments.definition import CONTROL
 from scheduler.experiments.following import Clock, Following, name_of
 from scheduler.experiments.pool_energy import PoolEnergy
+from scheduler.experiments.shadow import Shadow, Shadowed
 from scheduler.policies import make_policy
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from scheduler.energy.window import Window
     from scheduler.experiments.definition import CapMode
     from scheduler.experiments.experiment import Experiment
+    from scheduler.experiments.shadow import Comparison
     from scheduler.policies.base import Policy
     from scheduler.state import CallState
 
@@ -37,12 +39,15 @@ class Running:
         if definition.design == "split_and_swap":
             half = len(engines) // 2
             self.halves = frozenset(engines[:half]), frozenset(engines[half:])
+        self._looks: Shadowed | None = None
         self.meters = [PoolEnergy(names) for names in self.halves or (engines,)]
 
     def policy(self) -> Policy:
         """Both arms', each for the calls of its own workflows."""
         experiment, clock = self.experiment, self.clock
         arms = tuple(make_policy(arm.policy, dict(arm.options)) for arm in experiment.definition.arms)
+        if experiment.definition.design == "shadow":
+            return self._shadowed(*arms)
         sides = None
         if self.halves:
 
@@ -53,6 +58,23 @@ class Running:
             return experiment.arm_of(name_of(call.arrived), clock.at(now))
 
         return ArmPolicies(arms, arm_of, lambda now: experiment.arm_at(clock.at(now)), sides)
+
+    def _shadowed(self, control: Policy, other: Policy) -> Policy:
+        """The control's policy alone decides."""
+
+        def say(comparison: Comparison, now: float) -> None:
+            self.experiment.shadow_decision(comparison, self.clock.at(now))
+
+        def dropped(why: str) -> None:
+            self.experiment.shadow_dropped = why
+
+        self._looks = Shadowed(control, Shadow(other, say), dropped)
+        return self._looks
+
+    def look(self, now: float) -> None:
+        """Time has passed, of which a shadow hears nothing else."""
+        if self._looks is not None:
+            self._looks.look(now)
 
     def has(self, model: str | None) -> bool:
         """Whether calls of this model are the experiment's."""
