@@ -23,7 +23,7 @@ from proxy.inner import InnerCalls
 from proxy.models import answer_models
 from proxy.own.request import OwnRequest
 from proxy.own.router import KEYLESS, PREFIXES, Router
-from proxy.policies import report_failed, rule_words
+from proxy.policies import decided_by, report_failed, rule_words
 from proxy.routes import OTHER
 from scheduler.actions import Abort, BlocksClosed, Dispatch, ExperimentEnded, PolicyFailed, Reject, WakeAt
 from scheduler.events import CallFailed, Draining, Tick
@@ -136,8 +136,7 @@ class Gateway:
         self.exchanges[call_id] = exchange
         watch = self.watch if document is not None and not call.identity.workflow_id else None
         self.tell(arrived(call, watched=watch is not None))
-        if call.engine is None and (held := self.scheduler.calls.get(call_id)) is not None:
-            call.policy = self.scheduler.policy.said_by(held)
+        call.policy = decided_by(self.scheduler, call)
         call.overhead_seconds = perf_counter() - started  # up to the engine's socket, if the call was sent at once
         watch = self.watch
         if (
@@ -203,9 +202,7 @@ class Gateway:
         if kind is Dispatch:
             assert isinstance(action, Dispatch)
             exchange = self.exchanges[action.call_id]
-            sent = self.scheduler.calls[action.call_id].sent
-            if sent is not None:  # by an experiment's arm, or by another policy than when it came
-                exchange.call.policy = sent.policy
+            exchange.call.policy = decided_by(self.scheduler, exchange.call)
             exchange.dispatch(self.engines[action.engine], action.priority)
         elif kind is Reject:
             assert isinstance(action, Reject)

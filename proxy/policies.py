@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
+    from proxy.call import Call
     from proxy.gateway import Gateway
     from proxy.workflows.config import WorkflowsConfig
     from scheduler.actions import PolicyFailed
@@ -56,6 +57,14 @@ def rule_words(scheduler: Scheduler, call_id: str) -> bytes:
     if call is None or call.sent is None:
         return b""
     return b"; rule=%b; id=%b" % (safe_value(call.sent.rule), call_id.encode("ascii"))
+
+
+def decided_by(scheduler: Scheduler, call: Call) -> str:
+    """The policy that has sent a call, or holds it: of an experiment, the arm's."""
+    state = scheduler.calls.get(call.id)
+    if state is None:
+        return call.policy
+    return scheduler.policy.said_by(state) if state.sent is None else state.sent.policy
 
 
 def report_failed(gateway: Gateway, failed: PolicyFailed) -> None:

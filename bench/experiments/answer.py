@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bench.experiments.shadow import sentence_of
+
 if TYPE_CHECKING:
     from bench.experiments.analyse import Analysis, Effect
 
@@ -40,14 +42,7 @@ def sentence(found: Analysis) -> str:
     control, treatment = map(str, definition.arms)
     what = WORDS[effect.metric.name]
     if definition.design == "shadow":
-        shadow = found.shadow
-        if not shadow.decisions:
-            return f"Nothing can be said of {treatment}: no decision of {control} was compared with it."
-        said = f"{treatment} would have decided as {control} did in {100 * shadow.same / shadow.decisions:.1f} % of"
-        said += f" {shadow.decisions} decisions"
-        if shadow.predicted:
-            said += f", and used {shadow.joules / shadow.predicted:+.3g} J a decision by the energy model (modelled)"
-        return said + "; nothing was run by it."
+        return sentence_of(found.shadow, control, treatment)
     if effect.estimate is None or effect.p_value is None:
         return f"Nothing can be said of {what}: {effect.unavailable}."
     estimate = effect.estimate

@@ -86,7 +86,10 @@ class Experiments:
             raise
         self._save()
         self._gateway.log.event("experiment_started", experiment=definition.id, definition=definition.as_json())
-        return {"detectable": detectable_effect(definition.spread, definition.pairs), **(self.status(definition.id) or {})}
+        return {
+            "detectable": detectable_effect(definition.spread, definition.pairs),
+            **(self.status(definition.id) or {}),
+        }
 
     def stop(self, name: str, why: str = "stopped by an operator") -> dict[str, Any] | None:
         """None: it does not run."""
