@@ -88,4 +88,21 @@ class ExperimentEnded(NamedTuple):
     """It was stopped."""
 
 
-Action = Dispatch | Reject | Abort | WakeAt | SetCap | SetClock | PolicyFailed | BlocksClosed | ExperimentEnded
+class ResetPrefixCache(NamedTuple):
+    """Have the engine forget all that it has cached. Answered by `PrefixCacheReset`."""
+
+    engine: str
+
+
+Action = (
+    Dispatch
+    | Reject
+    | Abort
+    | WakeAt
+    | SetCap
+    | SetClock
+    | PolicyFailed
+    | BlocksClosed
+    | ExperimentEnded
+    | ResetPrefixCache
+)

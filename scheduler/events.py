@@ -332,6 +332,15 @@ class ExperimentTick(NamedTuple):
     """Unix seconds, times the pace: where they move against the events' clock, a block does not count."""
 
 
+class PrefixCacheReset(NamedTuple):
+    """What became of a `ResetPrefixCache`."""
+
+    engine: str
+    done: bool
+    detail: str = ""
+    """Why not."""
+
+
 class Draining(NamedTuple):
     """The process is going down: no new calls; those that are held are refused, those that run may finish."""
 
@@ -371,6 +380,7 @@ Event = (
     | ExperimentStarted
     | ExperimentStopped
     | ExperimentTick
+    | PrefixCacheReset
     | Draining
     | Tick
 )

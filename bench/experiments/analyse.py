@@ -232,7 +232,9 @@ def as_json(found: Analysis) -> dict[str, Any]:
         "p95_by_class": {name: told(effect) for name, effect in found.by_class.items()},
         "joules_per_workflow_by_component": {name: told(effect) for name, effect in found.energy.items()},
         "sample_ratio": plain(found.sample), "order_effect": plain(found.order), "carry_over": plain(found.carried),
-        "excluded": found.excluded, "shadow": shadow.as_json(found.shadow) if found.definition.design == "shadow" else None, "warnings": found.warnings,
+        "excluded": found.excluded,
+        "shadow": shadow.as_json(found.shadow) if found.definition.design == "shadow" else None,
+        "warnings": found.warnings,
         "blocks": len(found.rows),
     }  # fmt: skip
 

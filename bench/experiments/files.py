@@ -29,6 +29,8 @@ class Recording(NamedTuple):
     ended: bool
     shadow_dropped: str | None = None
     """Why the shadow was asked no more."""
+    cache_resets: tuple[int, int] | None = None
+    """Blocks that began with empty prefix caches, and those that should have; None: it was not wanted."""
     pace: float = 1.0
     """Seconds of the experiment in a real one: above 1 before a faster twin."""
 
@@ -67,9 +69,11 @@ def read(path: Path) -> Recording:
         started_at = float(records[0]["started_at"]) / pace
     except (ExperimentError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise BenchError(f"{path}:1: {error}") from None
+    wanted = definition.reset_prefix_cache != "no"
+    resets = tuple(last.get("cache_resets", (0, 0))) if wanted else None
     return Recording(
         definition, started_at, rows, last.get("stopped_why"), last.get("ended_at") is not None,
-        last.get("shadow_dropped"), pace,
+        last.get("shadow_dropped"), resets, pace,
     )  # fmt: skip
 
 

@@ -65,7 +65,8 @@ def page(found: Analysis, recording: Recording) -> str:
         facts = facts.replace(f" · {found.primary.pairs} of {definition.pairs} pairs count", "")
         return _html(found, [
             f"<h1>{escape(sentence(found))}</h1><p class=facts>{escape(facts)}</p>", _stopped(recording),
-            _warned(found), "<h2>What it would have done</h2>", _shadow(found), "<h2>To do it again</h2>", _again(found),
+            _warned(found), "<h2>What it would have done</h2>", _shadow(found),
+            "<h2>To do it again</h2>", _again(found),
         ])  # fmt: skip
     sections = [
         f"<h1>{escape(sentence(found))}</h1><p class=facts>{escape(facts)}</p>", _stopped(recording), _warned(found),
@@ -77,7 +78,7 @@ def page(found: Analysis, recording: Recording) -> str:
         f"<h2>Block by block: {escape(WORDS[found.primary.metric.name])}</h2>",
         charts.timeline(found.rows, found.primary, arms, {row.number for row in left}), _looks(found),
         *(["<h2>Guardrails</h2>", _guardrails(found)] if definition.guardrails else []),
-        "<h2>May it be trusted?</h2>", _checks(found), "<h2>To do it again</h2>", _again(found),
+        "<h2>May it be trusted?</h2>", _checks(found, recording), "<h2>To do it again</h2>", _again(found),
     ]  # fmt: skip
     return _html(found, sections)
 
@@ -97,9 +98,9 @@ def _shadow(found: Analysis) -> str:
     looked = found.shadow
     return _table(("of calls", "", "95 % interval"), shadow.rows_of(looked)) + (
         f"<p class=note>{looked.total.decisions} calls in {looked.blocks} blocks that count; intervals are over blocks."
-        " The other policy decided in a world of its own: calls came as they really came and took as long as they really"
-        " took, from when it would have sent them. Joules are of a call's own steps, shared with those that run beside"
-        " it, by the energy model; nothing of this was measured.</p>"
+        " The other policy decided in a world of its own: calls came as they really came and took as long as they"
+        " really took, from when it would have sent them. Joules are of a call's own steps, shared with those that run"
+        " beside it, by the energy model; nothing of this was measured.</p>"
     )
 
 
@@ -211,7 +212,7 @@ def _guardrails(found: Analysis) -> str:
     return _table(("guardrail", "", "why"), rows)
 
 
-def _checks(found: Analysis) -> str:
+def _checks(found: Analysis, recording: Recording) -> str:
     rows = []
     if (sample := found.sample) is not None:
         said = f"{sample.control} and {sample.treatment} workflows began; {p_text(sample.p_value)} ({sample.method})"
@@ -233,8 +234,12 @@ def _checks(found: Analysis) -> str:
             f"{faults[0]} workflows of the control, {faults[1]} of the treatment; neither timed nor counted as failed"
         )
         rows.append(["Requests that engines refused (4xx)", "apart", said])
-    if found.definition.reset_prefix_cache:
-        rows.append(["Prefix cache", "emptied", "at each change of arm"])
+    if recording.cache_resets is not None:
+        done, missed = recording.cache_resets
+        said = f"at the beginning of {done} blocks; of {missed} blocks it was not"
+        rows.append(
+            ["Prefix cache", "emptied" if not missed else "carried over in part" if done else "carried over", said]
+        )
     else:
         rows.append(
             ["Prefix cache", "carried over", "what one arm cached serves the next; the wash-out does not undo it"]

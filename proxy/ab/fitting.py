@@ -65,10 +65,8 @@ def _engines(definition: Definition, scheduler: Scheduler, running: list[Definit
     there = {name: engine for name, engine in scheduler.engines.items() if not engine.removed}
     named = set(definition.engines)
     if missing := sorted(named - there.keys()):
-        return [
-            f"engines: the gateway has no {', '.join(missing)}, it has {', '.join(sorted(there))};"
-            " leave the field out to have all of them"
-        ]
+        what = f"engines: the gateway has no {', '.join(missing)}, it has {', '.join(sorted(there))};"
+        return [f"{what} leave the field out to have all of them"]
     if named == there.keys():
         others = [other.id for other in running if other.id != definition.id]
         return [f'engines: an experiment has all; "{others[0]}" runs: stop it, or name other engines'] if others else []

@@ -7,10 +7,11 @@ import time
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from proxy.ab.caches import reset
 from proxy.ab.fitting import filled_in, problems_here
 from proxy.ab.store import ExperimentStore, StoreFault
-from scheduler.actions import BlocksClosed
-from scheduler.events import ExperimentStarted, ExperimentStopped, ExperimentTick
+from scheduler.actions import BlocksClosed, ResetPrefixCache
+from scheduler.events import ExperimentStarted, ExperimentStopped, ExperimentTick, PrefixCacheReset
 from scheduler.experiments.definition import ExperimentError, definition_of
 from scheduler.experiments.plan import detectable_effect
 from scheduler.experiments.saved import end, saved
@@ -40,6 +41,7 @@ class Experiments:
         self._timer: asyncio.TimerHandle | None = None
         self._saved_at = 0.0
         self._closed = False
+        self._tasks: set[asyncio.Task[None]] = set()
         gateway.tell_experiment = self._said
 
     # --- start and stop ---
@@ -65,12 +67,14 @@ class Experiments:
         status = self._desk.status(name, monotonic()) or {}
         self._gateway.log.event("experiment_resumed", experiment=name, block=status.get("block"))
 
-    def start(self, wanted: object) -> dict[str, Any]:
+    async def start(self, wanted: object) -> dict[str, Any]:
         """ExperimentError, with each problem; then nothing has changed. OSError from the disk."""
         if not isinstance(wanted, dict):
             raise ExperimentError(["the body must be a definition, as `joulegate ab plan --write` makes it"])
         definition = filled_in(definition_of(wanted), self._gateway.scheduler)
-        if found := self._problems(definition):
+        if found := self._problems(definition) or await self._caches(definition):
+            raise ExperimentError(found)
+        if found := self._problems(definition):  # engines were asked meanwhile
             raise ExperimentError(found)
         assert self.store is not None
         now = self._wall()
@@ -103,6 +107,28 @@ class Experiments:
             return ["state_dir: is not configured, and an experiment must outlive a restart: set it and start again"]
         running = [each.experiment.definition for each in self._desk.running.values()]
         return problems_here(definition, self._gateway.scheduler, self._pace, running=running, again=again)
+
+    async def _caches(self, definition: Definition) -> list[str]:
+        if definition.reset_prefix_cache == "no":
+            return []
+        engines = [self._gateway.engines[name] for name in definition.engines]
+        failed = [one for one in await asyncio.gather(*map(reset, engines)) if not one.done]
+        for one in failed:
+            self._gateway.log.event("prefix_cache_not_reset", experiment=definition.id, **one._asdict())
+        if definition.reset_prefix_cache == "if_possible":
+            return []
+        return [
+            f'reset_prefix_cache: {one.engine}: {one.detail}. Set it to "if_possible" or "no", and the report names the'
+            " prefix cache as carry-over"
+            for one in failed
+        ]
+
+    async def _reset(self, engine: str) -> None:
+        there = self._gateway.engines.get(engine)
+        done = PrefixCacheReset(engine, False, "it is gone") if there is None else await reset(there)
+        if not done.done:
+            self._gateway.log.event("prefix_cache_not_reset", **done._asdict())
+        self._gateway.tell(done)
 
     # --- time ---
 
@@ -144,7 +170,12 @@ class Experiments:
 
     # --- what it says ---
 
-    def _said(self, action: BlocksClosed | ExperimentEnded) -> None:
+    def _said(self, action: BlocksClosed | ExperimentEnded | ResetPrefixCache) -> None:
+        if isinstance(action, ResetPrefixCache):
+            task = asyncio.get_running_loop().create_task(self._reset(action.engine))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
         store, log = self.store, self._gateway.log
         if store is None:
             return

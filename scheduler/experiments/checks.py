@@ -17,6 +17,8 @@ PAIRS_MAX = 20_000
 PAIRS_LEAST = 6
 """With fewer no order of the arms is rarer than 1 in 20: 2 of 2^5 is 6 %."""
 MEASURED_SHARE_LEAST = 0.5
+RESET_SECONDS = 1.0
+"""Of wash-out at least, to empty a prefix cache in."""
 
 
 def problems(
@@ -139,6 +141,13 @@ def _design(definition: Definition) -> list[str]:
         found.append(f"engines: split_and_swap needs an even number of them, 2 or more, not {count}")
     if len(set(definition.engines)) != count:
         found.append("engines: a name is there twice")
+    if definition.reset_prefix_cache != "no" and (
+        definition.design in ("interleaved", "shadow") or definition.washout_seconds < RESET_SECONDS
+    ):
+        found.append(
+            f'reset_prefix_cache: is "{definition.reset_prefix_cache}", and there is no wash-out of {RESET_SECONDS:g} s'
+            ' to do it in; set it to "no"'
+        )
     modes = {arm.cap_mode for arm in definition.arms}
     if definition.design in ("interleaved", "shadow") and len(modes) > 1:
         found.append(

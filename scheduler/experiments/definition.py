@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 Design = Literal["switchback", "split_and_swap", "interleaved", "shadow"]
 CapMode = Literal["off", "observe", "actuate"]
+Reset = Literal["no", "if_possible", "required"]
 CONTROL, TREATMENT = 0, 1
 """Places in `arms`."""
 
@@ -111,7 +112,7 @@ class Definition:
     engines: tuple[str, ...] = ()
     """Of the pool, by name. `split_and_swap` needs an even number: the first half is one side, the second the other."""
     models: tuple[str, ...] = ()
-    """Whose calls are the pool's, where it is a part of the gateway's engines: all that those serve. Empty: so it is."""
+    """Whose calls are the pool's, where it is a part of the gateway's engines: those that it serves, if left out."""
     block_seconds: float = 300.0
     washout_seconds: float = 60.0
     """At the beginning of each block; nothing of it is counted. From p95 workflow time + settling of the caps on."""
@@ -133,8 +134,9 @@ class Definition:
     """The operator declares that the arms share nothing on an engine: `interleaved` needs that."""
     aa: bool = False
     """Both arms are the same on purpose: a test of the method on this traffic."""
-    reset_prefix_cache: bool = False
-    """The engines' prefix caches are emptied at each change of arm. Else what one arm cached serves the next."""
+    reset_prefix_cache: Reset = "no"
+    """The engines' prefix caches are emptied at the beginning of each block; `required`: a block does not count where
+    that was not done. Else what one arm cached serves the next."""
     clock_tolerance_seconds: float = 1.0
     """The wall clock may move so far against the steady one before a block is marked."""
     spread: float = 0.1
@@ -234,6 +236,12 @@ def _arm(value: Any) -> Arm:
     return Arm(_text(value["policy"]), options, cast("CapMode | None", mode), _text(value.get("name", "")))
 
 
+def _reset(value: Any) -> Any:
+    if value not in get_args(Reset):
+        raise ValueError(f"it is one of {', '.join(get_args(Reset))}")
+    return value
+
+
 def _design(value: Any) -> Any:
     if value not in get_args(Design):
         raise ValueError(f"a design is one of {', '.join(get_args(Design))}")
@@ -246,6 +254,7 @@ _READERS: dict[str, Any] = {
     "int": _whole,
     "bool": _truth,
     "Design": _design,
+    "Reset": _reset,
     "tuple[Arm, ...]": lambda value: tuple(map(_arm, value)),
     "tuple[str, ...]": lambda value: tuple(map(_text, value)),
     "tuple[float, ...]": lambda value: tuple(map(_number, value)),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from scheduler.actions import BlocksClosed, ExperimentEnded
-from scheduler.events import ExperimentStarted, ExperimentStopped, ExperimentTick
+from scheduler.actions import BlocksClosed, ExperimentEnded, ResetPrefixCache
+from scheduler.events import ExperimentStarted, ExperimentStopped, ExperimentTick, PrefixCacheReset
 from scheduler.experiments.definition import CONTROL, ExperimentError, definition_of
 from scheduler.experiments.experiment import Experiment
 from scheduler.experiments.pools import REST, PoolPolicies
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scheduler.energy.caps.desk import CapsDesk
     from scheduler.energy.desk import EnergyDesk
     from scheduler.energy.window import Window
-    from scheduler.events import CallArrived, CapApplied
+    from scheduler.events import CapApplied
     from scheduler.experiments.rows import BlockRow
     from scheduler.policies.base import Policy
     from scheduler.state import CallState, EngineState
@@ -51,6 +51,7 @@ class ExperimentDesk:
             ExperimentStarted: self._started,
             ExperimentStopped: self._stopped,
             ExperimentTick: self._tick,
+            PrefixCacheReset: self._cache_reset,
         }
 
     # --- events ---
@@ -66,7 +67,8 @@ class ExperimentDesk:
             if name == definition.id or not other.engines.isdisjoint(definition.engines):
                 raise ExperimentError([f'engines: experiment "{name}" has them, and is running; stop it'])
         there = {name for name, engine in self._engines.items() if not engine.removed}
-        running = Running(experiment, now, event.pace, whole=there <= set(definition.engines))
+        running = Running(experiment, now, event.pace, whole=there <= set(definition.engines),
+                          again=event.state is not None)  # fmt: skip
         policy = running.policy()
         self.running[definition.id] = running
         self.over_now.pop(definition.id, None)
@@ -115,7 +117,13 @@ class ExperimentDesk:
             if all(name not in self._engines for name in running.engines):
                 closed += experiment.stop(at, "none of its engines is in the configuration any more")
             self._cap_modes(running, now, actions)
+            actions += [ResetPrefixCache(name) for name in running.caches_to_reset(now)]
             self._closed(running, closed, now, actions)
+
+    def _cache_reset(self, event: PrefixCacheReset, now: float, actions: list[Action]) -> None:
+        for running in self.running.values():
+            if running.resets is not None:
+                running.resets.answered(event.engine, done=event.done)
 
     def _look_at_engines(self, running: Running, at: float) -> None:
         for name in running.engines:

@@ -80,6 +80,8 @@ class Experiment:
         self.shadow = Agreement()
         self.shadow_dropped: str | None = None
         """Why nothing more is asked of the other policy; None: it still is."""
+        self.cache_resets = [0, 0]
+        """Blocks that began with empty prefix caches, and those that should have."""
         self._wall_offset: float | None = None
         self._verdicts: list[Verdict] = []
         self.now = started_at
@@ -229,6 +231,12 @@ class Experiment:
         if (row := self.rows.get((self.schedule.number_at(now), CONTROL))) is not None:
             row.shadow = row.shadow.plus(comparison)
 
+    def caches_were_reset(self, done: bool, now: float) -> None:
+        """A block's wash-out is over, and its prefix caches were all emptied or not."""
+        self.cache_resets[not done] += 1
+        if not done and self.definition.reset_prefix_cache == "required":
+            self.mark("cache_not_reset", now)
+
     # --- time ---
 
     def tick(self, now: float) -> list[BlockRow]:
@@ -374,6 +382,8 @@ class Experiment:
             "stopped_why": self.stopped_why, **where, "blocks": definition.blocks,
             "blocks_done": dict(zip(("control", "treatment"), self.closed_blocks, strict=True)),
             "marked": dict(self.marked), "workflows_running": len(self.live), "workflows_forgotten": self.forgotten,
+            **({"cache_resets": dict(zip(("done", "missed"), self.cache_resets, strict=True))}
+               if definition.reset_prefix_cache != "no" else {}),
             "guardrails": [verdict._asdict() for verdict in self._verdicts],
             **({"shadow": self.shadow._asdict(), "shadow_dropped": self.shadow_dropped}
                if definition.design == "shadow" else {}),

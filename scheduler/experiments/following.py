@@ -52,8 +52,8 @@ class Followed:
     """A workflow of which a call came."""
 
     __slots__ = (
-        "at_fault", "began_at", "deadline_at", "failed", "gone", "heard_at", "live", "named", "output_tokens", "prompt_tokens",
-        "unknown", "workflow", "workflow_class",
+        "at_fault", "began_at", "deadline_at", "failed", "gone", "heard_at", "live", "named", "output_tokens",
+        "prompt_tokens", "unknown", "workflow", "workflow_class",
     )  # fmt: skip
 
     def __init__(self, began_at: float, *, named: bool, unknown: bool = False) -> None:

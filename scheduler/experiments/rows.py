@@ -85,8 +85,13 @@ class BlockRow(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """For a line of a file."""
-        return {**self._asdict(), "times": {name: list(values) for name, values in self.times.items()},
-                "marks": list(self.marks), "shadow": None if self.shadow is None else self.shadow._asdict()}  # fmt: skip
+        times = {name: list(values) for name, values in self.times.items()}
+        return {
+            **self._asdict(),
+            "times": times,
+            "marks": list(self.marks),
+            "shadow": None if self.shadow is None else self.shadow._asdict(),
+        }
 
 
 def row_of(record: Mapping[str, Any]) -> BlockRow:

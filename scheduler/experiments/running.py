@@ -8,6 +8,7 @@ from scheduler.experiments.arms import ArmPolicies
 from scheduler.experiments.definition import CONTROL
 from scheduler.experiments.following import Clock, Following, name_of
 from scheduler.experiments.pool_energy import PoolEnergy
+from scheduler.experiments.resets import CacheResets
 from scheduler.experiments.shadow import Shadow, Shadowed
 from scheduler.policies import make_policy
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 class Running:
     """Times of its methods are the core's seconds."""
 
-    def __init__(self, experiment: Experiment, now: float, pace: float, *, whole: bool) -> None:
+    def __init__(self, experiment: Experiment, now: float, pace: float, *, whole: bool, again: bool) -> None:
         self.experiment = experiment
         self.clock = Clock(now, experiment.now, pace)
         self.following = Following(experiment, self.clock)
@@ -40,6 +41,9 @@ class Running:
             half = len(engines) // 2
             self.halves = frozenset(engines[:half]), frozenset(engines[half:])
         self._looks: Shadowed | None = None
+        self.resets: CacheResets | None = None
+        if definition.reset_prefix_cache != "no":
+            self.resets = CacheResets(engines, experiment.opened if again else None)
         self.meters = [PoolEnergy(names) for names in self.halves or (engines,)]
 
     def policy(self) -> Policy:
@@ -75,6 +79,18 @@ class Running:
         """Time has passed, of which a shadow hears nothing else."""
         if self._looks is not None:
             self._looks.look(now)
+
+    def caches_to_reset(self, now: float) -> list[str]:
+        """Engines whose prefix caches are to be emptied now. Says, when a block's wash-out is over, what came of it."""
+        experiment, at = self.experiment, self.clock.at(now)
+        block = experiment.schedule.block_at(at)
+        if self.resets is None or block is None or experiment.state != "running":
+            return []
+        in_washout = at < block.measured_from
+        found = self.resets.due(block.number, in_washout=in_washout)
+        if (done := self.resets.judged(in_washout=in_washout)) is not None:
+            experiment.caches_were_reset(done, at)
+        return found
 
     def has(self, model: str | None) -> bool:
         """Whether calls of this model are the experiment's."""

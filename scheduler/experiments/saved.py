@@ -27,7 +27,8 @@ def head(definition: Definition, started_at: float, pace: float = 1.0) -> dict[s
 def end(experiment: Experiment) -> dict[str, Any]:
     """Last line of that file."""
     return {"ended_at": experiment.ended_at, "stopped_why": experiment.stopped_why,
-            "shadow": experiment.shadow._asdict(), "shadow_dropped": experiment.shadow_dropped}  # fmt: skip
+            "shadow": experiment.shadow._asdict(), "shadow_dropped": experiment.shadow_dropped,
+            "cache_resets": experiment.cache_resets}  # fmt: skip
 
 
 def saved(experiment: Experiment, now: float) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def saved(experiment: Experiment, now: float) -> dict[str, Any]:
         "counts": [list(count) for count in experiment.counts],
         "shadow": experiment.shadow._asdict(),
         "shadow_dropped": experiment.shadow_dropped,
+        "cache_resets": list(experiment.cache_resets),
         "live": [
             [workflow_id, live.arm, live.block, live.began_at, live.counted, live.judged]
             for workflow_id, live in experiment.live.items()
@@ -90,6 +92,7 @@ def _restore(experiment: Experiment, state: Mapping[str, Any]) -> None:
     experiment.forgotten, experiment.late = int(state["forgotten"]), int(state["late"])
     experiment.shadow = Agreement(**state["shadow"])
     experiment.shadow_dropped = state["shadow_dropped"]
+    experiment.cache_resets = list(state["cache_resets"])
     if len(state["guards"]) != len(experiment.guards) or len(state["counts"]) != len(experiment.guards):
         raise ValueError("other guardrails than in its definition")
     experiment.counts = [list(count) for count in state["counts"]]

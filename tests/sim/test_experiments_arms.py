@@ -12,8 +12,8 @@ from scheduler.core import Scheduler, SchedulerConfig
 from scheduler.events import (
     CallArrived,
     CallFinished,
-    EngineSpec,
     EnginesChanged,
+    EngineSpec,
     EngineStatus,
     Event,
     ExperimentStarted,
