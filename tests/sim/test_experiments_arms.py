@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from scheduler.actions import SetCap
+from scheduler.actions import ResetPrefixCache, SetCap
 from scheduler.core import Scheduler, SchedulerConfig
 from scheduler.events import (
     CallArrived,
@@ -19,8 +20,9 @@ from scheduler.events import (
     ExperimentStarted,
     ExperimentStopped,
     ExperimentTick,
+    PrefixCacheReset,
 )
-from scheduler.experiments import definition_of
+from scheduler.experiments import ExperimentError, definition_of, resume, saved
 from scheduler.policies import POLICIES
 from scheduler.policies.passthrough import Passthrough
 from tests.sim.test_experiments_desk import WALL, Recorder
@@ -222,3 +224,34 @@ def test_an_engines_error_is_the_arms_and_a_bad_request_is_the_clients() -> None
         world.scheduler.validate()
     row = next(row for row in world.rows if row.number == 0)
     assert (row.began, row.timed, row.failed, row.client_faults, row.ended) == (6, 4, 3, 2, 1)
+
+
+# --- prefix caches ---
+
+
+def resets(actions: list[Any]) -> list[str]:
+    return [action.engine for action in actions if isinstance(action, ResetPrefixCache)]
+
+
+@pytest.mark.parametrize("wanted", ["required", "if_possible"])
+def test_caches_are_emptied_at_the_beginning_of_each_block(wanted: str) -> None:
+    world = Recorder(seed=2, reset_prefix_cache=wanted)
+    world.handle(ExperimentStarted(world.definition, WALL), 0.0)
+    world.handle(PrefixCacheReset("a", done=True), 0.1)
+    asked: list[float] = []
+    for second in range(1, 61):
+        at = float(second)
+        if resets(world.handle(ExperimentTick(WALL + at), at)):
+            asked.append(at)
+            world.handle(PrefixCacheReset("a", done=not 24 <= at < 36, detail="no"), at + 0.1)
+    assert asked == [12.0, 24.0, 25.0, 26.0, 36.0, 48.0, 60.0], "in the block of 24 s it is tried until the wash-out ends"
+    experiment = world.scheduler.experiments.running["one"].experiment
+    assert experiment.cache_resets == [4, 1]
+    marked = {row.number: "cache_not_reset" in row.marks for row in world.rows}
+    assert marked == {-1: False, 0: False, 1: wanted == "required", 2: False}
+    assert resume(json.loads(json.dumps(saved(experiment, WALL + 60.0))), WALL + 60.0).cache_resets == [4, 1]
+
+
+def test_no_wash_out_no_reset() -> None:
+    with pytest.raises(ExperimentError, match="reset_prefix_cache"):
+        Recorder(washout_seconds=0.0, reset_prefix_cache="required").start()
