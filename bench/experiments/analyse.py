@@ -114,7 +114,10 @@ def effect_on(
     table = table_of(rows, metric, components)
     found = Effect(metric, len(table), components=table.components)
     if metric.energy and not table.components:
-        found.unavailable = "no pair of blocks has its joules known"
+        counted = any(row.energy_source != "unavailable" for row in rows if row.pair >= 0)
+        found.unavailable = (
+            "no pair of blocks has its joules known" if counted else "no meter counted the joules of the engines"
+        )
         return found
     if metric.energy and definition.design == "interleaved":
         found.unavailable = "both arms shared the engine's steps, so its joules cannot be told apart"

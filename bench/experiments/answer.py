@@ -37,12 +37,20 @@ def p_text(p_value: float) -> str:
 
 
 def sentence(found: Analysis) -> str:
-    """With its interval, its p-value and how much it rests on."""
-    effect, definition = found.primary, found.definition
+    """With its interval, its p-value and how much it rests on. Where joules are unknown: why, and what the times say."""
+    if found.definition.design == "shadow":
+        return sentence_of(found.shadow, *map(str, found.definition.arms))
+    said = _said(found, found.primary)
+    times = found.effects["mean_workflow_seconds"]
+    if found.primary.estimate is None and found.primary.metric.energy and times.estimate is not None:
+        said += f" Of times: {_said(found, times)}"
+    return said
+
+
+def _said(found: Analysis, effect: Effect) -> str:
+    definition = found.definition
     control, treatment = map(str, definition.arms)
     what = WORDS[effect.metric.name]
-    if definition.design == "shadow":
-        return sentence_of(found.shadow, control, treatment)
     if effect.estimate is None or effect.p_value is None:
         return f"Nothing can be said of {what}: {effect.unavailable}."
     estimate = effect.estimate

@@ -89,7 +89,8 @@ def test_the_report_says_times_and_why_there_are_no_joules(experiment: tuple[Gat
     command = [python, "-m", "bench.cli", "experiment-report", str(path), "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "Nothing can be said of joules a workflow" in done.stdout and "known" in done.stdout
+    assert "Nothing can be said of joules a workflow: no meter counted the joules of the engines." in done.stdout
+    assert "Of times: fifo (max_in_flight=1) needs" in done.stdout
     told = json.loads((tmp_path / "report.json").read_text())
     assert told["effects"]["joules_per_workflow"]["estimate"] is None
     assert told["effects"]["joules_per_workflow"]["unavailable"]
