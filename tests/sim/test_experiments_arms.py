@@ -244,7 +244,9 @@ def test_caches_are_emptied_at_the_beginning_of_each_block(wanted: str) -> None:
         if resets(world.handle(ExperimentTick(WALL + at), at)):
             asked.append(at)
             world.handle(PrefixCacheReset("a", done=not 24 <= at < 36, detail="no"), at + 0.1)
-    assert asked == [12.0, 24.0, 25.0, 26.0, 36.0, 48.0, 60.0], "in the block of 24 s it is tried until the wash-out ends"
+    assert asked == [12.0, 24.0, 25.0, 26.0, 36.0, 48.0, 60.0], (
+        "in the block of 24 s it is tried until the wash-out ends"
+    )
     experiment = world.scheduler.experiments.running["one"].experiment
     assert experiment.cache_resets == [4, 1]
     marked = {row.number: "cache_not_reset" in row.marks for row in world.rows}

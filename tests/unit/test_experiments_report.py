@@ -68,7 +68,9 @@ def test_without_energy_there_is_latency_and_the_reason() -> None:
     found = analyse(defined, rows_of(defined, energy=False, effect=0.3), draws=499)
     said, times = sentence(found).split(" Of times: ")
     assert said == "Nothing can be said of joules a workflow: no meter counted the joules of the engines."
-    assert times.startswith("fifo (max_in_flight=4) needs 33.5 %") and "more seconds a workflow than passthrough" in times
+    assert (
+        times.startswith("fifo (max_in_flight=4) needs 33.5 %") and "more seconds a workflow than passthrough" in times
+    )
     told = as_json(found)
     assert told["effects"]["joules_per_workflow"]["estimate"] is None
     assert told["joules_per_workflow_by_component"]["gpu"]["unavailable"].startswith("no meter counted the GPU")
