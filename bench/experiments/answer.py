@@ -37,7 +37,7 @@ def p_text(p_value: float) -> str:
 
 
 def sentence(found: Analysis) -> str:
-    """With its interval, its p-value and how much it rests on. Where joules are unknown: why, and what the times say."""
+    """With its interval, its p-value and what it rests on. Where joules are unknown: why, and what the times say."""
     if found.definition.design == "shadow":
         return sentence_of(found.shadow, *map(str, found.definition.arms))
     said = _said(found, found.primary)
