@@ -25,16 +25,7 @@ from proxy.own.request import OwnRequest
 from proxy.own.router import KEYLESS, PREFIXES, Router
 from proxy.policies import decided_by, report_failed, rule_words
 from proxy.routes import OTHER
-from scheduler.actions import (
-    Abort,
-    BlocksClosed,
-    Dispatch,
-    ExperimentEnded,
-    PolicyFailed,
-    Reject,
-    ResetPrefixCache,
-    WakeAt,
-)
+from scheduler.actions import Abort, Dispatch, ExperimentAction, PolicyFailed, Reject, WakeAt
 from scheduler.events import CallFailed, Draining, Tick
 
 if TYPE_CHECKING:
@@ -87,8 +78,7 @@ class Gateway:
         """Looks at content, while the policy (or the configuration) wants to know."""
         self.set_power: Callable[[SetCap | SetClock], None] | None = None
         """Carries out what is decided of GPUs' limits; answers with `CapApplied`."""
-        self.tell_experiment: Callable[[BlocksClosed | ExperimentEnded | ResetPrefixCache], None] | None = None
-        """Keeps what an experiment says."""
+        self.tell_experiment: Callable[[ExperimentAction], None] | None = None
         self._loop = asyncio.get_running_loop()
         self._id_prefix = f"jg-{os.urandom(6).hex()}-"
         self._ids = 0
@@ -225,7 +215,7 @@ class Gateway:
         elif kind is PolicyFailed:
             assert isinstance(action, PolicyFailed)
             report_failed(self, action)
-        elif isinstance(action, BlocksClosed | ExperimentEnded | ResetPrefixCache):
+        elif isinstance(action, ExperimentAction):
             if self.tell_experiment is not None:
                 self.tell_experiment(action)
         elif self.set_power is not None:  # what is left are GPUs' limits

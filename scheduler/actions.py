@@ -94,15 +94,6 @@ class ResetPrefixCache(NamedTuple):
     engine: str
 
 
-Action = (
-    Dispatch
-    | Reject
-    | Abort
-    | WakeAt
-    | SetCap
-    | SetClock
-    | PolicyFailed
-    | BlocksClosed
-    | ExperimentEnded
-    | ResetPrefixCache
-)
+ExperimentAction = BlocksClosed | ExperimentEnded | ResetPrefixCache
+"""What an experiment says, or wants done."""
+Action = Dispatch | Reject | Abort | WakeAt | SetCap | SetClock | PolicyFailed | ExperimentAction
