@@ -105,7 +105,7 @@ class Scheduler:
             self.quotas,
         )
         self.deciding = Deciding(self.view, config.policy, dict(config.policy_options), now)
-        self.experiments = ExperimentDesk(self.deciding, self.energy, self.engines)
+        self.experiments = ExperimentDesk(self.deciding, self.energy, self.caps, self.engines)
         self.draining = False
         self._sequence = 0
         self._wake_at: float | None = None
@@ -161,8 +161,8 @@ class Scheduler:
             raise ValueError(f"call {call_id!r} arrived twice")
         if (refusal := self._refusal(call_id, event.model)) is not None:
             actions.append(refusal)
-            if refusal.reason == "queue_full":  # by a policy that holds too much
-                self.experiments.refused(event, now)
+            if refusal.reason == "queue_full" and self.experiments.running:  # by a policy that holds too much
+                self.experiments.refused(CallState(event, now, self._sequence), now)
             return
         tokens = 0
         if (use := self.quotas.by_key.get(event.key)) is not None:
@@ -238,7 +238,9 @@ class Scheduler:
         self.energy.finished(event, engine, now)
         if call.node is not None:
             self.workflows.call_finished(event, now)
-        self.experiments.over(event.call_id, now, ANSWERED, event.prompt_tokens, event.output_tokens)
+        if self.experiments.running:
+            reason = ANSWERED if event.status < 400 else f"engine_{event.status}"
+            self.experiments.over(event.call_id, now, reason, event.prompt_tokens, event.output_tokens)
         prompt, output = event.prompt_tokens, event.output_tokens
         joules: float | None = None
         if judged(call.held, call.sent) is not None and (guess := self.energy.bill.preliminary(event.call_id)):

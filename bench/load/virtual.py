@@ -93,7 +93,7 @@ class Billing:
     def handle(self, event: Event, now: float) -> list[Action]:
         """One event in, actions out."""
         if type(event) is CallFinished:
-            call_id, prompt, cached, output, _ = event
+            call_id, prompt, cached, output, _ = event[:5]
             estimate = self._scheduler.energy.guess(call_id, prompt, cached, output, now)
             if estimate is not None:
                 self.estimates[call_id] = estimate

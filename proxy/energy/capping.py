@@ -102,7 +102,7 @@ class Capping:
         for decision in self._desk.fresh(self._logged):
             told = decision.describe()
             told["decided_at"] = told.pop("at")
-            self._gateway.log.event("cap_decision", mode=self._desk.rules.mode, **told)
+            self._gateway.log.event("cap_decision", mode=self._desk.mode_of(decision.engine), **told)
         for name in [name for name in self._meters if name not in self._gateway.engines]:
             await self._let_go(name, self._meters.pop(name).gpus)
             self._told.pop(name, None)

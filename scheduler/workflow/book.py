@@ -174,7 +174,7 @@ class WorkflowBook:
         workflow = node.workflow
         if node.started_at is None:
             workflow.graph.started(node, now)
-        _, node.prompt_tokens, node.cached_tokens, node.output_tokens, _ = event
+        _, node.prompt_tokens, node.cached_tokens, node.output_tokens, _ = event[:5]
         self.tables.touch(workflow, now)
         workflow.live_calls -= 1
         ready = self._finish(node, now)

@@ -96,6 +96,10 @@ class CapController:
         current, prior = standing.current_watts, standing.prior_watts
         if current is None or prior is None:
             return Decision(self.engine, now, "stay", "missing", "the card's limit is not known", None)
+        if view.mode != "actuate" and standing.ours and current < prior:
+            return self._to(now, view, prior, "arm", "the experiment's arm sets no limits: back to the one before")
+        if view.mode == "off":
+            return self._to(now, view, current, "arm", "the experiment's arm has cap decisions off")
         if danger is not None:
             if current < prior:
                 self._calm_until = now + self.rules.calm_seconds
@@ -263,7 +267,8 @@ class CapController:
         assert current is not None and prior is not None
         move: Move = "stay" if watts == current else "down" if watts < current else "up"
         action: SetCap | SetClock | None = None
-        if move != "stay" and self.rules.mode == "actuate" and view.may_set:
+        allowed = view.mode == "actuate" or watts >= prior
+        if move != "stay" and allowed and self.rules.mode == "actuate" and view.may_set:
             action = self._action(view, watts, prior, f"{why}: {words}", free)
         return Decision(
             self.engine, now, move, why, words, watts, current, target if target is not None else watts, prior,

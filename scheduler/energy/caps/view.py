@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from scheduler.energy.caps.answers import Answers
+    from scheduler.energy.caps.rules import EngineMode
     from scheduler.energy.model.means import Means
     from scheduler.energy.model.results import Interval, WindowCost
     from scheduler.energy.model.steps import StepPrices
@@ -113,5 +114,7 @@ class EngineView(NamedTuple):
     """When `limits` were read; None: just now."""
     may_set: bool = True
     """False: these cards are only looked at, whatever the mode."""
+    mode: EngineMode = "actuate"
+    """Of this engine, where `CapRules.mode` is `actuate`: what an experiment's arm allows."""
     stretch_allowed: float | None = None
     """By how much the policy lets steps grow: so many times as long as under the prior limit. None: it has not said."""
