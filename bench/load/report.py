@@ -46,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
     """Writes index.html and the PNGs. BenchError."""
     plots.need_matplotlib()
     found = [
-        read(path) for given in args.results for path in (sorted(given.glob("*" + SUFFIX)) if given.is_dir() else [given])
+        read(path)
+        for given in args.results
+        for path in (sorted(given.glob("*" + SUFFIX)) if given.is_dir() else [given])
     ]
     if not found:
         raise ResultFault("no results there; name *.parquet files of joulegate-bench run, or a folder of them")
@@ -99,9 +101,12 @@ class _Page:
             ordered = {name: sorted(points) for name, points in series.items()}
             parts.append(
                 self._lines(
-                    f"{workload}-pareto", f"{workload}: energy against latency; lower left is better", ordered,
-                    "median seconds of a workflow", "GPU joules of a workflow",
-                )  # fmt: skip
+                    f"{workload}-pareto",
+                    f"{workload}: energy against latency; lower left is better",
+                    ordered,
+                    "median seconds of a workflow",
+                    "GPU joules of a workflow",
+                )
             )
         parts += [self._against(workload, mine, field, label) for field, label in AXES]
         return "".join(parts)
@@ -164,4 +169,4 @@ class _Page:
 
 
 def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+    return "-" if value is None else format(value, form)

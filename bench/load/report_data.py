@@ -78,16 +78,22 @@ def ratios(results: Sequence[Result]) -> list[Ratio]:
     found = []
     for result in results:
         same = [
-            each for each in results if others(each, "policy", "policy_options") == others(result, "policy", "policy_options")
+            each
+            for each in results
+            if others(each, "policy", "policy_options") == others(result, "policy", "policy_options")
         ]
         named = {each.meta["spec"]["policy"]: each for each in same}
         base = next((named[name] for name in BASELINES if name in named), None)
         if base is None or base is result:
-            found.append(Ratio(result, base, None, None, "is the baseline" if base else "no baseline among the results"))
+            found.append(
+                Ratio(result, base, None, None, "is the baseline" if base else "no baseline among the results")
+            )
             continue
         mine, its = _tokens(result), _tokens(base)
         if mine is None or not its or abs(mine / its - 1) > UNLIKE:
-            found.append(Ratio(result, base, None, None, "unlike work: output tokens differ by more than 1 %, or unknown"))
+            found.append(
+                Ratio(result, base, None, None, "unlike work: output tokens differ by more than 1 %, or unknown")
+            )
             continue
         found.append(
             Ratio(result, base, _over(result, base, "joules_per_workflow"), _over(result, base, "workflow_p50_s"), "")
@@ -131,6 +137,10 @@ def time_line(result: Result) -> TimeLine | None:
     watts = [
         (each["ended_s"], each["gpu_watts"])
         for each in windows
-        if each["repeat"] == 1 and each["gpu_watts"] is not None and each["ended_s"] >= span[0] and each["start_s"] <= span[1]
+        if each["repeat"] == 1
+        and each["gpu_watts"] is not None
+        and each["ended_s"] >= span[0]
+        and each["start_s"] <= span[1]
     ]
+    watts[:0] = [(span[0], watts[0][1])] if watts else []
     return TimeLine(chosen, calls[:CALLS_SHOWN], critical_path(calls), watts, span)

@@ -46,9 +46,7 @@ def _png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def lines(
-    series: Mapping[str, Sequence[Point]], x_label: str, y_label: str, looks: Sequence[str], style: str
-) -> bytes:
+def lines(series: Mapping[str, Sequence[Point]], x_label: str, y_label: str, looks: Sequence[str], style: str) -> bytes:
     """One line a policy, with its 95 % interval as bars where there is one. `looks`: all policies, so that each has the
     same colour in every figure."""
     import matplotlib as mpl
