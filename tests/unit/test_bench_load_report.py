@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+
 from bench.cli import main
 from bench.load.report_data import critical_path, ratios
 from bench.load.results import read
@@ -13,7 +14,22 @@ from bench.load.results import read
 if TYPE_CHECKING:
     from pathlib import Path
 
-LOAD = "--workload chain --preset cpu --seconds 5 --warm-up-seconds 0 --repeats 2 --rate 2 --engine twin".split()
+LOAD = [
+    "--workload",
+    "chain",
+    "--preset",
+    "cpu",
+    "--seconds",
+    "5",
+    "--warm-up-seconds",
+    "0",
+    "--repeats",
+    "2",
+    "--rate",
+    "2",
+    "--engine",
+    "twin",
+]
 
 
 @pytest.fixture(scope="module")
