@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bench.load import report_plots as plots
 from bench.load.figures import FIGURES
-from bench.load.report_data import mean, others, point, ratios, time_line
+from bench.load.report_data import CALLS_SHOWN, mean, others, point, ratios, time_line
 from bench.load.results import SUFFIX, ResultFault, read
 from bench.programs import BenchError
 
@@ -27,6 +27,8 @@ AXES = (
     ("input_scale", "prompt lengths, times the workload's"),
     ("output_scale", "answer lengths, times the workload's"),
 )
+CHOICES = ("policy", "policy_options", "in_flight", "cap_watts", "stretch", "deadline_ms", "workflow_class")
+"""What an operator chooses for the same work: what a line of energy against latency runs over."""
 TIME_LINES_MAX = 8
 STYLE = """
 :root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto;padding:1rem;
@@ -92,22 +94,21 @@ class _Page:
 
     def _workload(self, workload: str) -> str:
         mine = [each for each in self.results if each.meta["spec"]["workload"] == workload]
-        series: dict[str, list[Point]] = defaultdict(list)
+        groups: dict[str, list[Result]] = defaultdict(list)
         for each in mine:
-            if found := point(each, mean(each, "workflow_p50_s"), "joules_per_workflow"):
-                series[each.meta["spec"]["policy"]].append(found)
+            groups[others(each, *CHOICES)].append(each)
         parts = [f"<h2>{escape(workload)}</h2>"]
-        if series:
-            ordered = {name: sorted(points) for name, points in series.items()}
-            parts.append(
-                self._lines(
-                    f"{workload}-pareto",
-                    f"{workload}: energy against latency; lower left is better",
-                    ordered,
-                    "median seconds of a workflow",
-                    "GPU joules of a workflow",
-                )
-            )
+        for at, group in enumerate(groups.values(), 1):
+            series: dict[str, list[Point]] = defaultdict(list)
+            for each in group:
+                if found := point(each, mean(each, "workflow_p50_s"), "joules_per_workflow"):
+                    series[each.meta["spec"]["policy"]].append(found)
+            if series:
+                ordered = {name: sorted(points) for name, points in series.items()}
+                caption = f"{workload}: energy against latency; lower left is better. As {group[0].path.stem}"
+                name = f"{workload}-pareto-{at}"
+                x, y = "median seconds of a workflow", "GPU joules of a workflow"
+                parts.append(self._lines(name, caption, ordered, x, y))
         parts += [self._against(workload, mine, field, label) for field, label in AXES]
         return "".join(parts)
 
@@ -116,7 +117,7 @@ class _Page:
         groups: dict[str, list[Result]] = defaultdict(list)
         for each in mine:
             groups[others(each, field, "policy", "policy_options")].append(each)
-        parts = []
+        parts: list[str] = []
         for group in groups.values():
             series: dict[str, list[Point]] = defaultdict(list)
             for each in group:
@@ -144,7 +145,9 @@ class _Page:
         )
 
     def _time_lines(self) -> str:
-        parts = ["<h2>Time lines</h2><p>The workflow of median length, first repeat.</p>"]
+        parts = [
+            f"<h2>Time lines</h2><p>The workflow of median length, first repeat; of a long one its first {CALLS_SHOWN} calls.</p>"
+        ]
         for result in self.results[:TIME_LINES_MAX]:
             if line := time_line(result):
                 light, dark = (plots.gantt(line, style) for style in ("light", "dark"))

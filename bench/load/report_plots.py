@@ -21,7 +21,7 @@ LOOKS = (
     ("#E69F00", "v", "-"),
     ("#56B4E9", "P", "--"),
 )
-STYLES: dict[str, dict[str, Any]] = {
+STYLES: dict[str, Any] = {
     "light": {"figure.facecolor": "white", "axes.facecolor": "white"},
     "dark": {
         "figure.facecolor": "#16181c", "axes.facecolor": "#16181c", "savefig.facecolor": "#16181c",
@@ -84,7 +84,15 @@ def gantt(line: TimeLine, style: str) -> bytes:
             begun = min(call["sent_s"] + (call["held_s"] or 0.0), call["ended_s"])
             path = call["node"] in line.critical
             above.barh(at, begun - call["sent_s"], left=call["sent_s"], color="#999999", hatch="///", height=0.7)
-            above.barh(at, call["ended_s"] - begun, left=begun, color="#D55E00" if path else "#56B4E9", height=0.7)
+            above.barh(
+                at,
+                call["ended_s"] - begun,
+                left=begun,
+                color="#D55E00" if path else "#56B4E9",
+                edgecolor="black",
+                linewidth=1.2 if path else 0,
+                height=0.7,
+            )
         for label, colour, hatch in (
             ("held", "#999999", "///"), ("running, on the critical path", "#D55E00", ""), ("running", "#56B4E9", ""),
         ):  # fmt: skip

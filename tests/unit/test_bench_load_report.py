@@ -43,7 +43,7 @@ def test_the_page_needs_no_network(folder: Path, tmp_path: Path) -> None:
     assert main(["report", str(folder), "--out", str(tmp_path)]) == 0
     page = (tmp_path / "index.html").read_text()
     assert all(link.startswith("data:") for link in re.findall(r'(?:src|srcset|href)="([^"]*)', page))
-    assert (tmp_path / "chain-pareto.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "chain-pareto-1.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_ratio_names_its_baseline(folder: Path) -> None:
