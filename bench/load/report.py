@@ -34,7 +34,7 @@ STYLE = """
 :root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto;padding:1rem;
 background:#fff;color:#1a1a1a}figure{margin:1rem 0}img{max-width:100%;height:auto}.wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.85rem}td,th{border:1px solid #8888;padding:.2rem .5rem;text-align:left}
-@media(prefers-color-scheme:dark){body{background:#16181c;color:#e6e6e6}}
+@media screen and (prefers-color-scheme:dark){body{background:#16181c;color:#e6e6e6}}
 @media print{body{background:#fff;color:#000;max-width:none}figure,tr{break-inside:avoid}}
 """
 
@@ -83,7 +83,7 @@ class _Page:
         (self.out / f"{name}.png").write_bytes(light)
         first, second = (base64.b64encode(each).decode() for each in (dark, light))
         return (
-            f'<figure><picture><source media="(prefers-color-scheme:dark) and (not print)" '
+            f'<figure><picture><source media="screen and (prefers-color-scheme:dark)" '
             f'srcset="data:image/png;base64,{first}"><img alt="{escape(caption)}" src="data:image/png;base64,{second}">'
             f"</picture><figcaption>{escape(caption)}</figcaption></figure>"
         )
@@ -146,7 +146,7 @@ class _Page:
 
     def _time_lines(self) -> str:
         parts = [
-            f"<h2>Time lines</h2><p>The workflow of median length, first repeat; of a long one its first {CALLS_SHOWN} calls.</p>"
+            f"<h2>Time lines</h2><p>Workflows of median length in the first repeat: at most {CALLS_SHOWN} calls.</p>"
         ]
         for result in self.results[:TIME_LINES_MAX]:
             if line := time_line(result):
