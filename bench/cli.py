@@ -20,6 +20,7 @@ COMMANDS = {
         "bench.load.sweep",
         "grids of configurations from a file, over all cores; goes on where it was broken off",
     ),
+    "report": ("bench.load.report", "results as one page without network: energy against latency, batch, cap, lengths"),
     "compare": ("bench.load.compare", "two results of the same load, repeat by repeat: ratios with intervals"),
     "record": ("bench.load.record", "a gateway's log as a trace: lengths, times, graphs, hashes of prefixes; no text"),
     "replay": ("bench.load.replay", "a recorded trace, played as any workload is"),
