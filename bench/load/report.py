@@ -2,174 +2,297 @@
 
 from __future__ import annotations
 
-import base64
 from collections import defaultdict
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.load import report_html as html
 from bench.load import report_plots as plots
-from bench.load.figures import FIGURES
-from bench.load.report_data import CALLS_SHOWN, mean, others, point, ratios, time_line
+from bench.load.report_data import (
+    AXES,
+    BY_NAME,
+    CHOICES,
+    MEASURES,
+    against,
+    at,
+    differing,
+    front,
+    groups,
+    policy_name,
+    run_of,
+    series,
+    setting,
+    words,
+)
+from bench.load.report_ratios import NEAR, ratios
+from bench.load.report_times import arms, time_lines
 from bench.load.results import SUFFIX, ResultFault, read
 from bench.programs import BenchError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from bench.load.report_data import Point
-    from bench.load.results import Result
+    from bench.load.report_data import Axis, Run
 
-AXES = (
-    ("in_flight", "batch: calls at the engine at once"),
-    ("cap_watts", "power cap of each card, W"),
-    ("input_scale", "prompt lengths, times the workload's"),
-    ("output_scale", "answer lengths, times the workload's"),
-)
-CHOICES = ("policy", "policy_options", "in_flight", "cap_watts", "stretch", "deadline_ms", "workflow_class")
-"""What an operator chooses for the same work: what a line of energy against latency runs over."""
-TIME_LINES_MAX = 8
-STYLE = """
-:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto;padding:1rem;
-background:#fff;color:#1a1a1a}figure{margin:1rem 0}img{max-width:100%;height:auto}.wide{overflow-x:auto}
-table{border-collapse:collapse;font-size:.85rem}td,th{border:1px solid #8888;padding:.2rem .5rem;text-align:left}
-@media screen and (prefers-color-scheme:dark){body{background:#16181c;color:#e6e6e6}}
-@media print{body{background:#fff;color:#000;max-width:none}figure,tr{break-inside:avoid}}
-"""
+PANELS = ("joules_per_output_token", "joules_per_workflow", "workflow_p50_s", "output_tokens_per_second")
+UTILISATION = ("busy_share", "mean_running")
+"""The first of them that was measured."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `report`."""
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="result files, or folders of them")
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="FOLDER", help="(default: report)")
+    parser.add_argument(
+        "--baseline", type=Path, metavar="RESULT",
+        help="what ratios are to (default: the plainest policy with the same load, as alike as can be)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes index.html and the PNGs. BenchError."""
-    plots.need_matplotlib()
-    found = [
-        read(path)
-        for given in args.results
-        for path in (sorted(given.glob("*" + SUFFIX)) if given.is_dir() else [given])
-    ]
-    if not found:
-        raise ResultFault("no results there; name *.parquet files of joulegate-bench run, or a folder of them")
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        page = args.out / "index.html"
-        page.write_text(_Page(found, args.out).html(), encoding="utf-8")
-    except OSError as error:
-        raise BenchError(f"{args.out}: {error.strerror}; name a folder that can be written") from None
-    print(f"report: {page}")
+    found = load(args.results)
+    named = None
+    if args.baseline is not None:
+        named = next((each for each in found if each.result.path.resolve() == args.baseline.resolve()), None)
+        if named is None:
+            named = run_of(read(args.baseline))
+            found.append(named)
+    print(f"report: {write(found, args.out, named)}")
     return 0
 
 
-class _Page:
-    def __init__(self, results: Sequence[Result], out: Path) -> None:
-        self.results, self.out = results, out
-        self.policies = sorted({each.meta["spec"]["policy"] for each in results})
+def load(paths: Sequence[Path]) -> list[Run]:
+    """Results of files and folders, each once. ResultFault."""
+    plots.need_matplotlib()
+    files = [path for given in paths for path in (sorted(given.glob("*" + SUFFIX)) if given.is_dir() else [given])]
+    if not files:
+        raise ResultFault("no results there; name *.parquet files of joulegate-bench run, or a folder of them")
+    return [run_of(read(path)) for path in dict.fromkeys(files)]
 
-    def html(self) -> str:
-        workloads = sorted({each.meta["spec"]["workload"] for each in self.results})
-        body = "".join(self._workload(name) for name in workloads)
-        return (
-            '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f"<title>Joulegate: results</title><style>{STYLE}</style><h1>Results</h1><p>{len(self.results)} results. "
-            "Bars are 95 % intervals over repeats. A missing number was not measured.</p>"
-            f"{self._ratios()}{body}{self._time_lines()}{self._sources()}</html>"
+
+def write(runs: Sequence[Run], out: Path, named: Run | None = None) -> Path:
+    """The page of these. BenchError where it cannot be written."""
+    return put(out, "Joulegate: results", [], lambda pictures: Page(runs, pictures, named).chapters())
+
+
+def put(out: Path, title: str, lead: list[str], made: Callable[[html.Pictures], list[tuple[str, str, str]]]) -> Path:
+    """`made`: (anchor, title, body) of each chapter. BenchError."""
+    path = out / "index.html"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        chapters = made(html.Pictures(out))
+        links = html.contents([(anchor, name) for anchor, name, _ in chapters])
+        body = "".join(html.chapter(anchor, name, text) for anchor, name, text in chapters)
+        path.write_text(html.page(title, "".join([*lead, links, body])), encoding="utf-8")
+    except OSError as error:
+        raise BenchError(f"{out}: {error.strerror}; name a folder that can be written") from None
+    return path
+
+
+class Page:
+    """Chapters of any results."""
+
+    def __init__(self, runs: Sequence[Run], pictures: html.Pictures, named: Run | None = None) -> None:
+        self.runs = runs
+        self.pictures = pictures
+        self._named = named
+        self._by_workload: dict[str, list[Run]] = defaultdict(list)
+        for run in runs:
+            self._by_workload[run.workload].append(run)
+
+    def chapters(self) -> list[tuple[str, str, str]]:
+        """(anchor, title, body) each."""
+        found = [("about", "About these results", self._about())]
+        for name, mine in sorted(self._by_workload.items()):
+            found.append((f"w-{name}", name, self._workload(name, mine)))
+        return [*found, ("ratios", "Ratios", self._ratios()), ("all", "All figures", self._all())]
+
+    def _about(self) -> str:
+        """Sources, what is to be known beside the numbers, and what is not whole."""
+        n = len(self.runs)
+        repeats = sorted({len(run.repeats) for run in self.runs})
+        notes: dict[str, list[Run]] = defaultdict(list)
+        for run in self.runs:
+            for note in run.result.meta.get("notes", []):
+                notes[f"{note['text']} ({note['code']})"].append(run)
+            if run.result.meta["state"] != "complete":
+                notes[f"not whole: {run.result.meta.get('state_detail') or run.result.meta['state']}"].append(run)
+        sources = sorted({_sources(run) for run in self.runs})
+        first = (
+            f"{n} result{'s' if n > 1 else ''}, {' or '.join(map(str, repeats))} repeats each. Bars and ± are 95 %"
+            " intervals over repeats (Student's t). A dash was not measured, and is never a zero."
         )
-
-    def _figure(self, name: str, caption: str, light: bytes, dark: bytes) -> str:
-        (self.out / f"{name}.png").write_bytes(light)
-        first, second = (base64.b64encode(each).decode() for each in (dark, light))
-        return (
-            f'<figure><picture><source media="screen and (prefers-color-scheme:dark)" '
-            f'srcset="data:image/png;base64,{first}"><img alt="{escape(caption)}" src="data:image/png;base64,{second}">'
-            f"</picture><figcaption>{escape(caption)}</figcaption></figure>"
+        listed = "".join(
+            f"<li>{escape(text)}: {'all results' if len(those) == n else escape(_some(those, self.runs))}</li>"
+            for text, those in sorted(notes.items())
         )
+        heading = f"<p>To be known beside the numbers:</p><ul>{listed}</ul>" if listed else ""
+        return "".join(f"<p>{escape(line)}</p>" for line in (first, *sources)) + heading
 
-    def _lines(self, name: str, caption: str, series: dict[str, list[Point]], x: str, y: str) -> str:
-        light, dark = (plots.lines(series, x, y, self.policies, style) for style in ("light", "dark"))
-        return self._figure(name, caption, light, dark)
+    def _workload(self, name: str, mine: Sequence[Run]) -> str:
+        parts = [*self._paretos(name, mine), *(part for axis in AXES for part in self._against(name, axis, mine))]
+        return f'<div class="plots">{"".join([*parts, *self._time_line(name, mine)])}</div>'
 
-    def _workload(self, workload: str) -> str:
-        mine = [each for each in self.results if each.meta["spec"]["workload"] == workload]
-        groups: dict[str, list[Result]] = defaultdict(list)
-        for each in mine:
-            groups[others(each, *CHOICES)].append(each)
-        parts = [f"<h2>{escape(workload)}</h2>"]
-        for at, group in enumerate(groups.values(), 1):
-            series: dict[str, list[Point]] = defaultdict(list)
-            for each in group:
-                if found := point(each, mean(each, "workflow_p50_s"), "joules_per_workflow"):
-                    series[each.meta["spec"]["policy"]].append(found)
-            if series:
-                ordered = {name: sorted(points) for name, points in series.items()}
-                caption = f"{workload}: energy against latency; lower left is better. As {group[0].path.stem}"
-                name = f"{workload}-pareto-{at}"
-                x, y = "median seconds of a workflow", "GPU joules of a workflow"
-                parts.append(self._lines(name, caption, ordered, x, y))
-        parts += [self._against(workload, mine, field, label) for field, label in AXES]
-        return "".join(parts)
+    def _paretos(self, name: str, mine: Sequence[Run]) -> list[str]:
+        """Of the loads with several settings; of one where there are none."""
+        found = [those for each in groups(mine, CHOICES) if (those := _measured(each))]
+        several = [each for each in found if max(len(runs) for runs in series(each).values()) > 1]
+        parts = []
+        for number, group in enumerate(several or found[:1], 1):
+            names = [each for each in differing(group) if each in NEAR]
+            spots, rows = {}, []
+            for policy, runs in series(group).items():
+                points = [(_mean(run, "workflow_p50_s"), _mean(run, "joules_per_workflow")) for run in runs]
+                best = front(points)
+                order = [*best, *(index for index in range(len(runs)) if index not in best)]
+                spots[policy] = [_spot(runs[index], index in best, names) for index in order]
+                rows += [_row(policy, runs[index], index in best, names) for index in order]
+            caption = (
+                f"{_where(name, group, mine)}: lower left is better. Lines join the settings of a policy that none of"
+                " its others beats in both; the faint points are those others."
+            )
+            head = ["policy", "setting", "on its line", "median s", "J/workflow", "missed"]
+            parts.append(
+                self.pictures.figure(
+                    f"{name}-pareto-{number}", "Energy against latency.", caption, plots.pareto(spots),
+                    html.table(head, rows, (0, 1)),
+                )
+            )  # fmt: skip
+        return parts
 
-    def _against(self, workload: str, mine: Sequence[Result], field: str, label: str) -> str:
-        """One figure for each set of results that differ in this field and the policy alone."""
-        groups: dict[str, list[Result]] = defaultdict(list)
-        for each in mine:
-            groups[others(each, field, "policy", "policy_options")].append(each)
-        parts: list[str] = []
-        for group in groups.values():
-            series: dict[str, list[Point]] = defaultdict(list)
-            for each in group:
-                if found := point(each, each.meta["spec"][field], "joules_per_output_token"):
-                    series[each.meta["spec"]["policy"]].append(found)
-            if len({each.x for points in series.values() for each in points}) < 2:
-                continue
-            ordered = {name: sorted(points) for name, points in series.items()}
-            name = f"{workload}-{field}-{len(parts) + 1}"
-            caption = f"{workload}: J/token against {label}"
-            parts.append(self._lines(name, caption, ordered, label, "GPU joules per output token"))
-        return "".join(parts)
+    def _against(self, name: str, axis: Axis, mine: Sequence[Run]) -> list[str]:
+        """One figure for each set of results that differ in this and the policy alone."""
+        return [
+            self.pictures.figure(
+                f"{name}-{axis.name}-{number}", axis.title, _where(name, group, mine), axis_plot(axis, group),
+                _numbers(axis, group),
+            )
+            for number, group in enumerate(against(axis, mine), 1)
+        ]  # fmt: skip
+
+    def _time_line(self, name: str, mine: Sequence[Run]) -> list[str]:
+        chosen = arms(mine)
+        lines = time_lines(chosen)
+        if not lines:
+            return []
+        names = [policy_name(line.run) for line in lines]
+        first = lines[0]
+        caption = (
+            f"{_where(name, chosen, mine)}: {first.workflow}, of {len(first.calls)} calls, the one of median length"
+            f" under {names[0]} among those with several calls; the same under each policy. Under its calls stands the"
+            " power of all that ran meanwhile."
+        )
+        return [self.pictures.figure(f"{name}-time-line", "A workflow in time.", caption, plots.gantt(lines, names))]
 
     def _ratios(self) -> str:
-        head = "".join(f"<th>{each}" for each in ("result", "baseline", "J/workflow ÷", "p50 ÷", ""))
-        rows = "".join(
-            f"<tr><td>{escape(each.result.path.stem)}<td>{escape(each.baseline.path.stem) if each.baseline else ''}"
-            f"<td>{_number(each.joules, '.3f')}<td>{_number(each.seconds, '.3f')}<td>{escape(each.why)}"
-            for each in ratios(self.results)
-        )
-        return (
-            "<h2>Ratios</h2><p>Each result over its own horizon, idle time between calls included; "
-            "<code>joulegate-bench compare</code> brings two to one horizon.</p>"
-            f'<div class="wide"><table><tr>{head}{rows}</table></div>'
-        )
-
-    def _time_lines(self) -> str:
-        parts = [
-            f"<h2>Time lines</h2><p>Workflows of median length in the first repeat: at most {CALLS_SHOWN} calls.</p>"
-        ]
-        for result in self.results[:TIME_LINES_MAX]:
-            if line := time_line(result):
-                light, dark = (plots.gantt(line, style) for style in ("light", "dark"))
-                caption = f"{result.path.stem}: {line.workflow}"
-                parts.append(self._figure(f"time-line-{result.path.stem}", caption, light, dark))
-        if len(self.results) > TIME_LINES_MAX:
-            parts.append(f"<p>Only of the first {TIME_LINES_MAX} results.</p>")
-        return "".join(parts)
-
-    def _sources(self) -> str:
-        head = "".join(f"<th>{escape(each.head)}" for each in FIGURES)
-        rows = ""
-        for each in self.results:
-            cells = "".join(f"<td>{_number(mean(each, figure.name), figure.form)}" for figure in FIGURES)
-            meta = each.meta
-            rows += (
-                f"<tr><td>{escape(each.path.stem)}<td>{escape(meta['state'])}<td>{escape(meta['time_source'])}"
-                f"<td>{escape(meta['energy']['source'])}{cells}"
+        differ = [name for name in differing(self.runs) if name not in ("workload", "policy", "way", "tell_lengths")]
+        rows = []
+        for each in ratios(self.runs, self._named):
+            base = "" if each.baseline is None else words(each.baseline, ["policy", *NEAR])
+            rows.append(
+                [
+                    escape(f"{each.run.workload}: {words(each.run, ['policy', *differ])}"),
+                    escape(base),
+                    html.factor(each.joules),
+                    html.factor(each.seconds),
+                    html.number(each.run.over("missed_share"), ".1%"),
+                    escape(each.why or (f"differs also: {each.differs}" if each.differs else "")),
+                ]
             )
-        table = f"<tr><th>result<th>state<th>times<th>joules{head}{rows}"
-        return f'<h2>All figures</h2><div class="wide"><table>{table}</table></div>'
+        head = ["result", "baseline", "J/workflow ÷", "median s ÷", "missed", ""]
+        return (
+            "<p>Each result ÷ the baseline in its row: the geometric mean over repeats that played the same workflows"
+            " at the same times, and its 95 % interval. Joules are brought to one horizon: the shorter play is given"
+            " its idle power for the rest. The baseline is the plainest policy with the same load; of several the most"
+            " alike; of the plainest itself the one with the widest limits.</p>" + html.table(head, rows, (0, 1, 5))
+        )
+
+    def _all(self) -> str:
+        differ = [name for name in differing(self.runs) if name not in ("workload", "policy")]
+        shown = [each for each in MEASURES if any(run.over(each.name).mean is not None for run in self.runs)]
+        rows = [[escape(f"{run.workload}: {words(run, ['policy', *differ])}"), escape(_state(run)),
+                 *(html.number(run.over(each.name), each.form) for each in shown)] for run in self.runs]  # fmt: skip
+        files = "".join(f"<li><code>{escape(str(run.result.path))}</code></li>" for run in self.runs)
+        return (
+            html.table(["result", "state", *(escape(each.title) for each in shown)], rows, (0, 1))
+            + f"<details><summary>files</summary><ul>{files}</ul></details>"
+        )
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def axis_plot(axis: Axis, group: Sequence[Run]) -> bytes:
+    """The figures that were measured, above this axis."""
+    used = next((name for name in UTILISATION if any(run.over(name).mean is not None for run in group)), None)
+    names = [name for name in (*PANELS, *([used] if used else []))
+             if any(run.over(name).mean is not None for run in group)]  # fmt: skip
+    lines = {
+        policy: {name: [plots.Point(x, run.over(name)) for x, run in _ordered(axis, runs)] for name in names}
+        for policy, runs in series(group).items()
+    }
+    titles = {name: BY_NAME[name].title for name in names}
+    return plots.panels(lines, titles, axis.label, doubling=axis.name in ("batch", "input", "output"))
+
+
+def _ordered(axis: Axis, runs: Sequence[Run]) -> list[tuple[float, Run]]:
+    found = [(x, run) for run in runs if (x := at(axis, run)) is not None]
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def _numbers(axis: Axis, group: Sequence[Run]) -> str:
+    shown = [each for each in MEASURES if any(run.over(each.name).mean is not None for run in group)]
+    rows = [
+        [escape(policy), f"{x:,.0f}", *(html.number(run.over(each.name), each.form) for each in shown)]
+        for policy, runs in series(group).items()
+        for x, run in _ordered(axis, runs)
+    ]
+    return html.table(["policy", escape(axis.label), *(escape(each.title) for each in shown)], rows)
+
+
+def _where(name: str, group: Sequence[Run], everybody: Sequence[Run]) -> str:
+    about = setting(group, everybody)
+    return f"{name} ({about})" if about else name
+
+
+def _mean(run: Run, name: str) -> float:
+    return run.over(name).mean or 0.0
+
+
+def _spot(run: Run, on_front: bool, names: Sequence[str]) -> plots.Spot:
+    label = words(run, names) if len(names) == 1 else ""
+    return plots.Spot(run.over("workflow_p50_s"), run.over("joules_per_workflow"), on_front, label)
+
+
+def _row(policy: str, run: Run, on_front: bool, names: Sequence[str]) -> list[str]:
+    figures = _cells(run, ("workflow_p50_s", "joules_per_workflow", "missed_share"))
+    return [escape(policy), escape(words(run, names)), "yes" if on_front else "no", *figures]
+
+
+def _cells(run: Run, names: Sequence[str]) -> list[str]:
+    return [html.number(run.over(name), BY_NAME[name].form) for name in names]
+
+
+def _measured(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.over("workflow_p50_s").mean and run.over("joules_per_workflow").mean]
+
+
+def _sources(run: Run) -> str:
+    meta = run.result.meta
+    energy, engine = meta.get("energy", {}), meta.get("engine", {})
+    what = engine.get("calibration") or engine.get("url") or run.spec["engine"]
+    apart = ", ".join(f"{name.upper()} {energy[name]}" for name in ("gpu", "cpu", "dram") if name in energy)
+    detail = f" ({energy['detail']})" if energy.get("detail") else ""
+    return f"Engine {what}: times are {meta.get('time_source', 'unknown')}; joules: {apart or 'unavailable'}{detail}."
+
+
+def _state(run: Run) -> str:
+    meta = run.result.meta
+    source = meta.get("energy", {}).get("source", "unavailable")
+    return f"{meta['state']}, {len(run.repeats)} repeats; {meta.get('time_source', '?')}, joules {source}"
+
+
+def _some(those: Sequence[Run], everybody: Sequence[Run]) -> str:
+    differ = [name for name in differing(everybody) if name not in ("workload", "policy")]
+    shown = [f"{run.workload} {words(run, ['policy', *differ])}" for run in those[:3]]
+    return f"{len(those)} of {len(everybody)}: {'; '.join(shown)}{' …' if len(those) > 3 else ''}"
