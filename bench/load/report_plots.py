@@ -197,7 +197,7 @@ def pareto(series: Mapping[str, Sequence[Spot]]) -> bytes:
     return _png(figure)
 
 
-def bars(values: Mapping[str, Mapping[str, Interval]], y_label: str, *, one: bool) -> bytes:
+def bars(values: Mapping[str, Mapping[str, Interval]], title: str, *, one: bool) -> bytes:
     """Groups of bars (workload → policy or setting → figure); `one`: with a line at 1, for ratios."""
     figure, (axes,) = _figure(2.9)
     inner = list(dict.fromkeys(name for each in values.values() for name in each))
@@ -219,7 +219,7 @@ def bars(values: Mapping[str, Mapping[str, Interval]], y_label: str, *, one: boo
         axes.axhline(1.0, color="black", linewidth=1)
     axes.set_xticks(range(len(values)), list(values))
     axes.grid(visible=False, axis="x")
-    axes.set_ylabel(y_label)
+    axes.set_title(title, loc="left")
     top = max((y.mean for each in values.values() for y in each.values() if y.mean is not None), default=1.0)
     axes.set_ylim(0, 1.25 * max(top, 1.0 if one else 0.0) or 1)
     figure.legend(loc="outside upper left", ncols=2, fontsize=9, frameon=False)
