@@ -63,7 +63,9 @@ class LiveArm:
         async with contextlib.AsyncExitStack() as stack:
             url = self.engine.url
             children: tuple[Child, ...] = ()
-            if spec.policy != AS_IS:
+            if spec.gateway is not None:
+                url = spec.gateway.rstrip("/").removesuffix("/v1")
+            elif spec.policy != AS_IS:
                 url, child = await stack.enter_async_context(
                     gateway(spec, self.engine, self._gpus, self._args.api_key_env)
                 )
@@ -99,7 +101,7 @@ class LiveArm:
         as_is = spec.policy == AS_IS
         player = Player(
             url, self.engine.model, way="bare" if as_is else spec.way,
-            api_key=self.engine.api_key if as_is else None, manner=manner,
+            api_key=self.engine.api_key if as_is or spec.gateway is not None else None, manner=manner,
             concurrency=(spec.in_flight if as_is and spec.in_flight is not None else CALLS_MAX),
             timeout_seconds=TIMEOUT_SECONDS, on_call=lambda call: over.append(None),
         )  # fmt: skip

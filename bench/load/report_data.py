@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.load.figures import FIGURES, Interval, interval
-from bench.load.spec import AS_IS
+from bench.load.spec import AS_IS, Spec
 from workloads.catalogue import INPUTS, OUTPUTS
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BASELINES = (AS_IS, "passthrough", "fifo")
 """Policies that schedule nothing for energy, the plainest first."""
-MANNER = ("policy", "policy_options", "way", "tell_lengths", "isolated", "repeats", "warm_up_seconds")
+MANNER = ("policy", "gateway", "policy_options", "way", "tell_lengths", "isolated", "repeats", "warm_up_seconds")
 """Members that say how the same work is scheduled and told of, and not what it is."""
 CHOICES = (*MANNER, "in_flight", "cap_watts", "stretch", "deadline_ms", "workflow_class")
 """What an operator chooses for the same work: what a line of energy against latency runs over."""
@@ -99,7 +99,7 @@ def run_of(result: Result) -> Run:
                 "output_tokens_per_call": _over(row["output_tokens"], calls),
                 "output_tokens_per_workflow": _over(row["output_tokens"], done),
             }
-    return Run(result, result.meta["spec"], figures, rows)
+    return Run(result, Spec().document() | result.meta["spec"], figures, rows)
 
 
 def _over(value: float | None, of: float | None) -> float | None:

@@ -27,7 +27,8 @@ figcaption{font-size:.9rem;margin-top:.3rem}summary{cursor:pointer;font-size:.85
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.8rem;margin:.5rem 0}
 td,th{border:1px solid var(--line);padding:.15rem .45rem;text-align:right;font-variant-numeric:tabular-nums;
 white-space:nowrap}td:first-child,th:first-child,td.t,th.t{text-align:left;white-space:normal;min-width:9rem}
-th{background:var(--soft);white-space:normal;vertical-align:bottom}.finding figure{max-width:36rem}.pm{opacity:.7;font-size:.9em}
+th{background:var(--soft);white-space:normal;vertical-align:bottom}
+.finding figure{max-width:36rem}.pm{opacity:.7;font-size:.9em}
 .finding{border:1px solid var(--line);border-left:.5rem solid #888;border-radius:.4rem;padding:.2rem 1rem .8rem;
 margin:1rem 0}.holds{border-left-color:#009E73}.not{border-left-color:#D55E00;border-left-style:double}
 .open{border-left-style:dotted}.verdict{font-weight:700}.note{background:var(--soft);padding:.4rem .8rem;

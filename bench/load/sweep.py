@@ -14,7 +14,7 @@ from bench.load.environment import environment
 from bench.load.figures import table
 from bench.load.options import folder
 from bench.load.progress import Progress
-from bench.load.results import ResultFault, need_pyarrow, read_meta
+from bench.load.results import ResultFault, need_pyarrow, read_meta, same_spec
 from bench.load.run import INTERRUPTED, add_live_options, labels_of
 from bench.load.sweep_file import Sweep, read_sweep
 from bench.load.workers import Done, Pool, RayPool, WorkerLost
@@ -78,7 +78,7 @@ class Index:
                     meta = read_meta(path)
                 except ResultFault:
                     continue  # written over
-                if meta["spec"] != spec.document():
+                if not same_spec(meta["spec"], spec.document()):
                     raise BenchError(f"{path} is of another configuration: name another --out, or remove it")
                 self.states[path.name] = "complete" if meta["state"] == "complete" else "partial"
 
