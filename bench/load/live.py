@@ -14,7 +14,7 @@ import aiohttp
 
 from bench.demo_children import ChildDiedError, alongside
 from bench.load.cell import Keeper, Outcome, outcome_of
-from bench.load.engine import Engine, look_at
+from bench.load.engine import Engine, look_at, look_at_gateway
 from bench.load.gateway import gateway
 from bench.load.load import WARM_UP, load_of
 from bench.load.meters import Meters, Watch
@@ -56,6 +56,7 @@ class LiveArm:
         manner = Manner(
             words_per_token=self.engine.words_per_token,
             salt=salt,
+            tag="" if spec.gateway is None else f"{salt.replace(' ', '-')}-",
             free_running=spec.free_running,
             tell_lengths=spec.tell_lengths,
             streamed=True,
@@ -196,6 +197,8 @@ async def prepare(
     if not 0 < args.idle_seconds <= 3600:
         raise BenchError(f"--idle-seconds: must be above 0 and at most 3600, not {args.idle_seconds:g}")
     engine = await look_at(session, specs[0].engine, args.model, key)
+    for url in dict.fromkeys(spec.gateway for spec in specs if spec.gateway is not None):
+        await look_at_gateway(session, url, engine)
     meters = Meters(session, engine, names_of(args.gpu))
     notes = [note._asdict() for note in engine.notes]
     if meters.energy.gpu == "unavailable":

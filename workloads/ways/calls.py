@@ -63,7 +63,7 @@ class _Play:
         if not self._hints:
             headers = {}
         elif line.manner.tell_lengths:
-            headers, body["workflow"] = {}, _told(self._arrival, call)
+            headers, body["workflow"] = {}, _told(self._arrival, call, self._line.manner.tag)
         reply = await line.ask("POST", "/v1/chat/completions", body, headers, streamed=line.manner.streamed)
         text, tokens, error = "", Tokens(), reply.error
         if not error:
@@ -104,12 +104,12 @@ def request_of(
     body = chat_body(model, prompt_of(call, answers.__getitem__, manner), call.output_tokens, manner)
     if manner.streamed:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-    return _hints(arrival, call), body
+    return _hints(arrival, call, manner.tag), body
 
 
-def _hints(arrival: Arrival, call: CallShape) -> dict[str, str]:
+def _hints(arrival: Arrival, call: CallShape, tag: str) -> dict[str, str]:
     """As headers."""
-    headers = {"x-workflow-id": arrival.workflow.id, "x-workflow-node": call.node}
+    headers = {"x-workflow-id": tag + arrival.workflow.id, "x-workflow-node": call.node}
     if call.after:
         headers["x-workflow-after"] = ",".join(call.after)
     if arrival.deadline_seconds is not None:
@@ -119,9 +119,9 @@ def _hints(arrival: Arrival, call: CallShape) -> dict[str, str]:
     return headers
 
 
-def _told(arrival: Arrival, call: CallShape) -> dict[str, Any]:
+def _told(arrival: Arrival, call: CallShape, tag: str) -> dict[str, Any]:
     """As the body's `workflow`, which says the length as well and takes the headers' place."""
-    said: dict[str, Any] = {"id": arrival.workflow.id, "node": call.node, "after": list(call.after)}
+    said: dict[str, Any] = {"id": tag + arrival.workflow.id, "node": call.node, "after": list(call.after)}
     if arrival.deadline_seconds is not None:
         said["deadline_ms"] = arrival.deadline_seconds * 1e3
     if arrival.workflow_class is not None:
