@@ -98,7 +98,6 @@ def _grids(size: Size, workload: str, caps: list[float]) -> list[tuple[str, dict
         ("batch", closed, {"in_flight": list(size.batches)}),
         ("alone", alone, {"in_flight": [size.batches[0], size.batches[-1]]}),
         ("deadlines", opened, {"stretch": list(STRETCHES)}),
-        ("no deadline but tomorrow's", opened, {"class": ["batch"]}),
     ]
     if caps:
         found.append(("cap", closed | full, {"cap_watts": caps}))
