@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bench.load import report_plots as plots
 from bench.load.cell import file_name
+from bench.load.load import trace_of
 from bench.load.options import folder
 from bench.load.report import Page, put
 from bench.load.report_data import run_of
 from bench.load.results import need_pyarrow, read, read_meta
 from bench.load.run import INTERRUPTED, add_live_options
-from bench.load.study import POLICIES, WORKLOADS, size_of, sweep_text
+from bench.load.spec import TWIN
+from bench.load.study import POLICIES, TRACED_SECONDS, WORKLOADS, size_of, sweep_text
 from bench.load.study_page import Chapter
 from bench.load.sweep import run as sweep
 from bench.load.sweep_file import read_sweep
@@ -78,6 +81,8 @@ def _file(args: argparse.Namespace) -> Path:
     size = size_of(args.engine, quick=args.quick)
     more: dict[str, Any] = {name: value for name in ("trace", "preset", "repeats", "seed")
                             if (value := getattr(args, name)) is not None}  # fmt: skip
+    if args.trace is not None:
+        more = _traced(args) | more
     if args.preset not in (None, "published"):
         size = replace(size, parameters={})  # it has lengths of its own
     text = sweep_text(size, args.engine, workloads, policies, more)
@@ -88,6 +93,13 @@ def _file(args: argparse.Namespace) -> Path:
     except OSError as error:
         raise BenchError(f"{path}: {error.strerror}; name an --output that can be written") from None
     return path
+
+
+def _traced(args: argparse.Namespace) -> dict[str, Any]:
+    """All of the trace, or its beginning with --quick. On the twin once: each repeat would be the same. BenchError."""
+    seconds = math.floor(trace_of(args.trace).workflows[-1].at_seconds) + 1.0
+    found = {"seconds": min(seconds, TRACED_SECONDS) if args.quick else seconds}
+    return found | ({"repeats": 1} if args.engine.partition(":")[0] == TWIN else {})
 
 
 def page(runs: list[Run], out: Path) -> Path:

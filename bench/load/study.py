@@ -51,8 +51,10 @@ LIVE_QUICK = Size(2, 45.0, 5.0, 8, {"chain": 8, "copilot": 24, "coding": 8, "com
                   _FEW_FILES)  # fmt: skip
 LIVE = Size(3, 90.0, 10.0, 16, {"chain": 16, "copilot": 48, "coding": 16, "composite": 48}, (1, 4, 16), (), (0.5, 2.0),
             _ONE_ROUND)  # fmt: skip
-TRACED = 48
-"""Workflows of a trace that closed arrivals play; all of it if it has fewer."""
+OTHER_WORKFLOWS = 48
+"""Of closed arrivals, of a workload that has no number of its own."""
+TRACED_SECONDS = 300.0
+"""Of a trace, so much is played with --quick."""
 
 
 def size_of(engine: str, *, quick: bool) -> Size:
@@ -88,9 +90,11 @@ def sweep_text(
 def _grids(size: Size, workload: str, caps: list[float]) -> list[tuple[str, dict[str, Any], dict[str, list[Any]]]]:
     """(what for, fixed members, lists) each."""
     own = {f"parameters.{name}": value for name, value in size.parameters.get(workload, {}).items()}
-    count = size.workflows.get(workload, TRACED)
-    closed = {"arrivals": "closed", "users": size.users, "workflows": count, "stretch": LONG, **own}
-    alone = closed | {"users": 1, "workflows": max(2, count // 8)}
+    closed = {"arrivals": "closed", "users": size.users, "stretch": LONG, **own}
+    alone = closed | {"users": 1}
+    if workload != "trace":  # of which as much is played as its seconds hold
+        count = size.workflows.get(workload, OTHER_WORKFLOWS)
+        closed, alone = closed | {"workflows": count}, alone | {"workflows": max(2, count // 8)}
     full = {"in_flight": size.batches[-1]}
     rate = {"rate": RATES[workload]} if RATES.get(workload, USUAL_RATE) != USUAL_RATE else {}
     opened = {"arrivals": "trace" if workload == "trace" else "poisson", **own, **rate}
