@@ -27,6 +27,7 @@ COMMANDS = {
     "report": ("bench.load.report", "results as one page without network: energy against latency, batch, cap, lengths"),
     "compare": ("bench.load.compare", "two results of the same load, repeat by repeat: ratios with intervals"),
     "export": ("bench.load.export", "a workload's calls as prompts for `vllm bench serve` and `guidellm`"),
+    "beside": ("bench.load.beside", "results of a real engine, and what the twin says of the same plays"),
     "record": ("bench.load.record", "a gateway's log as a trace: lengths, times, graphs, hashes of prefixes; no text"),
     "replay": ("bench.load.replay", "a recorded trace, played as any workload is"),
     "player-speed": (
@@ -40,10 +41,15 @@ COMMANDS = {
     ),
     "inference": ("bench.inference", "workflows found by content alone: microseconds, precision, recall, memory"),
     "energy-model": ("bench.energy.model", "the live energy model on the twin: errors, coverage, drift"),
+    "energy-log": ("bench.energy.log", "the live energy model on recorded traffic: a gateway's event logs"),
     "energy-bill": ("bench.energy.bill", "bills of calls and workflows against the twin's true split of each step"),
     "energy-cost": ("bench.energy.bill_cost", "CPU time that energy costs the gateway's loop, a call"),
     "energy-caps": ("bench.energy.caps", "the cap controller against the best fixed cap in hindsight"),
     "policies": ("bench.policies.table", "every policy on the same traffic: joules, deadlines, share of the room used"),
+    "policy-cost": (
+        "bench.policies.cost",
+        "what a call event costs the scheduler under each policy, and the longest one",
+    ),
     "experiments": ("bench.experiments.check", "is an A/B test right? its error rates on thousands of simulated ones"),
     "experiment-report": ("bench.experiments.report", "an experiment's blocks as one page: answer, effects, checks"),
     "power-sampling": ("bench.power_sampling", "what reading a card every 100 ms costs"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from proxy.admission import Admission
 from proxy.arrival import arrived
 from proxy.call import Call, Outcome
+from proxy.deadlines import impossible_line
 from proxy.energy.telling import Joules
 from proxy.errors import RequestFault, error_answer
 from proxy.exchange import Exchange
@@ -277,7 +278,7 @@ class Gateway:
         )
         if identity.node is not None:
             line = b"x-workflow-node: %b\r\n%b" % (safe_value(identity.node), line)
-        return line
+        return line + impossible_line(self.scheduler, call.id)
 
     def error_headers(self, call: Call) -> tuple[tuple[bytes, bytes], ...]:
         """What an error answer of our own carries besides its reason."""

@@ -186,7 +186,13 @@ class _Looker:
     async def try_prefix(self) -> None:
         """Whether the second of two equal beginnings is found in the cache, and whether it says so."""
         head = prose(secrets.token_hex(8), PREFIX_TOKENS)
-        await self._tokens(f"{head}\n\nOne.", 1)
+        first = await self._tokens(f"{head}\n\nOne.", 1)
+        if first.cached is not None and first.cached > PREFIX_TOKENS // 2:
+            self.note(
+                "texts_alike",
+                f"of a text that was never sent, {first.cached} tokens were cached: to the model's tokenizer different"
+                " texts are the same, so prompts cost next to nothing here",
+            )
         tokens = await self._tokens(f"{head}\n\nTwo.", 1)
         if tokens.cached is None:
             self.note(

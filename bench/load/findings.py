@@ -224,7 +224,7 @@ def _caps(study: Study) -> Finding:
 def _output(study: Study) -> Finding:
     """4: joules of a workflow over its output tokens, and joules of a token."""
     table: Table = {}
-    said, good = [], 0
+    said, good, linear = [], 0, 0
     for workload in study.workloads:
         runs = study.by_length(workload, "output_scale")
         base = next((run for run in runs if own_lengths(run)), None)
@@ -237,12 +237,16 @@ def _output(study: Study) -> Finding:
         fit = r_squared(known)
         gain = max(abs(_mean(each) - 1) for each in table[workload].values())
         good += fit >= LINEAR and gain <= LITTLE
+        linear += fit >= LINEAR
         said.append(f"{workload}: R² {fit:.3f}; J/token to the usual lengths: {_listed(table[workload], ', ')}")
+    verdict = _verdict(good, len(table))
+    if verdict == NOT and linear == len(table):
+        verdict = f"{PARTLY}: linear, but the joules of a token change with it"
     return Finding(
         4, "Output length costs energy linearly, so there is little to gain from it.",
         f"It holds where a straight line through joules of a workflow over its output tokens has R² ≥ {LINEAR:g}, and"
-        f" J/token stays within {LITTLE:.0%} of that of the usual lengths.",
-        _verdict(good, len(table)), tuple(said), table, "÷ usual lengths, GPU J a token",
+        f" J/token stays within {LITTLE:.0%} of that of the usual lengths; in part if only the former is so.",
+        verdict, tuple(said), table, "÷ usual lengths, GPU J a token",
     )  # fmt: skip
 
 

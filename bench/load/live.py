@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from bench.demo_children import ChildDiedError, alongside
-from bench.load.cell import Keeper, Outcome, outcome_of
+from bench.load.cell import Keeper, Outcome, file_name, outcome_of
 from bench.load.engine import Engine, look_at, look_at_gateway
 from bench.load.gateway import gateway
 from bench.load.load import WARM_UP, load_of
 from bench.load.meters import Meters, Watch
 from bench.load.playing import Playing
 from bench.load.progress import Progress
+from bench.load.results import SUFFIX
 from bench.load.spec import AS_IS, CALLS_MAX
 from bench.programs import BenchError
 from workloads.player import Player
@@ -28,6 +29,7 @@ from workloads.prompts import Manner
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
+    from pathlib import Path
 
     from bench.demo_children import Child
     from bench.load.load import Load
@@ -68,7 +70,7 @@ class LiveArm:
                 url = spec.gateway.rstrip("/").removesuffix("/v1")
             elif spec.policy != AS_IS:
                 url, child = await stack.enter_async_context(
-                    gateway(spec, self.engine, self._gpus, self._args.api_key_env)
+                    gateway(spec, self.engine, self._gpus, self._args.api_key_env, self._event_log(spec, repeat))
                 )
                 children = (child,)
             warm = load_of(spec, WARM_UP) if spec.warm_up_seconds > 0 else None
@@ -79,6 +81,14 @@ class LiveArm:
             if self._stop.is_set():
                 return None
             return await self._measured(spec, load, repeat, url, manner, children, idle_watts, on_news)
+
+    def _event_log(self, spec: Spec, repeat: int) -> Path | None:
+        if (logs := self._args.event_logs) is None:
+            return None
+        logs.mkdir(parents=True, exist_ok=True)
+        path: Path = logs / f"{file_name(spec).removesuffix(SUFFIX)}-{repeat}.jsonl"
+        path.unlink(missing_ok=True)  # of a play that was broken off
+        return path
 
     async def _measured(
         self, spec: Spec, load: Load, repeat: int, url: str, manner: Manner, children: tuple[Child, ...],

@@ -39,6 +39,9 @@ def add_live_options(parser: argparse.ArgumentParser) -> None:
         "--idle-seconds", type=float, default=5.0, metavar="S", help="its idle power is read for so long (default: 5)"
     )
     parser.add_argument("--model", metavar="NAME", help="a real engine's model (default: the first that it serves)")
+    parser.add_argument(
+        "--event-logs", type=folder, metavar="FOLDER", help="keep the gateway's event log of each play there"
+    )
     parser.add_argument("--api-key-env", metavar="VARIABLE", help="environment variable with a real engine's API key")
 
 

@@ -34,6 +34,8 @@ class StepCosts(NamedTuple):
     step_joules: float | None = None
     token_joules: float = 0.0
     context_joules: float = 0.0
+    prefill_joules: float = 0.0
+    pair_joules: float = 0.0
 
     def full_batch(self, context_tokens: float, most: float, share: float = 0.05) -> float:
         """Sequences in a step beyond which the fixed cost is less than `share` of what each token costs anyway."""
@@ -66,4 +68,6 @@ def costs_of(desk: EngineDesk | None, learned: tuple[float, float, float]) -> St
         energy.step,
         energy.decode_token,
         energy.context_token,
+        energy.prefill_token,
+        energy.attention_pair,
     )

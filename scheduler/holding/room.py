@@ -107,7 +107,7 @@ class Room:
 
     def take(self, call: CallState, flow: Flow, work: CallWork, forecasts: Forecasts, now: float) -> None:
         """A call is held here from now on."""
-        first = not flow.left_steps
+        first = not flow.left_steps and not call.attempts
         flow.expect(call, work, forecasts, self.costs)
         tail = tail_of(call, work, self.costs)
         if first:

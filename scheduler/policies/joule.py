@@ -12,11 +12,11 @@ from __future__ import annotations
 from heapq import heappop
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from scheduler.decisions import Expected, Why
 from scheduler.holding.costs import StepCosts, costs_of
 from scheduler.holding.flow import AT_ONCE, Flow
 from scheduler.holding.margin import Margin
 from scheduler.holding.room import Room, Rules
+from scheduler.holding.telling import why_held, why_sent
 from scheduler.holding.work import IsolatedDurations, work_of_call
 from scheduler.policies.base import Choice, Policy, fit_for
 from scheduler.policies.options import Option
@@ -35,6 +35,8 @@ LEARNED_UNSEEN = (0.1, 5e-5, 0.012)
 """Seconds a call, a new prompt token, an output token: where somebody else's model of durations is in force."""
 PATIENCE_SECONDS = 1.0
 """A call is sent so long before the queue would refuse it."""
+CHOICES_AT_ONCE = 32
+"""Of one event: then the gateway's loop does what else there is, for as long as `SOONEST_SECONDS`."""
 FLOWS_SWEPT = 1024
 """At so many workflows without a call here, those that are closed are forgotten."""
 SHAPES_LEAST = 4
@@ -77,6 +79,9 @@ class Joule(Policy):
         self._room_of: dict[CallState, Room] = {}
         self._flows: dict[tuple[str, object], Flow] = {}
         self._sweep_at = FLOWS_SWEPT
+        self._chosen_at, self._chosen = float("-inf"), 0
+        self._fresh: dict[CallState, None] = {}
+        """Came since it was decided last what is held."""
 
     def begin(self, view: View, now: float) -> None:
         """Take over what is held and what runs."""
@@ -109,6 +114,8 @@ class Joule(Policy):
         flow = self._flow(room, call, workflow)
         flow.deadline = self._deadline(call, workflow, now)
         self._room_of[call] = room
+        if call.engine is None:
+            self._fresh[call] = None
         forecasts = self.view.workflows.forecasts
         room.take(call, flow, work_of_call(call, forecasts, room.costs), forecasts, now)
 
@@ -141,10 +148,12 @@ class Joule(Policy):
 
     def sent(self, call: CallState, engine: EngineState, now: float) -> None:
         """Its choice was carried out."""
+        self._fresh.pop(call, None)
         self._room_of[call].sent(call, now)
 
     def ended(self, call: CallState, now: float) -> None:
         """It is over, or its attempt failed."""
+        self._fresh.pop(call, None)
         room = self._room_of.pop(call, None)
         if room is None:
             return
@@ -210,6 +219,8 @@ class Joule(Policy):
         """What goes now, else when to look again."""
         if now - self._costs_at > COSTS_SECONDS:
             self._refresh_costs(now)
+        if now != self._chosen_at:
+            self._chosen_at, self._chosen = now, 0
         wake = float("inf")
         for name, room in list(self.rooms.items()):
             if not room.held:
@@ -224,26 +235,23 @@ class Joule(Policy):
             if not queue:
                 wake = min(wake, room.decide(now))
             if queue and engine.in_flight < room.rules.in_flight and engine.has_room(now):
+                if self._chosen == CHOICES_AT_ONCE:
+                    return now
+                self._chosen += 1
                 order, _, call, rule = queue[0]
                 priority = int(1e3 * order) if self.engine_priority else None
-                return Choice(call, engine, priority, self._why(room, call, rule, now))
+                return Choice(call, engine, priority, why_sent(room, call, rule, now))
+        if self._fresh:
+            self._tell_held(now)
         return wake if wake < float("inf") else None
 
-    def _why(self, room: Room, call: CallState, rule: str, now: float) -> Why:
-        """What it looks like at this moment: sent beside what runs, or held to its latest start and run alone."""
-        flow = room.flow_of[call]
-        work = flow.held[call]
-        costs, stepping = room.costs, room.stepping
-        slack = None if flow.deadline == AT_ONCE else flow.deadline - now - flow.held_tail
-        alone = work.prefill_seconds + work.steps * (costs.step_seconds + work.token_seconds)
-        soon = later = None
-        if costs.step_joules is not None:
-            company = len(stepping.running) + 1
-            own = work.steps * costs.token_joules
-            soon = own + work.steps * costs.step_joules / company
-            later = own + work.steps * costs.step_joules
-        wait = max(slack or 0.0, 0.0)
-        return Why(rule, slack, None, Expected(stepping.seconds_of(work), soon), Expected(wait + alone, later))
+    def _tell_held(self, now: float) -> None:
+        """What came and is not sent now is held: the log of decisions is told why."""
+        for call in self._fresh:
+            room = self._room_of.get(call)
+            if room is not None and call not in room.queued:
+                self.view.decisions.held(call, why_held(room, call, now), now)
+        self._fresh.clear()
 
 
 def _usable(engine: EngineState) -> bool:

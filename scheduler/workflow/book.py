@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.workflow.declaring import build, shown
 from scheduler.workflow.forecasts import Forecast, Forecasts, pattern_of
-from scheduler.workflow.growth import node_of, note_hints, tools_before
+from scheduler.workflow.growth import judge_deadline, judge_hint, node_of, note_hints, tools_before
 from scheduler.workflow.merging import place
 from scheduler.workflow.objective import objective, task_group, task_groups
 from scheduler.workflow.spec import GraphFault, WorkflowLimits
@@ -76,13 +76,9 @@ class WorkflowBook:
         if not self.tables.has_room("declared", len(graph.nodes), graph.edge_count, 1, now):
             raise GraphFault(503, "workflows_full", "too many workflows are under way; try again later")
         self.tables.enter(workflow)
-        self.tables.node_count += len(graph.nodes)
-        self.tables.edge_count += graph.edge_count
-        for node in graph.nodes.values():
-            if node.prefix:
-                self.tables.prefixes.add(node)
         self.become_ready([node for node in graph.nodes.values() if not node.waiting_for], now)
         workflow.acting_since = now
+        judge_deadline(workflow, workflow.isolated_seconds(), now)
         return workflow
 
     def tool_finished(self, key: str, workflow_id: str, node_id: str, now: float) -> Change | None:
@@ -145,6 +141,7 @@ class WorkflowBook:
         self._bind(node, event, now)
         self._predict(node)
         graph.queued(node, now)
+        judge_hint(workflow, node, event, now)
         workflow.live_calls += 1
         workflow.latest[event.node or ""] = node
         return node

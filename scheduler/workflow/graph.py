@@ -65,8 +65,6 @@ class WorkflowGraph:
         except KeyError:
             self.dag.clear()
             raise
-        for number, node in enumerate(nodes.values()):
-            node.number = node.order = number
         self._next_number = self.unfinished = len(nodes)
         self.nodes = nodes
         self.version += 1

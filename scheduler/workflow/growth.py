@@ -166,6 +166,19 @@ def note_hints(workflow: Workflow, event: CallArrived, now: float) -> None:
         workflow.closing = True
 
 
+def judge_deadline(workflow: Workflow, needed_seconds: float, now: float) -> None:
+    """A deadline was given: could what is left of the workflow be done by then, were it alone on the engine?"""
+    if workflow.deadline_at is not None:
+        missing = needed_seconds - (workflow.deadline_at - now)
+        workflow.too_short_by_seconds = missing if missing > 0.0 else None
+
+
+def judge_hint(workflow: Workflow, node: Node, event: CallArrived, now: float) -> None:
+    """The same, if it was this call that gave the deadline in force."""
+    if event.deadline_ms is not None and workflow.deadline_at == now + event.deadline_ms / 1000.0:
+        judge_deadline(workflow, node.tail_seconds, now)
+
+
 def tools_before(node: Node) -> list[Node]:
     """The tools that a node waits for, and those that they wait for, in an order in which they can have ended."""
     dag = node.workflow.graph.dag

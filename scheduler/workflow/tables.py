@@ -68,7 +68,7 @@ class WorkflowTables:
         return self.unnamed if workflow.origin == "content" else self.named
 
     def enter(self, workflow: Workflow) -> None:
-        """A new live workflow; a closed one of the same id makes way for it."""
+        """A new live workflow, with the nodes it has; a closed one of the same id makes way for it."""
         name = (workflow.key, workflow.id)
         if (before := self.closed.take(name)) is not None:
             self.drop(before)
@@ -76,6 +76,11 @@ class WorkflowTables:
         self._entered += 1
         workflow.number = self._entered
         self._line(workflow)[name] = workflow
+        self.node_count += len(workflow.graph.nodes)
+        self.edge_count += workflow.graph.edge_count
+        for node in workflow.graph.nodes.values():
+            if node.prefix:
+                self.prefixes.add(node)
 
     def touch(self, workflow: Workflow, now: float) -> None:
         """Something was heard of it: it goes to the end of its line."""

@@ -12,12 +12,21 @@ from backends.twin import calibration as calibrations
 from backends.twin.prior import prior_of
 from scheduler.actions import Dispatch
 from scheduler.core import Scheduler, SchedulerConfig
-from scheduler.events import CallArrived, CallFinished, EnergyPrior, EngineSpec, PolicyChanged, Tick, WorkflowDeclared
+from scheduler.events import (
+    CallArrived,
+    CallFailed,
+    CallFinished,
+    EnergyPrior,
+    EngineSpec,
+    PolicyChanged,
+    Tick,
+    WorkflowDeclared,
+)
 from scheduler.holding.board import Board, bucket_of
 from scheduler.holding.flow import Flow
 from scheduler.holding.margin import Margin
 from scheduler.holding.work import IsolatedDurations
-from scheduler.policies.joule import Joule
+from scheduler.policies.joule import CHOICES_AT_ONCE, Joule
 from scheduler.workflow.durations import LearnedDurations
 from scheduler.workflow.spec import NodeSpec, WorkflowSpec
 
@@ -112,6 +121,9 @@ class TestJoule:
         went = []
         for number in range(600):
             went += sent(arrive(scheduler, f"w-{number}", now, deadline=500.0))
+        assert len(went) == CHOICES_AT_ONCE, "the loop has other things to do, too"
+        for tick in range(1, 20):
+            went += sent(scheduler.handle(Tick(), now + tick / 1e3))
         assert len(went) == 256
 
     def test_what_nobody_knows_the_length_of_is_not_held(self) -> None:
@@ -133,6 +145,57 @@ class TestJoule:
             arrive(scheduler, name, 0.0, kind="interactive")
         assert sent(scheduler.handle(PolicyChanged("joule"), 1.0)) == ["two", "three"]
         scheduler.validate()
+
+    def test_the_log_of_decisions_hears_what_is_held_and_why(self) -> None:
+        scheduler = mind()
+        now = with_company(scheduler)
+        arrive(scheduler, "w", now, deadline=5.0)
+        held = scheduler.calls["w"].held
+        assert held is not None and held.first.rule == "company"
+        soon, later = held.first.now, held.first.later
+        assert soon is not None and later is not None
+        assert soon.seconds < later.seconds < 5.0  # type: ignore[operator]
+        assert 4.0 < held.first.hold_seconds < held.first.slack_seconds < 5.0  # type: ignore[operator]
+        arrive(scheduler, "x", now + 1.0, deadline=5.0)
+        second = scheduler.calls["x"].held
+        assert second is not None and second.first.later.joules < 0.6 * second.first.now.joules  # type: ignore[operator, union-attr]
+        for tick in range(40):
+            scheduler.handle(Tick(), now + 1.0 + tick / 10)
+        assert scheduler.calls["w"].engine == scheduler.calls["x"].engine == "a", "released as one"
+        finish(scheduler, "w", now + 4.9)
+        record = scheduler.decisions.find("w")
+        assert record is not None and record.joules is not None and (regret := record.regret()) is not None
+        assert abs(regret.seconds - (4.9 - soon.seconds)) < 1e-9  # type: ignore[operator]
+        assert regret.joules == record.joules - soon.joules  # type: ignore[operator]
+        assert scheduler.decisions.judged["joule", "company"].count == 1
+
+    def test_what_is_sent_at_once_is_not_said_to_be_held(self) -> None:
+        scheduler = mind()
+        arrive(scheduler, "w", 0.0, kind="interactive")
+        assert scheduler.calls["w"].held is None
+
+    def test_the_work_of_a_call_that_is_tried_again_is_still_to_do(self) -> None:
+        scheduler = mind()
+        nodes = tuple(NodeSpec(name, expected_output_tokens=OUTPUT, prompt_tokens_estimate=200) for name in "xyz")
+        scheduler.handle(WorkflowDeclared("w", WorkflowSpec("-", "w", workflow_class="interactive", nodes=nodes)), 0.0)
+        for name in "xyz":
+            scheduler.handle(CallArrived(name, "-", None, "w", 200, OUTPUT, name), 0.0)
+        (flow,) = {id(flow): flow for flow in scheduler.policy.rooms["a"].flow_of.values()}.values()  # type: ignore[attr-defined]
+        steps, marginal = flow.left_steps, flow.left_marginal
+        scheduler.handle(CallFailed("y", "reset", retryable=True, engine_fault=False), 0.1)
+        assert scheduler.calls["y"].attempts == 2
+        assert abs(flow.left_steps - steps) < 1e-9
+        assert abs(flow.left_marginal - marginal) < 1e-9, "the prompt is at the engine again"
+        scheduler.validate()
+
+    def test_an_impossible_deadline_is_taken_said_and_run_at_once(self) -> None:
+        scheduler = mind()
+        now = with_company(scheduler)
+        assert sent(arrive(scheduler, "w", now, deadline=0.05)) == ["w"]
+        workflow = scheduler.workflows.workflow("-", "w")
+        assert workflow is not None and 0.1 < workflow.too_short_by_seconds < 2.0  # type: ignore[operator]
+        arrive(scheduler, "x", now, deadline=5.0)
+        assert scheduler.workflows.workflow("-", "x").too_short_by_seconds is None  # type: ignore[union-attr]
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 500.0), st.floats(0.0, 10.0), st.booleans()), min_size=1, max_size=40))

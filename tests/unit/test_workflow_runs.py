@@ -10,9 +10,10 @@ import pytest
 
 from proxy.errors import RequestFault
 from proxy.workflows.config import WorkflowsConfig
-from proxy.workflows.run import HeldBytes, NodeStatus, WorkflowRun, linked
+from proxy.workflows.nodes import Bounds
+from proxy.workflows.run import HeldBytes, NodeStatus, WorkflowRun
 from proxy.workflows.stream import RunStream
-from proxy.workflows.submission import Bounds, parse
+from proxy.workflows.submission import parse
 from proxy.workflows.table import RunTable
 from proxy.workflows.turns import Turns
 
@@ -25,7 +26,7 @@ BOUNDS = Bounds(nodes=100, request_bytes=100_000, all_bytes=1_000_000)
 def run_of(run_id: str, key: str = "k", held: HeldBytes | None = None, **node: Any) -> WorkflowRun:
     nodes = [{"id": "a", **(node or {"request": {"messages": []}})}]
     submission = parse({"nodes": nodes}, BOUNDS)
-    return WorkflowRun(run_id, key, submission, linked(submission.plans), 0.0, held or HeldBytes())
+    return WorkflowRun(run_id, key, submission, 0.0, held or HeldBytes())
 
 
 # --- turns ---
