@@ -20,7 +20,13 @@ COMMANDS = {
         "bench.load.sweep",
         "grids of configurations from a file, over all cores; goes on where it was broken off",
     ),
+    "characterize": (
+        "bench.load.characterize",
+        "the study in one command: what batch, cap, lengths and deadlines cost",
+    ),
+    "report": ("bench.load.report", "results as one page without network: energy against latency, batch, cap, lengths"),
     "compare": ("bench.load.compare", "two results of the same load, repeat by repeat: ratios with intervals"),
+    "export": ("bench.load.export", "a workload's calls as prompts for `vllm bench serve` and `guidellm`"),
     "beside": ("bench.load.beside", "results of a real engine, and what the twin says of the same plays"),
     "record": ("bench.load.record", "a gateway's log as a trace: lengths, times, graphs, hashes of prefixes; no text"),
     "replay": ("bench.load.replay", "a recorded trace, played as any workload is"),

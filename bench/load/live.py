@@ -14,7 +14,7 @@ import aiohttp
 
 from bench.demo_children import ChildDiedError, alongside
 from bench.load.cell import Keeper, Outcome, file_name, outcome_of
-from bench.load.engine import Engine, look_at
+from bench.load.engine import Engine, look_at, look_at_gateway
 from bench.load.gateway import gateway
 from bench.load.load import WARM_UP, load_of
 from bench.load.meters import Meters, Watch
@@ -58,6 +58,7 @@ class LiveArm:
         manner = Manner(
             words_per_token=self.engine.words_per_token,
             salt=salt,
+            tag="" if spec.gateway is None else f"{salt.replace(' ', '-')}-",
             free_running=spec.free_running,
             tell_lengths=spec.tell_lengths,
             streamed=True,
@@ -65,7 +66,9 @@ class LiveArm:
         async with contextlib.AsyncExitStack() as stack:
             url = self.engine.url
             children: tuple[Child, ...] = ()
-            if spec.policy != AS_IS:
+            if spec.gateway is not None:
+                url = spec.gateway.rstrip("/").removesuffix("/v1")
+            elif spec.policy != AS_IS:
                 url, child = await stack.enter_async_context(
                     gateway(spec, self.engine, self._gpus, self._args.api_key_env, self._event_log(spec, repeat))
                 )
@@ -109,7 +112,7 @@ class LiveArm:
         as_is = spec.policy == AS_IS
         player = Player(
             url, self.engine.model, way="bare" if as_is else spec.way,
-            api_key=self.engine.api_key if as_is else None, manner=manner,
+            api_key=self.engine.api_key if as_is or spec.gateway is not None else None, manner=manner,
             concurrency=(spec.in_flight if as_is and spec.in_flight is not None else CALLS_MAX),
             timeout_seconds=TIMEOUT_SECONDS, on_call=lambda call: over.append(None),
         )  # fmt: skip
@@ -204,6 +207,8 @@ async def prepare(
     if not 0 < args.idle_seconds <= 3600:
         raise BenchError(f"--idle-seconds: must be above 0 and at most 3600, not {args.idle_seconds:g}")
     engine = await look_at(session, specs[0].engine, args.model, key)
+    for url in dict.fromkeys(spec.gateway for spec in specs if spec.gateway is not None):
+        await look_at_gateway(session, url, engine)
     meters = Meters(session, engine, names_of(args.gpu))
     notes = [note._asdict() for note in engine.notes]
     if meters.energy.gpu == "unavailable":

@@ -123,6 +123,59 @@ def test_beside_refuses_virtual_time(tmp_path: Path) -> None:
     assert code == 2 and "nowhere" in said
 
 
+def test_a_gateway_that_runs_already_is_measured_again_and_again(twin: str, tmp_path: Path) -> None:
+    """With its own policy, beside its engine without it. It outlives the plays, so no workflow may come twice."""
+    config = tmp_path / "joulegate.toml"
+    config.write_text(
+        f'[listen]\nport = 0\ncontrol_port = 0\n[policy]\nname = "fifo"\n[[engines]]\nname = "e"\nurl = "{twin}"\n'
+    )
+    command = [sys.executable, "-m", "proxy.cli", "serve", "--config", str(config)]
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ) as child:
+        try:
+            assert child.stdout is not None
+            said = next(
+                match for line in child.stdout if (match := re.search(r"joulegate: (http://\S+) in front", line))
+            )
+            options = ("--workload", "map-reduce", "--seconds", "2", *SMALL)
+            play = ("run", *options, "--gateway", said[1], "--engine", twin, "--way")
+            for way in ("native", "hinted"):
+                for _ in range(2):
+                    code, told = bench(*play, way, "--out", str(tmp_path / way))
+                    assert code == 0, told
+            code, told = bench(*play, "hinted", "--policy", "none", "--out", str(tmp_path / "hinted"))
+            assert code == 0, told
+        finally:
+            child.terminate()
+    found = results(tmp_path / "hinted")
+    assert found.keys() == {"none", "gateway"}
+    assert found["none"].meta["spec"]["gateway"] is None and found["gateway"].meta["spec"]["gateway"] == said[1]
+    for result in (*found.values(), *results(tmp_path / "native").values()):
+        (repeat,) = result.rows("repeat").to_pylist()
+        assert repeat["failed_calls"] == 0 and repeat["gpu_joules"] > 0
+    assert {call["engine"] for call in found["gateway"].rows("call").to_pylist()} == {"e"}
+    code, told = bench("compare", str(found["none"].path), str(found["gateway"].path))
+    assert code == 0, told  # the same workflows by the same names
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--gateway", "http://127.0.0.1:1"), "--gateway http://127.0.0.1:1: nobody answers"),
+        (("--gateway", "http://127.0.0.1:1", "--policy", "fifo"), "the running gateway has its own"),
+        (("--gateway", "http://127.0.0.1:1", "--in-flight", "3"), "the running gateway has its own limit"),
+        (("--gateway", "127.0.0.1:1"), "must be a URL"),
+        (("--policy", "gateway"), "say where"),
+    ],
+)
+def test_a_gateway_that_cannot_be_measured_is_said(
+    twin: str, tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    code, said = bench("run", "--engine", twin, *options, "--out", str(tmp_path / "out"))
+    assert code == 2 and words in said, said
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_was_answered_before_ctrl_c_is_kept_and_marked(twin: str, tmp_path: Path) -> None:
     options = ("--workload", "coding", "--policy", "none", "--engine", twin, "--seconds", "600")
     process = start("run", *options, *SMALL, "--out", str(tmp_path))
