@@ -340,9 +340,7 @@ class Scheduler:
         if self.ready.count:
             self._refuse_hopeless(now, actions)
         if self.ready.count:
-            wake_at = self.patience.next_at()
-            if again_at is not None and again_at < wake_at:
-                wake_at = again_at
+            wake_at = min(self.patience.next_at(), float("inf") if again_at is None else again_at)
             if self._wake_at is None or wake_at < self._wake_at:
                 self._wake_at = wake_at
                 actions.append(WakeAt(wake_at))
