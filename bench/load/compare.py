@@ -67,7 +67,10 @@ def run(args: argparse.Namespace) -> int:
             "a": str(args.a), "b": str(args.b), "repeats": common,
             "figures": [{**each._asdict(), "change": each.change._asdict()} for each in figures],
         }  # fmt: skip
-        args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        try:
+            args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise BenchError(f"--json {args.json}: {error.strerror}") from None
     return 0
 
 

@@ -140,8 +140,9 @@ class Page:
         """Of the loads with several settings; of one where there are none."""
         found = [those for each in groups(mine, CHOICES) if (those := _measured(each))]
         several = [each for each in found if max(len(runs) for runs in series(each).values()) > 1]
+        beside = [each for each in several if len(series(each)) > 1]
         parts = []
-        for number, group in enumerate(several or found[:1], 1):
+        for number, group in enumerate(beside or several or found[:1], 1):
             names = [each for each in differing(group) if each in NEAR]
             spots, rows = {}, []
             for policy, runs in series(group).items():

@@ -21,6 +21,8 @@ BASELINES = (AS_IS, "passthrough", "fifo")
 """Policies that schedule nothing for energy, the plainest first."""
 MANNER = ("policy", "gateway", "policy_options", "way", "tell_lengths", "isolated", "repeats", "warm_up_seconds")
 """Members that say how the same work is scheduled and told of, and not what it is."""
+TOLD = ("way", "tell_lengths", "gateway")
+"""Of these, what a caption needs not say."""
 CHOICES = (*MANNER, "in_flight", "cap_watts", "stretch", "deadline_ms", "workflow_class")
 """What an operator chooses for the same work: what a line of energy against latency runs over."""
 
@@ -237,20 +239,30 @@ def _word(run: Run, name: str) -> str:
     if name == "policy":
         return policy_name(run)
     if name == "arrivals":
-        return f"{value} arrivals" if value != "closed" else f"closed, {run.spec['users']} users"
-    if name in ("rate", "seconds") and run.spec["arrivals"] in ("closed", "trace"):
-        return ""
-    if name in ("users", "workflows") and run.spec["arrivals"] != "closed":
+        return f"{value} arrivals"
+    if _needless(run, name):
         return ""
     if value is None or value == {} or value is False:
         return {"in_flight": "no batch limit", "cap_watts": "no cap"}.get(name, "")
     if value is True:
         return name.replace("_", " ")
+    if name == "users" and value == 1:
+        return "one user"
     if name in _UNITS:
         return _UNITS[name].format(value)
     if isinstance(value, dict):
         return " ".join(f"{key}={each}" for key, each in value.items())
     return f"{name.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+
+
+def _needless(run: Run, name: str) -> bool:
+    """Said already by the arrivals, or as usual."""
+    arrivals = run.spec["arrivals"]
+    return (
+        (name in ("rate", "seconds") and arrivals in ("closed", "trace"))
+        or (name in ("users", "workflows") and arrivals != "closed")
+        or (name in ("input_scale", "output_scale") and run.spec[name] == 1.0)
+    )
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
@@ -264,7 +276,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
 def setting(group: Sequence[Run], everybody: Sequence[Run]) -> str:
     """What a group has in common that others of the report have not."""
     own = set(differing(group))
-    shown = [name for name in differing(everybody) if name not in own and name not in ("workload", "policy")]
+    shown = [name for name in differing(everybody) if name not in own and name not in ("workload", "policy", *TOLD)]
     return words(group[0], shown)
 
 

@@ -38,7 +38,7 @@ img{filter:invert(.91) hue-rotate(180deg)}}
 @media print{@page{size:A4;margin:12mm}body{background:#fff;color:#000;max-width:none;padding:0;font-size:10pt}
 nav,details{display:none}.plots{columns:2}.wide{overflow:visible}table{font-size:6.2pt}
 td,th{padding:.1rem .2rem;white-space:normal}td:first-child,td.t{min-width:0}th{background:none}
-figure,tr,.finding{break-inside:avoid}h2,h3{break-after:avoid}figcaption{font-size:8pt}}
+figure,tr{break-inside:avoid}h2,h3{break-after:avoid}figcaption{font-size:8pt}}
 """
 
 

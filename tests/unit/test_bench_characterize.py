@@ -161,7 +161,7 @@ def test_findings_do_not_hold_by_their_rules() -> None:
         runs += [run(100.0, workload=workload), run(400.0, workload=workload, in_flight=1)]
         runs += [run(100.0, workload=workload, users=1), run(100.0, workload=workload, users=1, in_flight=1)]
         runs += [run(50.0, workload=workload, cap_watts=300)]
-        runs += [run(100.0, workload=workload, output_scale=scale) for scale in (0.5, 2.0)]
+        runs += [run(joules, workload=workload, output_scale=scale) for joules, scale in ((300.0, 0.5), (120.0, 2.0))]
         opened = {"workload": workload, "arrivals": "poisson", "cap_watts": 300}
         runs += [run(100.0, **opened), run(80.0, missed=0.2, policy="joule", way="native", **opened)]
     found = verdicts(runs)
