@@ -12,6 +12,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scheduler.experiments.apart import Apart
+from scheduler.holding.capslack import Slower
 from scheduler.holding.costs import costs_of
 from scheduler.holding.work import work_of_call
 from scheduler.policies.base import Choice, Policy, View
@@ -219,7 +220,7 @@ class Shadow:
         desk = self._energy.engines.get(real.engine)
         learned = self._learned
         unseen = learned.coefficients() if isinstance(learned, LearnedDurations) else UNSEEN
-        costs = costs_of(desk, unseen)
+        costs = costs_of(desk, unseen, Slower())
         work = work_of_call(ghost.call, self._apart.view.workflows.forecasts, costs)
         seconds = later + work.steps * work.token_seconds * (mine.company - real.company)
         joules = control = None
