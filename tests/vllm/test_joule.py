@@ -1,26 +1,20 @@
-"""`joule` over a real vLLM: siblings held and sent as one, an order by slack that vLLM keeps, changes under streams."""
+"""`joule` over a real vLLM: siblings held and sent as one, changes of policy under streams."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.vllm.children import MAX_MODEL_LEN, MAX_NUM_SEQS, Gateway, wait_until
-from tests.vllm.wire import Answer, OpenStream, ask, chat_body, running, wait_idle, wait_running, waiting
+from tests.vllm.children import MAX_NUM_SEQS, Gateway, wait_until
+from tests.vllm.wire import Answer, OpenStream, ask, chat_body, running
 
 CHAT = "/v1/chat/completions"
 OUTPUT_TOKENS = 16
-LONGER_TOKENS = 128
-"""So many that two answers which follow each other do not come at the same moment."""
 PATIENCE_SECONDS = 30.0
-BESIDE_SECONDS = 0.02
-"""Answers that end within so much of each other were made side by side."""
 SIBLINGS = ("map-0", "map-1", "map-2", "map-3")
 
 
@@ -100,32 +94,6 @@ def test_siblings_are_held_and_let_go_as_one(gateway: Gateway, pool: ThreadPoolE
     assert {each["sent"]["rule"] for each in told} == {"urgent"}
     assert all(each["regret"]["seconds"] > 0 for each in told), "at once would have been sooner"
     assert call("group", "end").result().status == 200
-
-
-def test_vllms_own_queue_keeps_the_order_of_slack(idle_engine: str, gateway: Gateway, pool: ThreadPoolExecutor) -> None:
-    """What has little slack passes what has much and came before it, at vLLM, to which both were sent."""
-    names = "much", "little"
-    call, ended = caller(gateway, pool), {}
-    long = chat_body("on and on", max_tokens=MAX_MODEL_LEN - 64, ignore_eos=True)
-    with ExitStack() as streams:
-        busy = [streams.enter_context(OpenStream(gateway.url, CHAT, long)) for _ in range(MAX_NUM_SEQS)]
-        wait_running(idle_engine, MAX_NUM_SEQS)
-        answers = {}
-        for place, (name, seconds) in enumerate(zip(names, (500.0, 50.0), strict=True), 1):
-            declare(gateway, name, [node("n", tokens=LONGER_TOKENS)], seconds)
-            answers[name] = call(name, "n", LONGER_TOKENS)
-            answers[name].add_done_callback(lambda _, name=name: ended.setdefault(name, time.monotonic()))
-            wait_until(lambda: waiting(idle_engine) == place, PATIENCE_SECONDS, f"{name} waits at vLLM")  # noqa: B023
-        busy[0].leave()
-        assert [answer.result().status for answer in answers.values()] == [200, 200]
-    (much,), (little,) = (decisions(gateway, name) for name in names)
-    assert little["sent"]["priority"] < much["sent"]["priority"]
-    assert {much["sent"]["rule"], little["sent"]["rule"]} == {"covered"}, "steps were made anyway"
-    wait_idle(idle_engine, PATIENCE_SECONDS)
-    ahead = ended["much"] - ended["little"]
-    if abs(ahead) < BESIDE_SECONDS:
-        pytest.skip("a second place at vLLM was free just then: the two ran side by side")
-    assert ahead > 0
 
 
 def test_the_policy_changes_while_streams_run_and_calls_are_held(
