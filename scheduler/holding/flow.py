@@ -23,14 +23,16 @@ class Flow:
 
     __slots__ = (
         "begun_sums", "deadline", "ends_at", "held", "held_tail", "key", "left_at",
-        "left_marginal", "left_steps", "prefill", "present_sums", "run_steps", "run_tail", "running", "tight_key",
-        "urgent", "version", "workflow",
+        "left_marginal", "left_steps", "people", "prefill", "present_sums", "run_steps", "run_tail", "running",
+        "tight_key", "urgent", "version", "workflow",
     )  # fmt: skip
 
     def __init__(self, key: tuple[str, object], workflow: Workflow | None) -> None:
         self.key = key
         self.workflow = workflow
         self.deadline = AT_ONCE
+        self.people = False
+        """Somebody waits for each of its answers."""
         self.held: dict[CallState, CallWork] = {}
         self.running = 0
         self.held_tail = 0.0

@@ -44,7 +44,7 @@ class Rules(NamedTuple):
     interactive_stretch: float = 0.01
     """Company may lengthen what is not to be held by so much."""
     people_seconds: float = 60.0
-    """So long after one that is not to be held, another is expected: then the steps are not filled…"""
+    """So long after one that people wait for, another is expected: then the steps are not filled…"""
     people_prefill_seconds: float = 0.05
     """…with more prompts than take so long,…"""
     people_stretch: float = 0.05
@@ -115,7 +115,7 @@ class Room:
             slack = flow.deadline - now - tail if flow.deadline > AT_ONCE else 0.0
             self.arrivals.came(flow.left_marginal, slack, now)
         flow.take(call, work, tail)
-        if flow.deadline == AT_ONCE:
+        if flow.people:
             self._people_at = now
         self.came = True
         self.flow_of[call] = flow

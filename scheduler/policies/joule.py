@@ -123,6 +123,7 @@ class Joule(Policy):
             return
         flow = self._flow(room, call, workflow)
         flow.deadline = self._deadline(call, workflow, now)
+        flow.people = flow.deadline == AT_ONCE and _is_for_people(call, workflow)
         self._room_of[call] = room
         if call.engine is None:
             self._fresh[call] = None
@@ -269,6 +270,14 @@ class Joule(Policy):
             if room is not None and call not in room.queued:
                 self.view.decisions.held(call, why_held(room, call, now), now)
         self._fresh.clear()
+
+
+def _is_for_people(call: CallState, workflow: Workflow | None) -> bool:
+    """Of what is not to be held: not what only asks the engine something, as which models it has, and not a workflow
+    of which nobody knows yet how much is still to come."""
+    if workflow is None:
+        return call.arrived.model is not None
+    return workflow.effective_class == "interactive"
 
 
 def _usable(engine: EngineState) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -120,9 +121,16 @@ class TestJoule:
         scheduler = mind()
         assert sent(arrive(scheduler, "w", 0.0, deadline=60.0)) == ["w"]
 
-    def test_so_many_that_steps_are_full_go_without_anyone_being_urgent(self) -> None:
+    @pytest.mark.parametrize("what", ["nothing", "which models are there", "a workflow of unknown length"])
+    def test_so_many_that_steps_are_full_go_without_anyone_being_urgent(self, what: str) -> None:
         scheduler = mind()
         now = with_company(scheduler) + Rules().people_seconds
+        if what != "nothing":  # it goes at once, and is not for people
+            model, prompt, output, name, node = (
+                ("m", 9, 2, "h", "n") if "workflow" in what else (None, 0, None, "", None)
+            )
+            assert sent(scheduler.handle(CallArrived("c", "-", model, name, prompt, output, node), now - 0.1)) == ["c"]
+            scheduler.handle(CallFinished("c", prompt, 0, output), now - 0.1)
         went = []
         for number in range(600):
             went += sent(arrive(scheduler, f"w-{number}", now, deadline=500.0))
