@@ -183,7 +183,7 @@ def _blocks(blocks: list[dict[str, Any]]) -> list[str]:
     """Anthropic's blocks as one message."""
     texts = []
     for block in blocks:
-        if partial := block.get(_PARTIAL):
+        if isinstance(partial := block.get(_PARTIAL), str) and partial:
             block = {**block, "input": _read(partial.encode("utf-8", "surrogatepass"))}
         if text := part_text(block):
             texts.append(text)

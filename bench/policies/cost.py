@@ -21,6 +21,7 @@ from bench.programs import BenchError
 from scheduler.actions import Dispatch, WakeAt
 from scheduler.core import Scheduler, SchedulerConfig
 from scheduler.events import CallArrived, CallFinished, EnergyPrior, EngineSpec, Tick, WorkflowDeclared
+from scheduler.policies import POLICIES
 from scheduler.workflow.spec import NodeSpec, WorkflowSpec
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Load:
     def __init__(self, policy: str, live: int, seed: int, *, watched: bool = False) -> None:
         self.rng = random.Random(seed)
         self.live = live
-        most = (("max_in_flight", IN_FLIGHT),) if policy != BASELINE else ()
+        most = (("max_in_flight", IN_FLIGHT),) if "max_in_flight" in POLICIES[policy].options else ()
         config = SchedulerConfig(
             (EngineSpec("twin", 1_000_000),), policy, most, queue_calls=1_000_000, queue_seconds=1e9,
             workflow_limits=LIMITS,
@@ -212,8 +213,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print: 0, or 1 if something costs more than it may. BenchError for options that cannot be used."""
-    from scheduler.policies import POLICIES
-
     for name in args.policy or ():
         if name not in POLICIES:
             raise BenchError(f"--policy: there is no policy {name!r}; there are: {', '.join(POLICIES)}")

@@ -18,7 +18,8 @@ def test_every_policy_is_measured_beside_the_baseline(tmp_path: Path, capsys: py
     output = tmp_path / "rows.json"
     cost.run(parser.parse_args(["--live", "40", "--events", "60", "--passes", "2", "--output", str(output)]))
     rows = json.loads(output.read_text())
-    assert [row["policy"] for row in rows] == ["passthrough", "fifo", "parrot", "las", "joule"]
+    own = ["passthrough", "fifo", "parrot", "las", "joule"]
+    assert [row["policy"] for row in rows][: len(own)] == own, "then those of others, where there are any"
     assert rows[0]["ratio"] == 1.0 and all(row["ratio"] > 0 for row in rows)
     assert "longest ms" in capsys.readouterr().out
     with pytest.raises(BenchError, match="there is no policy 'x'"):

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.answers import _cut_out, answer_texts, event_texts
@@ -94,6 +94,7 @@ KINDS = st.sampled_from(["response.output_text.delta", "content_block_start", "c
 
 
 @given(st.lists(st.tuples(JSON, KINDS), max_size=4))
+@example([({"content": [{"partial": True}]}, "message")])
 def test_strange_events_raise_nothing(events: list[tuple[Any, str]]) -> None:
     strange = [{"type": kind, **each} if isinstance(each, dict) else {"choices": each} for each, kind in events]
     assert isinstance(answer_texts(sse(strange), stream=True), tuple)
