@@ -75,12 +75,14 @@ class OwnRequest:
             raise RequestFault(400, "invalid_query", f"the query has over {_QUERY_FIELDS} parameters") from None
         return {name: values[-1] for name, values in found.items()}
 
-    def json(self) -> dict[str, Any]:
-        """The body as a JSON object. RequestFault for anything else."""
+    def json(self, largest: str | None = None) -> dict[str, Any]:
+        """The body as a JSON object. RequestFault for anything else. `largest`: the member that makes it large, if
+        any does."""
         data = self._request.body
         limit = self._gateway.server.limits.json_values
         if len(data) > _COMPLEX_BYTES and over(data, limit):
-            raise RequestFault(413, "body_too_complex", f"the body has over {limit} values (limits.json_values)")
+            message = f"the body has over {limit} values (limits.json_values)"
+            raise RequestFault(413, "body_too_complex", message, param=largest)
         try:
             body = orjson.loads(data)
         except orjson.JSONDecodeError as error:

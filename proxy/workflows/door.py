@@ -137,7 +137,7 @@ class WorkflowDoor:
         bounds = Bounds(config.nodes, self._gateway.server.limits.body_bytes, config.held_bytes)
 
         def read() -> Submission:
-            body = request.json()
+            body = request.json("nodes")
             submission = parse(body, bounds)
             bulk.kept = body, submission
             return submission

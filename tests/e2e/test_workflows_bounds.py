@@ -44,6 +44,17 @@ def test_a_result_reaches_its_client_though_there_is_no_room_to_keep_it() -> Non
     run(main)
 
 
+def test_a_graph_too_large_to_be_read_is_refused_by_its_nodes() -> None:
+    async def main() -> None:
+        async with engine(echo) as upstream, gateway(upstream, limits={"json_values": 10_000}) as running:
+            nodes = [node(f"n-{number}", "x") for number in range(4_000)]
+            answer = await running.post("/v1/workflows", {"id": "w", "nodes": nodes})
+            assert answer.assert_error(413, "body_too_complex")["param"] == "nodes"
+            assert (await running.post("/v1/workflows", {"id": "w", "nodes": nodes[:1]})).status == 200
+
+    run(main)
+
+
 def test_a_prompt_that_outputs_make_too_long_fails_alone() -> None:
     async def big(request: EngineRequest) -> None:
         await request.answer(completion("z" * 10_000))
