@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from scheduler.energy.bill_accounts import COMPONENTS, UNCERTAINTY, named
+from scheduler.energy.bill_accounts import UNCERTAINTY, ZERO, named
 from scheduler.energy.bill_limit import left_of
 from scheduler.energy.bill_prices import MICRO
-from scheduler.energy.work import call_work
 
 if TYPE_CHECKING:
     from scheduler.energy.batch import Prefixes
     from scheduler.energy.bill_accounts import Account, Amounts, Source
-    from scheduler.energy.bill_crowd import Place
     from scheduler.energy.bill_prices import Tariff
 
 
@@ -31,40 +29,34 @@ UNKNOWN = Estimate(None, None, None, "unavailable")
 class CallBill:
     """One call. What `__init__` does not set has its default in the class: one is made for each call."""
 
-    place: Place | None = None
-    """While it is at an engine."""
     over_at: float | None = None
     prompt_tokens: float | None = None
     cached_tokens = 0.0
-    told_steps = 0.0
-    told_prefill_tokens = 0.0
-    """What windows have named of its work."""
+    computed_tokens = 0.0
+    """Of its prompt, as windows have named them."""
     guess: tuple[tuple[float | None, float | None, float | None], Estimate] | None = None
     """What was said last, and of which tokens."""
-    guess_part: float | None = None
-    """Of its engine's steps, as was thought then."""
     estimate = UNKNOWN
-    steps: float | None = None
-    """Its share of steps, all in all, once it has ended: a step for each output token (the first is its prefill's), its
-    part of each the mean over its stay. A window's shares are by time, and steps are not of one length."""
+    amounts: Amounts = ZERO
+    """As in its account; they move on with corrections after it is settled, too. Never changed in place."""
     source: Source = "unavailable"
     """The weakest of its windows'."""
     settled = False
     unknown = False
     """Of some of its time nobody knows the energy."""
 
-    def __init__(self, call_id: str, key: str, workflow: str, model: str, marks: Prefixes, account: Account) -> None:
+    def __init__(
+        self, call_id: str, marks: Prefixes, account: Account, open_at: tuple[str, ...], since: float, shared: float
+    ) -> None:
         self.id = call_id
-        self.key = key
-        self.workflow = workflow
-        self.model = model
         self.marks = marks
         self.account = account
         """Of the engine that it was given to last."""
-        self.amounts: Amounts = [0] * len(COMPONENTS)
-        """As in its account; they move on with corrections after it is settled, too."""
-        self.open_at: list[str] = []
+        self.open_at = open_at
         """Engines that have not closed its last window."""
+        self.since = since
+        self.shared = shared
+        """When it was given to that, and what `EngineBook.shared_seconds` were then."""
 
     @property
     def joules(self) -> float | None:
@@ -109,27 +101,49 @@ class Company:
         """Nine of ten estimates of what windows have not billed yet lie within this share of it."""
 
 
-def estimate(
-    call: CallBill, prompt: float | None, cached: float | None, output: float | None, tariff: Tariff | None,
-    company: Company, part: float | None,
-) -> Estimate:  # fmt: skip
+class Quote(NamedTuple):
+    """An engine's prices as estimates need them, made once a window: joules above idle for one of each."""
+
+    step: float
+    decode_token: float
+    context_token: float
+    prefill_token: float
+    attention_pair: float
+    doubt: float
+    source: Source
+    tariff: Tariff
+
+
+def quote(tariff: Tariff, company: Company) -> Quote:
+    """At the scale, and with the part of the context that others read too, of the last window."""
+    scale = company.scale
+    rest = scale * tariff.decode_left
+    again = company.repeated_share
+    context = (1.0 - again) * tariff.context_token + again * tariff.repeated_token
+    own = scale if tariff.prefill_curve else scale * tariff.prefill_left
+    return Quote(
+        rest * tariff.step, rest * tariff.decode_token, rest * context,
+        own * tariff.prefill_token, own * tariff.attention_pair, tariff.relative_error, company.source, tariff,
+    )  # fmt: skip
+
+
+def estimate(quoted: Quote, prompt: float, cached: float, output: float, part: float, error: float) -> Estimate:
     """All of it at the engine's prices of now: what windows have billed so far may have been guessed.
 
-    Tokens; None = not known. `part`: of each step that it was in, as `Crowd` says; None: not known, and it is taken to
-    have been alone.
+    `part`: of each step that it was in; `error`: that of earlier estimates. The features are `call_work`'s.
     """
-    if tariff is None or prompt is None or output is None or call.unknown:
-        return UNKNOWN
-    if cached is None or cached > prompt:
-        cached = prompt * (1.0 - company.computed_share) if cached is None else prompt
-    _, decoded, context, _, computed, pairs, _ = call_work(prompt, cached, output)
-    step, decode, read, read_again, prefill, pair, _, doubt, left, *_ = tariff
-    again = context * company.repeated_share
-    steps = output if part is None else output * part
-    joules = left * (step * steps + decode * decoded + read * (context - again) + read_again * again)
-    joules = company.scale * (joules + left_of(tariff, computed) * (prefill * computed + pair * pairs))
-    half = (doubt + company.error) * joules
-    return Estimate(joules, max(joules - half, 0.0), joules + half, company.source)
+    step, decode, context, prefill, pair, doubt, source, tariff = quoted
+    if output > 0:
+        decoded, computed = (output - 1.0 if output > 1.0 else 0.0), prompt - cached
+        own = computed * (prefill + pair * (cached + computed / 2))
+        if tariff.prefill_curve:
+            own *= left_of(tariff, computed)
+        joules = own + step * output * part + decode * decoded
+        joules += context * (cached + decoded * (prompt + (decoded + 1.0) / 2))
+    else:
+        joules = 0.0
+    half = (doubt + error) * joules
+    return Estimate(joules, joules - half if half < joules else 0.0, joules + half, source)
 
 
 def shown(call: CallBill) -> Call:

@@ -11,8 +11,13 @@ from scheduler.energy.work import Work
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
+    import numpy.typing as npt
+
     from scheduler.energy.bill_prices import Tariff
     from scheduler.energy.window import Window
+
+    Floats = npt.NDArray[np.float64]
 
 LEAST_LEFT = 0.3
 FIRST_POWER = 7
@@ -41,6 +46,14 @@ def left_of(tariff: Tariff, tokens: float) -> float:
         return curve[-1]
     below = curve[whole]
     return below + (place - whole) * (curve[whole + 1] - below)
+
+
+def all_left_of(tariff: Tariff, tokens: Floats) -> Floats:
+    """The same for many prompts, of a tariff that has a curve."""
+    import numpy as np  # there are windows, so it is loaded already
+
+    doublings = np.log2(np.maximum(tokens, 1.0)) - FIRST_POWER
+    return np.interp(doublings, np.arange(POINTS), tariff.prefill_curve)
 
 
 def under_limit(tariff: Tariff, coefficients: Mapping[str, Mapping[str, Any]], window: Window) -> Tariff:
@@ -110,15 +123,12 @@ class SteadyLimit:
 
 def _mean_left(tariff: Tariff, window: Window) -> float:
     """Of the window's prompts together."""
-    token, pair = tariff.prefill_token, tariff.attention_pair
-    whole = left = 0.0
-    for _, work, correction, _, _ in window.calls:
-        tokens = work[4] + correction[4]
-        if tokens > 0:
-            joules = token * tokens + pair * (work[5] + correction[5])
-            whole += joules
-            left += joules * left_of(tariff, tokens)
-    return left / whole if whole > 0 else 1.0
+    work = window.calls.work + window.calls.correction
+    computed = work[:, 4] > 0
+    tokens = work[computed, 4]
+    joules = tariff.prefill_token * tokens + tariff.attention_pair * work[computed, 5]
+    whole = float(joules.sum())
+    return float((joules * all_left_of(tariff, tokens)).sum()) / whole if whole > 0 else 1.0
 
 
 def _share(part: float, whole: float) -> float:
