@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from scheduler.energy.bill_accounts import PREFILL, ZERO, AccountTable, add, figure, sums_of, weakest
-from scheduler.energy.bill_calls import UNKNOWN, CallBill, estimate, shown
+from scheduler.energy.bill_accounts import NAME_MAX, PREFILL, AccountTable, add, figure, sums_of, weakest
+from scheduler.energy.bill_calls import PARTS_MAX, UNKNOWN, CallBill, Estimate, joules_of, shown
 from scheduler.energy.bill_engine import EngineBook
 from scheduler.energy.bill_prefix import SharedPrefixes
 from scheduler.energy.bill_prices import MICRO
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
 
     from scheduler.energy.batch import Prefixes
     from scheduler.energy.bill_accounts import Account, Change, Figure, Source
-    from scheduler.energy.bill_calls import Call, Estimate
+    from scheduler.energy.bill_calls import Call
     from scheduler.energy.bill_engine import EngineChange
     from scheduler.energy.bill_prices import Tariff
     from scheduler.energy.bill_split import WindowBill
     from scheduler.energy.window import Window
 
-NAME_MAX = 256
-"""Characters of a model's or workflow's name that tell accounts apart."""
+GIVEN_UP_SHARE = 64
+"""One of so many calls that are not settled is given up at once where there are too many."""
 
 
 class BillLimits(NamedTuple):
@@ -66,8 +67,10 @@ class Bill:
         self.prefixes = SharedPrefixes(self.limits.prefixes)
         self.given_up = 0
         """Calls that were dropped because there were too many."""
-        self._live: OrderedDict[str, CallBill] = OrderedDict()
-        self._settled: OrderedDict[str, CallBill] = OrderedDict()
+        self._live: dict[str, CallBill] = {}
+        self._settled: dict[str, CallBill] = {}
+        self._in_order: deque[str] = deque()
+        """Settled calls, the first ones first."""
         self._news: list[CallBill] = []
         self._moved: dict[tuple[str, str], int] = {}
 
@@ -82,20 +85,24 @@ class Bill:
         `marks`: beginnings of its prompt, growing, that other calls may share; none: its prefill is its own.
         """
         book = self.engines.get(engine) or self._engine(engine)
-        account = self.accounts.open((engine, key, workflow_id[:NAME_MAX], model[:NAME_MAX] if model else ""))
+        account = self.accounts.open((engine, key, workflow_id, model or ""))
         account.calls += 1
         self.accounts.touched[account] = None
         since = book.at if now is None else now
-        shared = book.shared_until(since)
+        if since > book.at:
+            book.shared_until(since)
+        shared = book.shared_seconds
         book.calls += 1
-        call = self._live.get(call_id)
+        live = self._live
+        call = live.get(call_id)
         if call is None:
-            self._live[call_id] = CallBill(call_id, marks, account, (engine,), since, shared)
-            if len(self._live) > self.limits.live_calls:
+            live[call_id] = CallBill(call_id, marks, account, book, since, shared)
+            if len(live) > self.limits.live_calls:
                 self._give_up()
             return
         if call.over_at is None:
-            self.engines[call.account.name.engine].calls -= 1
+            call.book.calls -= 1
+        call.book = book
         call.account, call.guess, call.open_at = account, None, (*call.open_at, engine)
         call.since, call.shared = since, shared
 
@@ -120,12 +127,13 @@ class Bill:
         if call.over_at is not None:
             return call.estimate
         tokens = prompt_tokens, cached_tokens, output_tokens
-        if call.guess is not None and call.guess[0] == tokens:
-            return call.guess[1]
-        book = self.engines[call.account.name.engine]
+        guess = call.guess
+        if guess is not None and guess[0] == tokens:
+            return guess[1]
+        book = call.book
         quoted = book.quote
         if quoted is None or prompt_tokens is None or output_tokens is None or call.unknown:
-            guess = UNKNOWN
+            made = UNKNOWN
         else:
             if cached_tokens is None:
                 cached_tokens = prompt_tokens * (1.0 - book.company.computed_share)
@@ -134,9 +142,11 @@ class Bill:
             at = book.at if now is None else now
             shared, stay = book.shared_until(at) - call.shared, at - call.since
             part = shared / stay if stay > 0 else 1.0 / book.calls
-            guess = estimate(quoted, prompt_tokens, cached_tokens, output_tokens, part, book.company.error)
-        call.guess = tokens, guess
-        return guess
+            joules = joules_of(quoted, prompt_tokens, cached_tokens, output_tokens, part)
+            half = (quoted.doubt + book.company.error) * joules
+            made = Estimate(joules, joules - half if half < joules else 0.0, joules + half, quoted.source)
+        call.guess = tokens, made
+        return made
 
     def ended(
         self, call_id: str, prompt_tokens: float | None, cached_tokens: float | None, output_tokens: float | None,
@@ -148,19 +158,21 @@ class Bill:
             return None
         if call.over_at is not None:
             return call.estimate
-        guess = self.guess(call_id, prompt_tokens, cached_tokens, output_tokens, now)
+        guess, book = self.guess(call_id, prompt_tokens, cached_tokens, output_tokens, now), call.book
         assert guess is not None
-        book = self.engines[call.account.name[0]]
-        book.shared_until(now)
+        if now > book.at:
+            book.shared_until(now)
         book.calls -= 1
         call.over_at, call.estimate = now, guess
         if prompt_tokens is not None:
             call.prompt_tokens = prompt_tokens
-            known = prompt_tokens * (1.0 - book.company.computed_share) if cached_tokens is None else cached_tokens
-            call.cached_tokens = min(prompt_tokens, known)
-        for name in call.open_at:
-            self.engines[name].over[call_id] = now
-        if not call.open_at:
+            if cached_tokens is None:
+                cached_tokens = prompt_tokens * (1.0 - book.company.computed_share)
+            call.cached_tokens = cached_tokens if cached_tokens < prompt_tokens else prompt_tokens
+        open_at = call.open_at
+        for name in open_at:
+            self.engines[name].over.append((now, call))
+        if not open_at:
             self._settle([call], book)
         return guess
 
@@ -198,29 +210,41 @@ class Bill:
 
     def _book(self, bill: WindowBill, source: Source, book: EngineBook, over: list[CallBill]) -> None:
         """Shares to calls one by one, and to accounts in sums."""
-        shares, engine, touch = bill.window.calls, book.name, self.accounts.touch
+        shares, engine, alone = bill.window.calls, book.name, book.alone
+        rows = bill.rows
         places: dict[Account, int] = {}
         place_of = []
-        ended, computed = shares.ended.tolist(), shares.prompt_tokens.tolist()
-        for number, (call, row) in enumerate(zip(map(self._live.get, shares.ids), bill.rows.tolist(), strict=True)):
+        marginals = rows[:, :4].sum(axis=1).tolist()
+        ended_and_computed = zip(shares.ended.tolist(), shares.prompt_tokens.tolist(), strict=True)
+        for number, (call, marginal, (ended, computed)) in enumerate(
+            zip(map(self._live.get, shares.ids), marginals, ended_and_computed, strict=True)
+        ):
             if call is None:
                 account = self.accounts.others(engine)
             else:
                 account = call.account
                 if account.into is not None or account.name[0] != engine:
                     account = self._account(call, engine)
-                call.amounts = row if call.amounts is ZERO else [*map(int.__add__, call.amounts, row)]
+                call.marginal += marginal
+                call.parts += (rows, number)
+                if len(call.parts) > PARTS_MAX:
+                    _ = call.amounts
                 if call.source != source:
                     call.source = source if call.source == "unavailable" else weakest((call.source, source))
-                if ended[number]:
-                    call.computed_tokens += computed[number]
-                    self._window_ended(call, engine, over)
+                if ended:
+                    call.computed_tokens += computed
+                    if call.open_at is alone:
+                        call.open_at = ()
+                        if call.over_at is not None:
+                            over.append(call)
+                    else:
+                        self._window_ended(call, engine, over)
             place = places.get(account)
             if place is None:
                 place = places[account] = len(places)
             place_of.append(place)
-        for account, sums in zip(places, sums_of(bill.rows, place_of), strict=True):
-            add(touch(account).amounts(source), sums)
+        for account, sums in zip(places, sums_of(rows, place_of), strict=True):
+            add(self.accounts.touch(account).amounts(source), sums)
 
     def _book_unknown(self, window: Window, book: EngineBook, over: list[CallBill]) -> None:
         """Nobody can tell whose joules these are; but whose time it was."""
@@ -245,18 +269,13 @@ class Bill:
 
     def _overdue(self, book: EngineBook, window: Window) -> list[CallBill]:
         """Calls that were over before this window began, and whose end no window has named: none will."""
-        late = []
-        while book.over:
-            call_id, over_at = next(iter(book.over.items()))
-            if over_at >= window.start:
-                break
-            del book.over[call_id]
-            call = self._live.get(call_id)
-            if call is None or book.name not in call.open_at:
-                continue
-            call.open_at = tuple([engine for engine in call.open_at if engine != book.name])
-            if not call.open_at:
-                late.append(call)
+        late, over, name = [], book.over, book.name
+        while over and over[0][0] < window.start:
+            _, call = over.popleft()
+            if name in call.open_at and call.id in self._live:
+                call.open_at = tuple([engine for engine in call.open_at if engine != name])
+                if not call.open_at:
+                    late.append(call)
         return late
 
     def _settle(self, calls: Iterable[CallBill], book: EngineBook) -> None:
@@ -271,15 +290,16 @@ class Bill:
             settled[call.id] = call
             if call.marks and book.tariff is not None and call.source != "unavailable":
                 self.prefixes.joined(call, book.tariff, across_keys=across)
-        while len(settled) > self.limits.settled_calls:
-            settled.popitem(last=False)
+        order = self._in_order
+        order.extend([call.id for call in some])
+        while len(order) > self.limits.settled_calls:
+            settled.pop(order.popleft(), None)
 
     def _move(self, call: CallBill, account: Account, microjoules: int) -> None:
         """Of a shared prefix, from one that paid more to one that paid less. Of no effect on any engine's sums."""
         account = self.accounts.touch(account)
         account.amounts(self._engine(account.name.engine).source)[PREFILL] += microjoules
-        call.amounts = call.amounts.copy()
-        call.amounts[PREFILL] += microjoules
+        call.moved(microjoules)
         whose = call.account.name[1:3]
         self._moved[whose] = self._moved.get(whose, 0) + microjoules
 
@@ -296,12 +316,13 @@ class Bill:
         return book
 
     def _give_up(self) -> None:
-        """The oldest call is not followed any more: what it has used so far is its bill."""
-        call = self._live.popitem(last=False)[1]
-        if call.over_at is None:
-            self.engines[call.account.name.engine].calls -= 1
-        self.given_up += 1
-        self._news.append(call)
+        """The oldest calls are not followed any more: what they have used so far is their bill."""
+        for call_id in [*islice(self._live, 1 + self.limits.live_calls // GIVEN_UP_SHARE)]:
+            call = self._live.pop(call_id)
+            if call.over_at is None:
+                call.book.calls -= 1
+            self.given_up += 1
+            self._news.append(call)
 
     # --- reading ---
 
@@ -313,8 +334,7 @@ class Bill:
     def workflow(self, key: str, workflow_id: str) -> Figure:
         """A workflow's; `unavailable` if it is not kept apart (any more)."""
         name = workflow_id[:NAME_MAX]
-        over = {call_id for book in self.engines.values() for call_id in book.over}
-        calls = [call for call_id in over if (call := self._live.get(call_id)) is not None]
+        calls = {call for book in self.engines.values() for _, call in book.over if not call.settled}
         pending = sum(_pending(call) for call in calls if call.account.name[1:3] == (key, name))
         return figure(self.accounts.workflow(key, name), pending)
 

@@ -31,6 +31,8 @@ ENGINE_COMPONENTS = (
     "dram_counter", "dram_unused", "dram_residual",
 )  # fmt: skip
 """Of an engine beside its calls: see docs/energy-bill.md."""
+NAME_MAX = 256
+"""Characters of a model's or workflow's name that tell accounts apart."""
 OTHERS = "*"
 """Key, workflow or model of what is not kept apart any more. Keys and ids of clients may be called so too: then both
 are one account."""
@@ -213,7 +215,9 @@ class AccountTable:
         if account is not None:
             self._accounts.move_to_end(of)  # type: ignore[arg-type]
             return account  # type: ignore[no-any-return]
-        name = Name(*of)
+        name = Name(of[0], of[1], of[2][:NAME_MAX], of[3][:NAME_MAX])
+        if name != of:
+            return self.open(name)
         account = self._accounts[name] = Account(name)
         if name.workflow:
             self._workflows.setdefault((name.key, name.workflow), []).append(account)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from scheduler.energy.bill_accounts import UNCERTAINTY, ZERO, named
+from scheduler.energy.bill_accounts import PREFILL, UNCERTAINTY, ZERO, named
 from scheduler.energy.bill_limit import left_of
 from scheduler.energy.bill_prices import MICRO
 
 if TYPE_CHECKING:
     from scheduler.energy.batch import Prefixes
-    from scheduler.energy.bill_accounts import Account, Amounts, Source
+    from scheduler.energy.bill_accounts import Account, Amounts, Microjoules, Source
+    from scheduler.energy.bill_engine import EngineBook
     from scheduler.energy.bill_prices import Tariff
 
 
@@ -23,6 +24,8 @@ class Estimate(NamedTuple):
     source: Source
 
 
+PARTS_MAX = 8
+"""Two for each of a call's windows that are not added up so far: they keep those of all calls of the window."""
 UNKNOWN = Estimate(None, None, None, "unavailable")
 
 
@@ -37,8 +40,12 @@ class CallBill:
     guess: tuple[tuple[float | None, float | None, float | None], Estimate] | None = None
     """What was said last, and of which tokens."""
     estimate = UNKNOWN
-    amounts: Amounts = ZERO
-    """As in its account; they move on with corrections after it is settled, too. Never changed in place."""
+    marginal = 0
+    """Microjoules billed for what it caused."""
+    summed: Amounts = ZERO
+    parts: tuple[Microjoules | int, ...] = ()
+    """Of its windows: rows of all calls and its place among them, in turn; what was added up already is in `summed`,
+    which is never changed in place. Adding them up is left to whoever reads it: see `amounts`."""
     source: Source = "unavailable"
     """The weakest of its windows'."""
     settled = False
@@ -46,13 +53,14 @@ class CallBill:
     """Of some of its time nobody knows the energy."""
 
     def __init__(
-        self, call_id: str, marks: Prefixes, account: Account, open_at: tuple[str, ...], since: float, shared: float
+        self, call_id: str, marks: Prefixes, account: Account, book: EngineBook, since: float, shared: float
     ) -> None:
         self.id = call_id
         self.marks = marks
         self.account = account
+        self.book = book
         """Of the engine that it was given to last."""
-        self.open_at = open_at
+        self.open_at = book.alone
         """Engines that have not closed its last window."""
         self.since = since
         self.shared = shared
@@ -64,10 +72,20 @@ class CallBill:
         return None if self.source == "unavailable" or self.unknown else self.marginal / MICRO
 
     @property
-    def marginal(self) -> int:
-        """Microjoules billed for what it caused."""
-        amounts = self.amounts
-        return amounts[0] + amounts[1] + amounts[2] + amounts[3]
+    def amounts(self) -> Amounts:
+        """As in its account; they move on with corrections after it is settled, too."""
+        if parts := self.parts:
+            rows = [parts[at][parts[at + 1]].tolist() for at in range(0, len(parts), 2)]  # type: ignore[index, union-attr]
+            self.summed = [sum(column) for column in zip(self.summed, *rows, strict=True)]
+            self.parts = ()
+        return self.summed
+
+    def moved(self, microjoules: int) -> None:
+        """So much of its prefill was taken over by others, or from them."""
+        amounts = self.amounts.copy()
+        amounts[PREFILL] += microjoules
+        self.summed = amounts
+        self.marginal += microjoules
 
 
 class Call(NamedTuple):
@@ -127,23 +145,20 @@ def quote(tariff: Tariff, company: Company) -> Quote:
     )  # fmt: skip
 
 
-def estimate(quoted: Quote, prompt: float, cached: float, output: float, part: float, error: float) -> Estimate:
-    """All of it at the engine's prices of now: what windows have billed so far may have been guessed.
-
-    `part`: of each step that it was in; `error`: that of earlier estimates. The features are `call_work`'s.
-    """
-    step, decode, context, prefill, pair, doubt, source, tariff = quoted
-    if output > 0:
-        decoded, computed = (output - 1.0 if output > 1.0 else 0.0), prompt - cached
-        own = computed * (prefill + pair * (cached + computed / 2))
-        if tariff.prefill_curve:
-            own *= left_of(tariff, computed)
-        joules = own + step * output * part + decode * decoded
-        joules += context * (cached + decoded * (prompt + (decoded + 1.0) / 2))
-    else:
-        joules = 0.0
-    half = (doubt + error) * joules
-    return Estimate(joules, joules - half if half < joules else 0.0, joules + half, source)
+def joules_of(quoted: Quote, prompt: float, cached: float, output: float, part: float) -> float:
+    """All of a call at the engine's prices of now: what windows have billed so far may have been guessed. `part`: of
+    each step that it was in. The features are `call_work`'s."""
+    if output <= 0:
+        return 0.0
+    step, decode, context, prefill, pair, _, _, tariff = quoted
+    computed = prompt - cached
+    own = computed * (prefill + pair * (cached + computed / 2))
+    if tariff.prefill_curve:
+        own *= left_of(tariff, computed)
+    if output <= 1.0:
+        return own + step * output * part + context * cached
+    decoded = output - 1.0
+    return own + step * output * part + decode * decoded + context * (cached + decoded * (prompt + output / 2))
 
 
 def shown(call: CallBill) -> Call:

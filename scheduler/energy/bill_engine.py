@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.energy.bill_accounts import COMPONENTS, ENGINE_COMPONENTS, ZERO, add
@@ -40,6 +41,7 @@ class EngineBook:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.alone = (name,)
         self.by_source: dict[Source, Amounts] = {}
         """Microjoules in the order of ENGINE_COMPONENTS."""
         self.billed: dict[Source, Amounts] = {}
@@ -55,8 +57,8 @@ class EngineBook:
         self.tariff: Tariff | None = None
         self.source: Source = "modelled"
         """Of the last window that has figures."""
-        self.over: dict[str, float] = {}
-        """Calls that are over and whose last window has perhaps not closed → when they ended, in this order."""
+        self.over: deque[tuple[float, CallBill]] = deque()
+        """When calls ended whose last window has perhaps not closed, in this order."""
         self.windows = 0
         self.windows_marked = 0
         self.booked_until: float | None = None

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from math import log2
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scheduler.energy.bill_prices import prefill_joules, price
 from scheduler.energy.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import numpy as np
     import numpy.typing as npt
 
     from scheduler.energy.bill_prices import Tariff
+    from scheduler.energy.model.steps import StepPrices
     from scheduler.energy.window import Window
 
     Floats = npt.NDArray[np.float64]
@@ -56,7 +55,7 @@ def all_left_of(tariff: Tariff, tokens: Floats) -> Floats:
     return np.interp(doublings, np.arange(POINTS), tariff.prefill_curve)
 
 
-def under_limit(tariff: Tariff, coefficients: Mapping[str, Mapping[str, Any]], window: Window) -> Tariff:
+def under_limit(tariff: Tariff, believed: StepPrices, window: Window) -> Tariff:
     """The same work draws less under a power limit that binds, and steps with prompt tokens reach it first: what the
     limit takes off a step of either kind is taken off all its terms. design.md's cap layer, by the model's own word,
     for the window's mean decode step and for a prompt of each length among such steps.
@@ -68,9 +67,10 @@ def under_limit(tariff: Tariff, coefficients: Mapping[str, Mapping[str, Any]], w
         return tariff
     import numpy as np  # there is a model, so it is loaded already
 
-    from scheduler.energy.model.equations import NAMES, Limits, forward
+    from scheduler.energy.model.equations import Limits, forward
 
-    values = np.array([[float(coefficients[name]["value"]) for name in NAMES]])
+    time, energy, prompt_seconds, idle_watts, cap = believed[:5]
+    values = np.array([[*time, *energy, prompt_seconds, idle_watts, *cap]])  # in the order of NAMES
 
     def joules(of: Work) -> float:
         return float(forward(values, of, Limits(limit, limit)).above_idle_joules[0])

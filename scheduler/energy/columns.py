@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import numpy.typing as npt
 
     from scheduler.energy.batch import Prefixes
@@ -45,6 +47,11 @@ _FIRST[COMPANY] = -1.0
 ROOM = 256
 
 
+def numbers(noted: Collection[float], each: int) -> Floats:
+    """What was noted down of some, `each` numbers of one after the other, as `each` rows."""
+    return np.fromiter(noted, np.float64, len(noted)).reshape(-1, each).T
+
+
 class Columns:
     """Calls in the order of their sending, at the engine or ended since the last edge; `forget` drops those."""
 
@@ -73,7 +80,7 @@ class Columns:
         if after > before:
             new = self._table[:, before:after]
             new[:] = _FIRST
-            new[:TOLD_WHEN_SENT] = np.array(self.sent).reshape(-1, TOLD_WHEN_SENT).T
+            new[:TOLD_WHEN_SENT] = numbers(self.sent, TOLD_WHEN_SENT)
             new[CLOSED_AT] = new[TOKENS_AT] = new[SENT_AT]
             self.sent.clear()
             self.calls = after

@@ -27,6 +27,9 @@ DELAY_SECONDS_MAX = 0.1
 STALL_SECONDS_MAX = 10.0
 """So much prefill may lie ahead; more is an estimate gone wrong."""
 
+STEPS_LEAST = 1e-6
+"""Fewer are rounding: it was there while a prompt was computed only."""
+
 
 class Pace(NamedTuple):
     """How long steps take lately."""
@@ -82,7 +85,8 @@ class Stays:
         of_steps = steps[at_leave] - table[ENTERED_STEPS, stayed]
         of_shared = shared[at_leave] - table[ENTERED_SHARED, stayed]
         alone = 1.0 / np.maximum(calls[at_leave] + 1.0, 1.0)
-        part[stayed] = np.where(of_steps > 0, of_shared / np.where(of_steps > 0, of_steps, 1.0), alone)
+        some = of_steps > STEPS_LEAST
+        part[stayed] = np.where(some, of_shared / np.where(some, of_steps, 1.0), alone)
         self._at, self._calls = now, self._calls + len(fresh) - len(stayed)
         self._steps, self._shared = float(steps[-1]), float(shared[-1])
         return part
@@ -109,7 +113,8 @@ class Stays:
         stalled = np.concatenate([[0.0], after[:-1]]) + ahead - after
         self._stall_seconds = min(float(after[-1]), STALL_SECONDS_MAX)
         each, more = self.pace[:2]
-        steps = np.where(calls > 0, (passed - stalled) / (each + more * np.maximum(calls - 1.0, 0.0)), 0.0)
+        steps = np.maximum(passed - stalled, 0.0) / (each + more * np.maximum(calls - 1.0, 0.0))
+        steps[calls == 0] = 0.0
         steps_at = self._steps + np.concatenate([[0.0], np.cumsum(steps)])
         shared_at = self._shared + np.concatenate([[0.0], np.cumsum(steps / np.maximum(calls, 1.0))])
         return times, calls, steps_at, shared_at

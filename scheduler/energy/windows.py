@@ -22,6 +22,7 @@ from scheduler.energy.columns import (
     TOKENS,
     TOKENS_AT,
     Columns,
+    numbers,
 )
 from scheduler.energy.crosscheck import BypassWatch, moved
 from scheduler.energy.prefills import PrefillWatch
@@ -230,13 +231,13 @@ class WindowMaker:
                     table[FORECAST, place] = forecast(marks)
         self._now = max(self._now, now)
         if self._firsts:
-            self._join(np.array([*self._firsts]), np.array([*self._firsts.values()]))
+            self._join(np.array([*self._firsts]), numbers(self._firsts.values(), 1)[0])
             self._firsts.clear()
         if self._progress:
-            self._advance(np.array(self._progress).reshape(-1, 3).T)
+            self._advance(numbers(self._progress, 3))
             self._progress.clear()
         if self._ends:
-            self._end(np.array(self._ends).reshape(-1, 6).T)
+            self._end(numbers(self._ends, 6))
             self._ends.clear()
         # Those that are no streams are thought to be prefilled by now.
         table = columns.table

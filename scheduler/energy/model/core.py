@@ -71,7 +71,7 @@ class EnergyModel:
             state.last_residual = None
             for why in window.why:
                 state.marked[why] = state.marked.get(why, 0) + 1
-            predicted, planned = self._costs(window)
+            _, predicted, planned = self._costs(window)
             return Learned(False, window.why, predicted, planned, known, None, False)
         if window.busy_seconds < IDLE_BUSY_SECONDS and window.work.decode_tokens + window.work.prefill_tokens < 1:
             return self._learn_idle(window)
@@ -87,14 +87,17 @@ class EnergyModel:
                 state.last_residual = None
         state.last_end = window.end
 
-    def _costs(self, window: Window) -> tuple[WindowCost, WindowCost]:
-        arguments = window.work, window.seconds, window.limit_watts
-        return self.predict_window(*arguments, busy_seconds=window.busy_seconds), self.predict_window(*arguments)
+    def _costs(self, window: Window) -> tuple[Expected, WindowCost, WindowCost]:
+        """What is expected of it, the cost knowing its busy time, and the cost knowing its work alone."""
+        work, seconds, limit = window.work, window.seconds, window.limit_watts
+        expected = self._expect(work, seconds, _same(limit))
+        given = self._cost(expected, work, seconds, limit, window.busy_seconds)
+        return expected, given, self._cost(expected, work, seconds, limit, None)
 
     def _learn_idle(self, window: Window) -> Learned:
         state, joules = self._state, window.energy.gpu
         state.last_residual = None
-        predicted, planned = self._costs(window)
+        _, predicted, planned = self._costs(window)
         if joules is None:
             return Learned(False, (), predicted, planned, None, None, False)
         beliefs, seconds = state.beliefs, window.seconds
@@ -118,8 +121,7 @@ class EnergyModel:
 
     def _learn_busy(self, window: Window) -> Learned:
         state, joules, busy = self._state, window.energy.gpu, window.busy_seconds
-        predicted, planned = self._costs(window)
-        before = self._expect(window.work, window.seconds, _same(window.limit_watts))
+        before, predicted, planned = self._costs(window)
         covered = drift = False
         if joules is not None:
             value, error = before.given_busy(busy)
@@ -250,8 +252,13 @@ class EnergyModel:
 
         `busy_seconds`: where it is known already, as it is of a window that has closed; the joules are surer then.
         """
-        state = self._state
         expected = self._expect(work, seconds, _same(limit_watts))
+        return self._cost(expected, work, seconds, limit_watts, busy_seconds)
+
+    def _cost(
+        self, expected: Expected, work: Work, seconds: float, limit_watts: float | None, busy_seconds: float | None
+    ) -> WindowCost:
+        state = self._state
         coverage = state.planned if busy_seconds is None else state.given
         joules, error = expected.joules, expected.joules_error
         if busy_seconds is not None:
@@ -355,6 +362,11 @@ class EnergyModel:
     def drifting(self) -> bool:
         """An alarm, or `doubt`, is less than a minute old."""
         return self._state.drifting_seconds > 0
+
+    @property
+    def relative_error(self) -> float | None:
+        """Mean error of the joules of busy windows, without sign, of the last fifty or so; None: none was seen."""
+        return self._state.relative_error
 
     @property
     def idle_watts(self) -> Interval:
