@@ -136,8 +136,7 @@ class Scenes:
                 arrived = self._arrived.pop(action.call_id)
                 marks = self._marks[action.call_id] if self.scene.sight.prefixes_known else ()
                 started = time.process_time()
-                self.bill.dispatched(
-                    action.call_id, "-", arrived.workflow_id, "m", "twin", now, marks)
+                self.bill.dispatched(action.call_id, "-", arrived.workflow_id, "m", "twin", now, marks)
                 self.seconds += time.process_time() - started
         if isinstance(event, CallFinished):
             cached = event.cached_tokens if self.scene.sight.cached_reported else None

@@ -78,7 +78,20 @@ def _windows(rows: list[dict[str, Any]]) -> Iterator[tuple[str, Window]]:
 
 def _window(work: Work, seconds: float, joules: float, throttled: bool) -> Window:
     return Window(
-        "h200", 0, 0.0, seconds, Shares.of(()), work, NOTHING, seconds, Energy(joules), 700.0, False, throttled, "measured", True
+        "h200",
+        0,
+        0.0,
+        seconds,
+        Shares.of(()),
+        work,
+        NOTHING,
+        seconds,
+        Energy(joules),
+        700.0,
+        False,
+        throttled,
+        "measured",
+        True,
     )
 
 

@@ -168,7 +168,7 @@ class Bill:
             call.prompt_tokens = prompt_tokens
             if cached_tokens is None:
                 cached_tokens = prompt_tokens * (1.0 - book.company.computed_share)
-            call.cached_tokens = cached_tokens if cached_tokens < prompt_tokens else prompt_tokens
+            call.cached_tokens = min(prompt_tokens, cached_tokens)
         open_at = call.open_at
         for name in open_at:
             self.engines[name].over.append((now, call))

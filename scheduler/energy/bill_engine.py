@@ -152,14 +152,16 @@ class EngineBook:
         for call in calls:
             if prompt := call.prompt_tokens:
                 computed, weight = call.computed_tokens / prompt, RECENT if prompt >= 1000 else RECENT * prompt / 1000.0
-                computed_share += weight * ((0.0 if computed < 0 else computed if computed < 1 else 1.0) - computed_share)
+                computed_share += weight * (
+                    (0.0 if computed < 0 else computed if computed < 1 else 1.0) - computed_share
+                )
             joules = call.estimate.joules
             if joules is not None and not call.unknown:
                 joules *= MICRO
                 missed = call.marginal - joules
                 # Grows nine times as fast as it falls: it stands still where one of ten is outside.
                 error *= GROWS if missed > error * joules or -missed > error * joules else FALLS
-                error = ERROR_LOWEST if error < ERROR_LOWEST else error if error < ERROR_HIGHEST else ERROR_HIGHEST
+                error = min(max(error, ERROR_LOWEST), ERROR_HIGHEST)
         company.computed_share, company.error = computed_share, error
 
     def drain(self) -> list[EngineChange]:

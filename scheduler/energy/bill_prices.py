@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from scheduler.energy.model.prior import Prices
 from scheduler.energy.work import Work
 
 if TYPE_CHECKING:
+    from scheduler.energy.model.prior import Prices
     from scheduler.energy.model.steps import StepPrices
     from scheduler.energy.window import Window
 

@@ -47,6 +47,11 @@ _FIRST[COMPANY] = -1.0
 ROOM = 256
 
 
+def known(values: Floats) -> npt.NDArray[np.bool_]:
+    """Those that are not nan."""
+    return ~np.isnan(values)
+
+
 def numbers(noted: Collection[float], each: int) -> Floats:
     """What was noted down of some, `each` numbers of one after the other, as `each` rows."""
     return np.fromiter(noted, np.float64, len(noted)).reshape(-1, each).T

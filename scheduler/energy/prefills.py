@@ -21,6 +21,7 @@ from scheduler.energy.columns import (
     PROMPT,
     STREAMED,
     WAITING,
+    known,
 )
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class PrefillWatch:
             return waiting
         some = table[:, waiting]
         # Streams with a first token, and calls with an answer; what ended without one is dropped.
-        joined, streamed = some[JOINED_AT] == some[JOINED_AT], some[STREAMED] > 0
+        joined, streamed = known(some[JOINED_AT]), some[STREAMED] > 0
         sure = (some[OUTCOME] > 0) | (streamed & joined)
         gone = ~sure & (some[ENDED_AT] < INFINITE)
         rest = ~(sure | gone)
@@ -142,8 +143,8 @@ class PrefillWatch:
 
     def _share_cached(self, fresh: Places, cached_tokens: float | None) -> None:
         table = self._columns.table
-        known = table[CACHED_KNOWN, fresh] > 0
-        unknown = fresh[~known]
+        told = table[CACHED_KNOWN, fresh] > 0
+        unknown = fresh[~told]
         if 1 < len(unknown) <= COMPANY_MAX:
             self._companies += 1
             table[COMPANY, unknown] = float(self._companies)
@@ -153,7 +154,7 @@ class PrefillWatch:
             self._cached_tokens = 0.0
             table[CACHED, unknown] = cached
             return
-        left = KEPT * self._cached_tokens + cached_tokens - float(table[CACHED, fresh[known]].sum())
+        left = KEPT * self._cached_tokens + cached_tokens - float(table[CACHED, fresh[told]].sum())
         forecast = float(cached.sum())
         room = CACHED_MOST * float(prompts.sum()) - forecast
         more = left - forecast

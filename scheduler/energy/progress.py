@@ -27,6 +27,7 @@ from scheduler.energy.columns import (
     TOKENS_AT,
     TOLD,
     TOLD_STEPS,
+    known,
 )
 from scheduler.energy.window import FEATURES, Shares
 
@@ -45,7 +46,7 @@ class Closing:
         self.ended = table[ENDED_AT] < INFINITE
         self.streamed = table[STREAMED] > 0
         self.prefilled = table[PREFILLED] > 0
-        self.joined = np.flatnonzero(table[JOINED_AT] == table[JOINED_AT])
+        self.joined = np.flatnonzero(known(table[JOINED_AT]))
         start = np.maximum(table[JOINED_AT, self.joined], mark)
         end = np.maximum(np.minimum(table[ENDED_AT, self.joined], now), start)
         found = shared(start, end)
@@ -68,10 +69,10 @@ class Closing:
     def measured_steps_per_second(self, first_token_seconds: float) -> float | None:
         """By what streams advanced by, and calls that were answered; None: there was nothing to tell."""
         table = self.table
-        some = self.streamed & (table[JOINED_AT] == table[JOINED_AT]) & (table[TOKENS_AT] > table[CLOSED_AT])
+        some = self.streamed & known(table[JOINED_AT]) & (table[TOKENS_AT] > table[CLOSED_AT])
         tokens = float(np.maximum(table[TOKENS] - np.maximum(table[CLOSED_TOKENS], 1.0), 0.0)[some].sum())
         seconds = float((table[TOKENS_AT] - table[CLOSED_AT])[some].sum())
-        others = ~some & ~self.prefilled & (table[OUTCOME] == table[OUTCOME])
+        others = ~some & ~self.prefilled & known(table[OUTCOME])
         tokens += float(np.maximum(table[OUTCOME] - 1.0, 0.0)[others].sum())
         stays = table[ENDED_AT] - table[SENT_AT] - first_token_seconds
         seconds += float(np.maximum(stays, 0.0)[others].sum())
@@ -115,8 +116,7 @@ class Closing:
         told += np.vstack([decoded, context, first * new, first * pairs, first])
         table[TOLD_STEPS] += own_steps
         seconds = np.maximum(np.where(ended, table[ENDED_AT], at) - table[CLOSED_AT], 0.0)
-        known = ended & (table[OUTCOME] == table[OUTCOME])
-        more = np.where(known, table[OUTCOME] * of_stay - table[TOLD_STEPS], 0.0)
+        more = np.where(ended & known(table[OUTCOME]), table[OUTCOME] * of_stay - table[TOLD_STEPS], 0.0)
         computed = np.where(ended & prefilled, new, told[2])
         table[CLOSED_TOKENS], table[CLOSED_AT] = after, at
         table[PREFILLED] = np.maximum(table[PREFILLED], first)
@@ -128,15 +128,15 @@ class Closing:
         """(tokens before this window, tokens up to now), the first ≤ the second."""
         table, ended, prefilled = self.table, self.ended, self.prefilled
         before, outcome = table[CLOSED_TOKENS].copy(), table[OUTCOME]
-        going_on = ~ended & (table[JOINED_AT] == table[JOINED_AT])
+        going_on = ~ended & known(table[JOINED_AT])
         seen = table[TOKENS] + np.where(going_on, np.maximum(at - table[TOKENS_AT], 0.0) * rate, 0.0)
         guessed = np.where(table[COUNTED] > 0, before + in_window + np.where(prefilled, 0.0, 1.0), before)
         guessed = np.where(self.streamed, seen, guessed)
         most = np.maximum(np.maximum(table[LIMIT], before), table[TOKENS])
         guessed = np.maximum(before, np.minimum(guessed, most))
-        known = outcome == outcome
-        after = np.where(known, outcome, guessed)
-        black = known & prefilled & ~self.streamed
+        said = known(outcome)
+        after = np.where(said, outcome, guessed)
+        black = said & prefilled & ~self.streamed
         before = np.where(black, np.minimum(np.maximum(after - in_window, 1.0), after), before)
         return np.minimum(before, after), after
 

@@ -15,6 +15,7 @@ from scheduler.energy.columns import (
     FORECAST,
     PROMPT,
     SENT_AT,
+    known,
 )
 
 if TYPE_CHECKING:
@@ -64,12 +65,12 @@ class Stays:
         means nothing."""
         delay = min(FRONTEND_SECONDS + STEPS_BEFORE * self.pace.mean_seconds, DELAY_SECONDS_MAX)
         entered = table[ENTERED_AT]
-        outside = np.flatnonzero(entered != entered)
+        outside = np.flatnonzero(~known(entered))
         enters = np.maximum(table[SENT_AT, outside] + delay, self._at)
         inside = (enters < table[ENDED_AT, outside]) & (enters <= now)
         fresh, enters = outside[inside], enters[inside]
         leaving = np.flatnonzero(table[ENDED_AT] <= now)
-        stayed = leaving[(entered[leaving] == entered[leaving]) | np.isin(leaving, fresh)]
+        stayed = leaving[known(entered[leaving]) | np.isin(leaving, fresh)]
         times, calls, steps, shared = self._pass(table, fresh, enters, stayed, now)
         place = np.arange(1, len(fresh) + 1)
         order = np.argsort(np.concatenate([enters, table[ENDED_AT, stayed]]), kind="stable")
@@ -106,7 +107,9 @@ class Stays:
         passed = np.maximum(np.diff(times), 0.0)
         calls = self._calls + np.concatenate([[0.0], np.cumsum(signs[order])])
         # Seconds of prompts that lie ahead, as a queue: what comes in, less what time takes away, never below 0.
-        ahead = np.concatenate([[self._stall_seconds], self.pace.prompt_token_seconds * np.maximum(prompts[order], 0.0)])
+        ahead = np.concatenate(
+            [[self._stall_seconds], self.pace.prompt_token_seconds * np.maximum(prompts[order], 0.0)]
+        )
         ahead = np.minimum(ahead, STALL_SECONDS_MAX)
         free = np.cumsum(ahead - passed)
         after = free - np.minimum(np.minimum.accumulate(free), 0.0)

@@ -6,25 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scheduler.energy.columns import (
-    CACHED_KNOWN,
-    ENDED_AT,
-    ESTIMATE,
-    FORECAST,
-    INFINITE,
-    JOINED_AT,
-    JOINS_AT,
-    NAN,
-    OUTCOME,
-    PROMPT,
-    SENT_AT,
-    STREAMED,
-    TOKENS,
-    TOKENS_AT,
-    Columns,
-    numbers,
-)
+from scheduler.energy.columns import ENDED_AT, FORECAST, INFINITE, JOINED_AT, NAN, SENT_AT, STREAMED, Columns, known
 from scheduler.energy.crosscheck import BypassWatch, moved
+from scheduler.energy.notes import Notes
 from scheduler.energy.prefills import PrefillWatch
 from scheduler.energy.progress import Closing
 from scheduler.energy.samples import Reading, joules_at
@@ -35,16 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from scheduler.energy.batch import Prefixes
-    from scheduler.energy.columns import Floats, Places
+    from scheduler.energy.columns import Places
     from scheduler.energy.crosscheck import Moved
     from scheduler.energy.stays import Pace
     from scheduler.energy.window import Counters, MeterSample, Shares, Why
     from scheduler.energy.work import Work
 
-RATE = 0.2
 STEPS_PER_SECOND_FIRST = 50.0
-RATIO_KEPT = 0.99
-"""Of the sums of prompt tokens, said and guessed, a call."""
 
 
 class WindowRule(NamedTuple):
@@ -87,24 +68,16 @@ class WindowMaker:
         self.engine = engine
         self.rule = rule or WindowRule()
         self.number = 0
-        self.prompt_ratio = 1.0
-        """Tokens that prompts had, against the gateway's estimates, up to the last probe."""
-        self._prompt_sums = (0.0, 0.0)
         self.steps_per_second = STEPS_PER_SECOND_FIRST
         """As measured last, while something decodes."""
-        self.first_token_seconds = 0.05
-        """From sending to the first token, of streamed calls lately: others are thought to take as long."""
         self.stays = Stays()
         self._columns = Columns()
         self._index: dict[str, int] = {}
         """Calls at the engine: their places among the columns."""
-        self._firsts: dict[int, float] = {}
-        self._progress: list[float] = []
-        self._ends: list[float] = []
-        """What happened since the last probe: time by place, (place, tokens, time), (place, time, prompt, cached and
-        output tokens, whether it was answered), one after the other."""
-        self._now = self._mark = now
-        """Time never goes back: earlier is as now. And what it was at the last edge."""
+        self._prefills = PrefillWatch(self._columns)
+        self._notes = Notes(self._columns, self._prefills, now)
+        self._mark = now
+        """What time it was at the last edge."""
         self._busy_seconds, self._busy_since = 0.0, now
         self._start = now
         self._start_joules: Energy | None = None
@@ -114,10 +87,13 @@ class WindowMaker:
         self._counters: Counters | None = None
         self._start_counters: Counters | None = None
         self._bypass = BypassWatch()
-        self._prefills = PrefillWatch(self._columns)
-        self._ended_since_probe = 0
         self._marks: set[Why] = set()
         self._open: _Open | None = None
+
+    @property
+    def prompt_ratio(self) -> float:
+        """Tokens that prompts had, against the gateway's estimates, up to the last probe."""
+        return self._notes.prompt_ratio
 
     @property
     def since(self) -> float:
@@ -143,7 +119,7 @@ class WindowMaker:
 
         A call that is retried is sent again under its id once `failed` was told. ValueError if it is there already.
         """
-        index, columns = self._index, self._columns
+        index, columns, notes = self._index, self._columns, self._notes
         if call_id in index:
             raise ValueError(f"call {call_id!r} is at {self.engine} already")
         ids = columns.ids
@@ -156,9 +132,9 @@ class WindowMaker:
         index[call_id] = place
         ids.append(call_id)
         columns.sent.extend((
-            now, prompt_tokens * self.prompt_ratio, prompt_tokens,
+            now, prompt_tokens * notes.prompt_ratio, prompt_tokens,
             INFINITE if max_output_tokens is None else max_output_tokens, streamed, cached_tokens or 0.0,
-            cached_tokens is not None, INFINITE if streamed else now + self.first_token_seconds,
+            cached_tokens is not None, INFINITE if streamed else now + notes.first_token_seconds,
         ))  # fmt: skip
         if prefixes:
             columns.prefixes[place] = prefixes
@@ -166,12 +142,12 @@ class WindowMaker:
     def placed(self, call_id: str, prefixes: Prefixes) -> None:
         """How its prompt begins, found out since it was sent; of use as long as it is not prefilled."""
         place = self._index.get(call_id)
-        if place is None or place in self._firsts:
+        if place is None or place in self._notes.firsts:
             return
         columns = self._columns
         if place < columns.calls:
             table = columns.table
-            if table[JOINED_AT, place] == table[JOINED_AT, place]:
+            if known(table[JOINED_AT, place]):
                 return
             table[FORECAST, place] = self._prefills.forecast(prefixes)
         columns.prefixes[place] = prefixes
@@ -179,17 +155,17 @@ class WindowMaker:
     def first_token(self, call_id: str, now: float) -> None:
         """The first event of a stream. Of a call that is not there: nothing happens, here and below."""
         if (place := self._index.get(call_id)) is not None:
-            self._firsts.setdefault(place, now)
+            self._notes.firsts.setdefault(place, now)
 
     def progress(self, call_id: str, output_tokens: float, now: float) -> None:
         """So many output tokens of a stream were seen up to now."""
         if (place := self._index.get(call_id)) is not None and output_tokens:
-            self._progress.extend((place, output_tokens, now))
+            self._notes.progress.extend((place, output_tokens, now))
 
     def progressed(self, seen: Iterable[tuple[str, float]], now: float) -> None:
         """The same of many."""
         index = self._index
-        more = self._progress
+        more = self._notes.progress
         for call_id, tokens in seen:
             if tokens and (place := index.get(call_id)) is not None:
                 more += (place, tokens, now)
@@ -200,7 +176,7 @@ class WindowMaker:
     ) -> None:  # fmt: skip
         """An answer is complete. Tokens as the engine counted them; None = it did not say, and estimates stay."""
         if (place := self._index.pop(call_id, None)) is not None:
-            self._ends.extend((
+            self._notes.ends.extend((
                 place, now, NAN if prompt_tokens is None else prompt_tokens,
                 NAN if cached_tokens is None else cached_tokens, NAN if output_tokens is None else output_tokens, 1.0,
             ))  # fmt: skip
@@ -213,97 +189,19 @@ class WindowMaker:
         place = self._index.pop(call_id, None)
         if place is None:
             return False
-        self._ends.extend((place, now, NAN, NAN, NAN, 0.0))
+        self._notes.ends.extend((place, now, NAN, NAN, NAN, 0.0))
         if not self._index:
             self._busy_seconds += now - self._busy_since
         return True
-
-    # --- what was noted down, into the columns ---
-
-    def _take(self, now: float) -> None:
-        """All that happened up to now."""
-        columns = self._columns
-        new = columns.take()
-        if columns.prefixes:
-            table, forecast = columns.table, self._prefills.forecast
-            for place in range(new.start, new.stop):
-                if (marks := columns.prefixes.get(place)) is not None and not table[CACHED_KNOWN, place]:
-                    table[FORECAST, place] = forecast(marks)
-        self._now = max(self._now, now)
-        if self._firsts:
-            self._join(np.array([*self._firsts]), numbers(self._firsts.values(), 1)[0])
-            self._firsts.clear()
-        if self._progress:
-            self._advance(numbers(self._progress, 3))
-            self._progress.clear()
-        if self._ends:
-            self._end(numbers(self._ends, 6))
-            self._ends.clear()
-        # Those that are no streams are thought to be prefilled by now.
-        table = columns.table
-        joins = table[JOINS_AT]
-        due = joins <= np.minimum(table[ENDED_AT], self._now)
-        table[JOINED_AT] = np.where(due, np.fmin(table[JOINED_AT], joins), table[JOINED_AT])
-
-    def _join(self, places: Places, times: Floats) -> None:
-        """First tokens."""
-        table = self._columns.table
-        fresh = table[JOINED_AT, places] != table[JOINED_AT, places]
-        places, times = places[fresh][::-1], times[fresh][::-1]  # the first that is told of a call is written last
-        if not len(places):
-            return
-        streams = table[STREAMED, places] > 0
-        took = (times - table[SENT_AT, places])[streams]
-        kept = (1.0 - RATE) ** np.arange(len(took))
-        self.first_token_seconds += float((RATE * kept * (took - self.first_token_seconds)).sum())
-        table[JOINED_AT, places] = table[TOKENS_AT, places] = times
-        table[TOKENS, places] = np.maximum(table[TOKENS, places], 1.0)
-        self._now = max(self._now, float(times[0]))
-
-    def _advance(self, progress: Floats) -> None:
-        """Tokens seen: (places, tokens, times)."""
-        table, places = self._columns.table, progress[0].astype(np.intp)
-        self._join(places, progress[2])
-        np.maximum.at(table[TOKENS], places, progress[1])
-        table[TOKENS_AT, places] = progress[2]
-
-    def _end(self, ends: Floats) -> None:
-        """Calls that are over: see `_ends`."""
-        table, places = self._columns.table, ends[0].astype(np.intp)
-        _, times, prompts, cached, output, answered = ends
-        self._now = max(self._now, float(times[-1]))
-        self._ended_since_probe += len(places)
-        table[ENDED_AT, places] = times
-        said = prompts == prompts
-        if said.any():
-            self._ratios_seen(prompts[said], table[ESTIMATE, places[said]])
-            table[PROMPT, places[said]] = prompts[said]
-        told = cached == cached
-        if told.any():
-            self._prefills.told(places[told], np.minimum(cached[told], table[PROMPT, places[told]]))
-        # An embedding has no output, and a prompt that was computed all the same.
-        streams = table[STREAMED, places] > 0
-        outcome = np.where(output == output, output, np.where(streams, table[TOKENS, places], NAN))
-        table[OUTCOME, places] = np.where(answered > 0, np.maximum(outcome, 1.0), NAN)
-
-    def _ratios_seen(self, prompts: Floats, estimates: Floats) -> None:
-        some = (estimates > 0) & (prompts > 0)
-        count = int(some.sum())
-        if count:
-            weights = RATIO_KEPT ** np.arange(count - 1, -1, -1)
-            said, guessed = (RATIO_KEPT**count * before for before in self._prompt_sums)
-            said, guessed = said + float(weights @ prompts[some]), guessed + float(weights @ estimates[some])
-            self._prompt_sums = said, guessed
-            self.prompt_ratio = said / guessed
 
     # --- edges ---
 
     def counters(self, counters: Counters) -> Window | None:
         """The engine was probed. Ends the window if it is long enough. A window is returned only where its energy was
         waited for in vain: no sample came since its end."""
-        self._take(counters.at)
-        self._bypass.probe(counters, len(self._index) + self._ended_since_probe)
-        self._ended_since_probe = 0
+        self._notes.take(counters.at)
+        self._bypass.probe(counters, len(self._index) + self._notes.ended_since_probe)
+        self._notes.ended_since_probe = 0
         self._see_prefills(counters)
         self._counters = counters
         if self._start_counters is None and counters.at == self._start:
@@ -321,7 +219,7 @@ class WindowMaker:
             return None  # times never go back: a late one says nothing new
         pending = self._open
         if pending is None and self._is_late(sample.at):
-            self._take(sample.at)
+            self._notes.take(sample.at)
             self._close(sample.at, None)
             pending = self._open
         if pending is None or sample.at <= pending.end:
@@ -340,7 +238,7 @@ class WindowMaker:
 
     def close(self, now: float) -> Window | None:
         """End the window at once, whatever is missing: at shutdown, or where there are neither samples nor probes."""
-        self._take(now)
+        self._notes.take(now)
         if self._open is not None:
             return self._give(None)
         if now <= self._start:
@@ -350,7 +248,7 @@ class WindowMaker:
 
     def restarted(self, now: float) -> None:
         """The engine was started anew: its counters begin again, and this window is not whole."""
-        self._take(now)
+        self._notes.take(now)
         self._marks.add("engine_restarted")
         self._counters = self._start_counters = None
 
@@ -361,24 +259,24 @@ class WindowMaker:
 
     def _start_over(self, at: float) -> None:
         """The meter's first sample: energy is counted from here on, and so is work."""
-        self._take(at)
+        self._notes.take(at)
         if self._columns.calls:
             return  # what they did before it is in the first window, which the missing edge marks
         self._start = at
-        self._busy_start, self._mark = self._busy_until(), self._now
+        self._busy_start, self._mark = self._busy_until(), self._notes.now
 
     def _busy_until(self) -> float:
         """∫ dt while a call is at the engine, less `frontend_seconds` of each stretch, up to now."""
-        return self._busy_seconds + (self._now - self._busy_since if self._index else 0.0)
+        return self._busy_seconds + (self._notes.now - self._busy_since if self._index else 0.0)
 
     def _close(self, at: float, counters: Counters | None) -> None:
         if counters is None:
             self._see_prefills(None)
         self._prefills.share_out()
         moves = moved(self._start_counters, counters)
-        closing = Closing(self._columns, self._mark, self._now)
+        closing = Closing(self._columns, self._mark, self._notes.now)
         self._measure_steps(closing, moves.steps)
-        shares = closing.shares(self.steps_per_second, moves.steps, at, self.stays, self._now)
+        shares = closing.shares(self.steps_per_second, moves.steps, at, self.stays, self._notes.now)
         work, correction = shares.sums()
         why = self._why(at, counters, moves, work + correction)
         until = self._busy_until()
@@ -387,7 +285,7 @@ class WindowMaker:
             self._start, at, shares, min(busy, at - self._start), work, correction, moves.steps is not None, why
         )
         self._start, self._start_counters = at, counters
-        self._busy_start, self._mark = until, self._now
+        self._busy_start, self._mark = until, self._notes.now
         self._index = self._columns.forget()
         self._marks.clear()
 
@@ -396,7 +294,7 @@ class WindowMaker:
         if steps is not None:
             if closing.decoding_seconds > 0.05 and steps:
                 self.steps_per_second = steps / closing.decoding_seconds
-        elif (rate := closing.measured_steps_per_second(self.first_token_seconds)) is not None:
+        elif (rate := closing.measured_steps_per_second(self._notes.first_token_seconds)) is not None:
             self.steps_per_second = rate
 
     def _see_prefills(self, counters: Counters | None) -> None:
@@ -404,8 +302,8 @@ class WindowMaker:
         moves = moved(self._counters, counters)
         fresh: Places = self._prefills.probe(moves.prompt_tokens, moves.cached_tokens)
         table = self._columns.table
-        late = (table[JOINED_AT, fresh] != table[JOINED_AT, fresh]) & (table[ENDED_AT, fresh] == INFINITE)
-        table[JOINED_AT, fresh[late]] = self._now
+        late = ~known(table[JOINED_AT, fresh]) & (table[ENDED_AT, fresh] == INFINITE)
+        table[JOINED_AT, fresh[late]] = self._notes.now
 
     def _why(self, at: float, counters: Counters | None, moves: Moved, work: Work) -> tuple[Why, ...]:
         why = set(self._marks)
@@ -448,7 +346,7 @@ class WindowMaker:
         assert len(columns.ids) <= self.rule.calls_max
         assert all(columns.ids[place] == call_id for call_id, place in self._index.items())
         going_on = {place for place in self._index.values() if place < columns.calls}
-        ending = {int(place) for place in self._ends[::6]}
+        ending = {int(place) for place in self._notes.ends[::6]}
         ended = set(np.flatnonzero(table[ENDED_AT] < INFINITE).tolist())
         assert not going_on & (ended | ending)
         assert going_on | ended | {place for place in ending if place < columns.calls} == set(range(columns.calls))

@@ -18,8 +18,14 @@ TARIFF = Tariff(
 
 
 def share(
-    call_id: str, work: Work = NOTHING, *, correction: Work = NOTHING, seconds: float = 1.0, ended: bool = False,
-    more_steps: float = 0.0, prompt_tokens: float = 0.0,
+    call_id: str,
+    work: Work = NOTHING,
+    *,
+    correction: Work = NOTHING,
+    seconds: float = 1.0,
+    ended: bool = False,
+    more_steps: float = 0.0,
+    prompt_tokens: float = 0.0,
 ) -> CallShare:
     """A call's part of a window."""
     return CallShare(call_id, work, correction, seconds, ended, more_steps, prompt_tokens)

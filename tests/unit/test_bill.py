@@ -73,7 +73,9 @@ def test_its_part_of_the_steps_is_that_of_its_whole_stay() -> None:
     guess = bill.ended("a", 0, 0, 101, 5.0)
     assert guess is not None
     context = sum(range(1, 101))
-    assert guess.joules == pytest.approx(100 * TARIFF.decode_token + context * TARIFF.context_token + 50.5 * TARIFF.step)
+    assert guess.joules == pytest.approx(
+        100 * TARIFF.decode_token + context * TARIFF.context_token + 50.5 * TARIFF.step
+    )
     assert bill.guess("b", 0, 0, 101, 10.0).joules == pytest.approx(guess.joules + 25.25 * TARIFF.step)  # type: ignore[union-attr]
 
 
