@@ -55,16 +55,16 @@ class Reporter:
         self._held = []
 
     def _report(self, held: list[Window]) -> None:
-        work, busy, measured = held[0].work, held[0].busy_seconds, held[0].energy.gpu
+        work, busy, measured = held[0].seen, held[0].busy_seconds, held[0].energy.gpu
         for window in held[1:]:
-            work += window.work
+            work += window.seen
             busy += window.busy_seconds
             more = window.energy.gpu
             measured = None if measured is None or more is None else measured + more
         start, end = held[0].start, held[-1].end
         limits = [window.limit_watts for window in held if window.limit_watts is not None]
         limit = sum(limits) / len(limits) if limits else None
-        given = self.model.predict_window(work, end - start, limit, busy_seconds=busy)
+        given = self.model.predict_window(work, end - start, limit, busy_seconds=busy, start=start)
         planned = self.model.predict_window(work, end - start, limit)
         known = self.oracle.joules(work, end - start, limit, busy)
         drift = False

@@ -62,7 +62,7 @@ def under_limit(tariff: Tariff, believed: StepPrices, window: Window) -> Tariff:
 
     Asked about are typical steps and not the window as it is: what an edge cut off it would be taken for a limit's.
     """
-    work, limit = window.work, window.limit_watts
+    work, limit = window.seen, window.limit_watts
     if work.steps <= 0 or limit is None:
         return tariff
     import numpy as np  # there is a model, so it is loaded already

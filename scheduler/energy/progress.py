@@ -52,6 +52,8 @@ class Closing:
         found = shared(start, end)
         self.decoding_seconds = found.occupied_seconds
         """∫ dt while one of them decodes."""
+        self.cached_tokens = 0.0
+        """Of the prompts that `shares` has prefilled."""
         # The step of its prefill was shared with all that decoded already.
         fresh = table[PREFILL_SHARE, self.joined] == 0
         table[PREFILL_SHARE, self.joined[fresh]] = 1.0 / np.maximum(found.at_joining[fresh], 1.0)
@@ -109,6 +111,7 @@ class Closing:
             correction[late, 4], correction[late, 5], correction[late, 6] = wrong[2], wrong[3], wrong[4]
         first = np.where(prefilled | (after <= 0), 0.0, 1.0)
         context += first * cached
+        self.cached_tokens = float((first * cached).sum())
         decoded = decoded - decoded_before
         again = np.minimum(carried[2], context)
         work[:, 1], work[:, 2], work[:, 3] = decoded, context - again, again

@@ -181,6 +181,14 @@ class Window(NamedTuple):
     """Steps are the engine's own count; else estimated from the calls' progress."""
     why: tuple[Why, ...] = ()
     """Empty: the window is whole."""
+    counted: Work | None = None
+    """`work`, with the prompt tokens that the engine counted in its stead where it does: whose they are is guessed until
+    calls end, and their sum with it. None: it does not."""
+
+    @property
+    def seen(self) -> Work:
+        """What was done, as well as anybody can tell while it is not known whose work it was: for learning."""
+        return self.work if self.counted is None else self.counted
 
     @property
     def seconds(self) -> float:

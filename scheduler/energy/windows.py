@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from scheduler.energy.columns import ENDED_AT, FORECAST, INFINITE, JOINED_AT, NAN, SENT_AT, STREAMED, Columns, known
-from scheduler.energy.crosscheck import BypassWatch, moved
+from scheduler.energy.crosscheck import BypassWatch, as_counted, moved
 from scheduler.energy.notes import Notes
 from scheduler.energy.prefills import PrefillWatch
 from scheduler.energy.progress import Closing
@@ -51,6 +51,7 @@ class _Open(NamedTuple):
     correction: Work
     steps_counted: bool
     why: tuple[Why, ...]
+    counted: Work | None
 
 
 class WindowMaker:
@@ -278,11 +279,20 @@ class WindowMaker:
         self._measure_steps(closing, moves.steps)
         shares = closing.shares(self.steps_per_second, moves.steps, at, self.stays, self._notes.now)
         work, correction = shares.sums()
+        counted = as_counted(work, closing.cached_tokens, moves)
         why = self._why(at, counters, moves, work + correction)
         until = self._busy_until()
         busy = max(0.0, until - self._busy_start)
         self._open = _Open(
-            self._start, at, shares, min(busy, at - self._start), work, correction, moves.steps is not None, why
+            self._start,
+            at,
+            shares,
+            min(busy, at - self._start),
+            work,
+            correction,
+            moves.steps is not None,
+            why,
+            counted,
         )
         self._start, self._start_counters = at, counters
         self._busy_start, self._mark = until, self._notes.now
@@ -335,7 +345,7 @@ class WindowMaker:
         window = Window(
             self.engine, self.number, pending.start, pending.end, pending.shares, pending.work, pending.correction,
             pending.busy_seconds, energy, reading.limit_watts, reading.limit_moved, reading.throttled, reading.source,
-            pending.steps_counted, tuple(sorted(why)),
+            pending.steps_counted, tuple(sorted(why)), pending.counted,
         )  # fmt: skip
         self._open, self._reading, self._start_joules = None, Reading(), end_joules
         return window

@@ -68,12 +68,12 @@ class EnergyModel:
         self._prices = None
         self._pass_time(window)
         if window.why:
-            state.last_residual = None
+            state.last_residual = state.edge = None
             for why in window.why:
                 state.marked[why] = state.marked.get(why, 0) + 1
-            _, predicted, planned = self._costs(window)
+            _, _, predicted, planned = self._costs(window)
             return Learned(False, window.why, predicted, planned, known, None, False)
-        if window.busy_seconds < IDLE_BUSY_SECONDS and window.work.decode_tokens + window.work.prefill_tokens < 1:
+        if window.busy_seconds < IDLE_BUSY_SECONDS and window.work.decode_tokens + window.seen.prefill_tokens < 1:
             return self._learn_idle(window)
         return self._learn_busy(window)
 
@@ -84,20 +84,25 @@ class EnergyModel:
             state.beliefs.wander(WANDER_PER_HOUR * passed / 3600)
             state.drifting_seconds = max(0.0, state.drifting_seconds - passed)
             if window.start > state.last_end + CLOSE_SECONDS:
-                state.last_residual = None
+                state.last_residual = state.edge = None
         state.last_end = window.end
 
-    def _costs(self, window: Window) -> tuple[Expected, WindowCost, WindowCost]:
-        """What is expected of it, the cost knowing its busy time, and the cost knowing its work alone."""
-        work, seconds, limit = window.work, window.seconds, window.limit_watts
-        expected = self._expect(work, seconds, _same(limit))
+    def _costs(self, window: Window) -> tuple[Expected, Expected, WindowCost, WindowCost]:
+        """What is expected of it by itself, and behind the last one; the cost knowing its busy time, and its work alone."""
+        work, seconds, limit = window.seen, window.seconds, window.limit_watts
+        alone = self._expect(work, seconds, _same(limit))
+        expected = self._adjoining(alone, seconds)
         given = self._cost(expected, work, seconds, limit, window.busy_seconds)
-        return expected, given, self._cost(expected, work, seconds, limit, None)
+        return alone, expected, given, self._cost(expected, work, seconds, limit, None)
+
+    def _adjoining(self, expected: Expected, seconds: float) -> Expected:
+        """With what the end of the last window says of one that follows it at once."""
+        return expected.behind(self._state.edge, self._state.noise.edge(expected.noise, seconds))
 
     def _learn_idle(self, window: Window) -> Learned:
         state, joules = self._state, window.energy.gpu
-        state.last_residual = None
-        _, predicted, planned = self._costs(window)
+        state.last_residual = state.edge = None
+        _, _, predicted, planned = self._costs(window)
         if joules is None:
             return Learned(False, (), predicted, planned, None, None, False)
         beliefs, seconds = state.beliefs, window.seconds
@@ -113,7 +118,7 @@ class EnergyModel:
             doubted = np.zeros(SIZE)
             doubted[IDLE] = DOUBT
             beliefs.doubt(doubted)
-        weight = beliefs.update(slopes, np.array([residual]), np.array([[noise]]), robust=True)
+        weight, _ = beliefs.update(slopes, np.array([residual]), np.array([[noise]]), robust=True)
         state.noise.saw_idle(residual, total, noise, min(weight, 1.0))
         state.used += 1
         state.used_idle += 1
@@ -121,7 +126,7 @@ class EnergyModel:
 
     def _learn_busy(self, window: Window) -> Learned:
         state, joules, busy = self._state, window.energy.gpu, window.busy_seconds
-        before, predicted, planned = self._costs(window)
+        alone, before, predicted, planned = self._costs(window)
         covered = drift = False
         if joules is not None:
             value, error = before.given_busy(busy)
@@ -129,10 +134,13 @@ class EnergyModel:
             state.planned.saw((joules - before.joules) / before.joules_error)
             state.saw_error(predicted.joules.value, joules)
             drift = not window.limit_moved and self._drift(before, busy, (joules - value) / error)
+            value, error = alone.given_busy(busy)
             self._neighbours(window, (joules - value) / error)
         state.busy.saw((busy - before.busy_seconds) / before.busy_error)
         limits, held = self._held_back(window, before)
-        expected = before if limits == _same(window.limit_watts) else self._expect(window.work, window.seconds, limits)
+        expected = before
+        if limits != _same(window.limit_watts):
+            expected = self._adjoining(self._expect(window.seen, window.seconds, limits), window.seconds)
         # A draw that the cap sets says nothing of the demand but that it is higher: what energy prices say already.
         self._update(expected, window, busy, joules, ENERGY if held and expected.bound else None)
         if self._astray(window, predicted.joules.value):
@@ -176,7 +184,7 @@ class EnergyModel:
         if not state.astray.needs_prior(abs(predicted / joules - 1)):
             return False
         first, noise, limit = new_filter(self.prior), Noise(), _same(window.limit_watts)
-        believed = expect(first, noise, window.work, window.seconds, limit, EDGE_SECONDS, self._most_watts)
+        believed = expect(first, noise, window.seen, window.seconds, limit, EDGE_SECONDS, self._most_watts)
         value, _ = believed.given_busy(window.busy_seconds)
         return state.astray.saw_prior(abs(value / joules - 1))
 
@@ -193,16 +201,22 @@ class EnergyModel:
     def _update(
         self, expected: Expected, window: Window, busy: float, joules: float | None, kept: slice | None
     ) -> None:
-        state = self._state
-        noise = expected.noise * (MOVED_NOISE if window.limit_moved else 1.0)
+        state, edge, noise, end = self._state, expected.edge, expected.noise, expected.end
+        assert end is not None
+        if window.limit_moved:
+            more = (MOVED_NOISE - 1) * (noise if edge is None else noise - edge.covariance)
+            noise, end = noise + more, end * MOVED_NOISE
         robust = state.drifting_seconds <= 0
         if joules is None:
+            state.edge = None
             residual = np.array([busy - expected.busy_seconds])
             state.beliefs.update(expected.slopes[:1], residual, noise[:1, :1], robust=robust, kept=kept)
             return
         residual = np.array([busy - expected.busy_seconds, joules - expected.joules])
-        total = expected.slopes @ state.beliefs.covariance @ expected.slopes.T + noise
-        weight = state.beliefs.update(expected.slopes, residual, noise, robust=robust, kept=kept)
+        total = expected.total + noise - expected.noise
+        weight, state.edge = state.beliefs.update(
+            expected.slopes, residual, noise, robust=robust, kept=kept, before=edge, end=end
+        )
         if not window.limit_moved:
             state.noise.saw(residual, total, noise, min(weight, 1.0), bound=expected.bound)
 
@@ -246,13 +260,19 @@ class EnergyModel:
     # --- predicting ---
 
     def predict_window(
-        self, work: Work, seconds: float, limit_watts: float | None = None, *, busy_seconds: float | None = None
-    ) -> WindowCost:
+        self, work: Work, seconds: float, limit_watts: float | None = None, *, busy_seconds: float | None = None,
+        start: float | None = None,
+    ) -> WindowCost:  # fmt: skip
         """Joules and busy time of work within so many seconds under a limit (watts of all GPUs; None = no limit).
 
         `busy_seconds`: where it is known already, as it is of a window that has closed; the joules are surer then.
+        `start`: when it begins, of a window that was cut; where the last that was learned from ends there, what its end
+        cut off is reckoned with.
         """
         expected = self._expect(work, seconds, _same(limit_watts))
+        last = self._state.last_end
+        if start is not None and last is not None and abs(start - last) <= CLOSE_SECONDS:
+            expected = self._adjoining(expected, seconds)
         return self._cost(expected, work, seconds, limit_watts, busy_seconds)
 
     def _cost(

@@ -14,6 +14,7 @@ from scheduler.energy.model.equations import NAMES, SIZE, UNITS, new_filter, pri
 from scheduler.energy.model.noise import Noise
 
 if TYPE_CHECKING:
+    from scheduler.energy.model.edges import Edge
     from scheduler.energy.model.filter import Filter
     from scheduler.energy.model.prior import Prior
 
@@ -48,6 +49,8 @@ class ModelState:
     """Of the last window, in the core's seconds: another process has others, so it is not exported."""
     last_residual: float | None = None
     """Of its joules, in standard errors, if it was a busy one whose limit did not move. Not exported either."""
+    edge: Edge | None = None
+    """The end of the last window, if it taught something and was a busy one. Not exported either."""
     used: int = 0
     used_idle: int = 0
     used_binding: int = 0
