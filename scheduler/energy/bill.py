@@ -158,8 +158,11 @@ class Bill:
             return None
         if call.over_at is not None:
             return call.estimate
-        guess, book = self.guess(call_id, prompt_tokens, cached_tokens, output_tokens, now), call.book
-        assert guess is not None
+        book, made = call.book, call.guess
+        if made is not None and made[0] == (prompt_tokens, cached_tokens, output_tokens):
+            guess = made[1]
+        else:
+            guess = self.guess(call_id, prompt_tokens, cached_tokens, output_tokens, now) or UNKNOWN
         if now > book.at:
             book.shared_until(now)
         book.calls -= 1

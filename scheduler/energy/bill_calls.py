@@ -60,7 +60,7 @@ class CallBill:
         self.account = account
         self.book = book
         """Of the engine that it was given to last."""
-        self.open_at = book.alone
+        self.open_at: tuple[str, ...] = book.alone
         """Engines that have not closed its last window."""
         self.since = since
         self.shared = shared
@@ -75,7 +75,7 @@ class CallBill:
     def amounts(self) -> Amounts:
         """As in its account; they move on with corrections after it is settled, too."""
         if parts := self.parts:
-            rows = [parts[at][parts[at + 1]].tolist() for at in range(0, len(parts), 2)]  # type: ignore[index, union-attr]
+            rows = [parts[at][parts[at + 1]].tolist() for at in range(0, len(parts), 2)]  # type: ignore[index]
             self.summed = [sum(column) for column in zip(self.summed, *rows, strict=True)]
             self.parts = ()
         return self.summed

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 NAN, INFINITE = float("nan"), float("inf")
 # Told when a call is sent, in this order.
-SENT_AT, PROMPT, ESTIMATE, LIMIT, STREAMED, CACHED, CACHED_KNOWN, JOINS_AT = range(8)
+SENT_AT, PROMPT, ESTIMATE, LIMIT, STREAMED, JOINS_AT = range(6)
 """Seconds; tokens as far as is known, and as the gateway guessed it; output tokens at most; no stream is a black box
-until its end; tokens of the prompt that were cached; when it is thought to be prefilled."""
-TOLD_WHEN_SENT = 8
+until its end; when it is thought to be prefilled."""
+TOLD_WHEN_SENT = 6
+CACHED, CACHED_KNOWN = range(6, 8)
+"""Tokens of the prompt that were cached."""
 JOINED_AT, ENDED_AT, OUTCOME, TOKENS, TOKENS_AT = range(8, 13)
 """Its first token was there, or thought to be (nan: not so far); it is over (inf: not so far); output tokens as the
 engine counted them; as the events seen count them, and when."""

@@ -214,7 +214,7 @@ class EnergyDesk:
         guess = self.bill.ended(call_id, prompt, cached, output, now)
         if guess is None:  # no engine whose energy is told was given it
             self.budgets.settled(call_id, None, now)
-        else:
+        elif self.budgets.open_calls:
             self.budgets.ended(call_id, guess.joules)
 
     def guess(

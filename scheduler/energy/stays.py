@@ -19,7 +19,7 @@ from scheduler.energy.columns import (
 )
 
 if TYPE_CHECKING:
-    from scheduler.energy.columns import Floats
+    from scheduler.energy.columns import Floats, Places
 
 STEPS_BEFORE = 1.5
 """A newcomer waits for half of the step that runs, and the next is scheduled already: it is in the one after."""
@@ -93,7 +93,7 @@ class Stays:
         return part
 
     def _pass(
-        self, table: Floats, fresh: Floats, enters: Floats, stayed: Floats, now: float
+        self, table: Floats, fresh: Places, enters: Floats, stayed: Places, now: float
     ) -> tuple[Floats, Floats, Floats, Floats]:  # fmt: skip
         """(times, calls from there on, steps and Σ 1 / calls up to there): at the last edge, each coming and going, and
         now."""

@@ -182,8 +182,8 @@ class Window(NamedTuple):
     why: tuple[Why, ...] = ()
     """Empty: the window is whole."""
     counted: Work | None = None
-    """`work`, with the prompt tokens that the engine counted in its stead where it does: whose they are is guessed until
-    calls end, and their sum with it. None: it does not."""
+    """`work`, with the prompt tokens that the engine counted: whose they are is guessed until calls end, and so is
+    their sum. None: it does not count them."""
 
     @property
     def seen(self) -> Work:

@@ -113,10 +113,10 @@ class WindowMaker:
 
     def sent(
         self, call_id: str, prompt_tokens: float, max_output_tokens: float | None, now: float, *,
-        streamed: bool, cached_tokens: float | None = None, prefixes: Prefixes = (),
+        streamed: bool, prefixes: Prefixes = (),
     ) -> None:  # fmt: skip
-        """A call was given to the engine. `prompt_tokens`: the gateway's estimate; `cached_tokens`: a forecast, if
-        there is one; `prefixes`: beginnings of its prompt, growing: others that have the same read it from one cache.
+        """A call was given to the engine. `prompt_tokens`: the gateway's estimate; `prefixes`: beginnings of its prompt,
+        growing: others that have the same read it from one cache.
 
         A call that is retried is sent again under its id once `failed` was told. ValueError if it is there already.
         """
@@ -134,8 +134,8 @@ class WindowMaker:
         ids.append(call_id)
         columns.sent.extend((
             now, prompt_tokens * notes.prompt_ratio, prompt_tokens,
-            INFINITE if max_output_tokens is None else max_output_tokens, streamed, cached_tokens or 0.0,
-            cached_tokens is not None, INFINITE if streamed else now + notes.first_token_seconds,
+            INFINITE if max_output_tokens is None else max_output_tokens, streamed,
+            INFINITE if streamed else now + notes.first_token_seconds,
         ))  # fmt: skip
         if prefixes:
             columns.prefixes[place] = prefixes

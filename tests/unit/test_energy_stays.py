@@ -23,7 +23,7 @@ def crowd(*calls: tuple[float, float, float]) -> Columns:
     columns = Columns()
     for number, (sent, _, prompt) in enumerate(calls):
         columns.ids.append(f"c{number}")
-        columns.sent.extend((sent, prompt, prompt, INFINITE, 1.0, 0.0, 1.0, INFINITE))
+        columns.sent.extend((sent, prompt, prompt, INFINITE, 1.0, INFINITE))
     columns.take()
     columns.table[ENDED_AT] = [ended for _, ended, _ in calls]
     return columns
@@ -89,7 +89,7 @@ def test_where_windows_end_changes_nothing(calls: list[tuple[float, float, float
     columns.forget()
     for number, (sent, _, prompt) in enumerate(stays[len(first) :], len(first)):
         columns.ids.append(f"c{number}")
-        columns.sent.extend((sent, prompt, prompt, INFINITE, 1.0, 0.0, 1.0, INFINITE))
+        columns.sent.extend((sent, prompt, prompt, INFINITE, 1.0, INFINITE))
     columns.take()
     columns.table[ENDED_AT] = [ended for _, ended, _ in stays if ended > edge]
     found += list(maker.close(columns.table, 11.0))

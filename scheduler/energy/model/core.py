@@ -88,7 +88,7 @@ class EnergyModel:
         state.last_end = window.end
 
     def _costs(self, window: Window) -> tuple[Expected, Expected, WindowCost, WindowCost]:
-        """What is expected of it by itself, and behind the last one; the cost knowing its busy time, and its work alone."""
+        """What is expected of it by itself, and behind the last one; the cost knowing its busy time, and not."""
         work, seconds, limit = window.seen, window.seconds, window.limit_watts
         alone = self._expect(work, seconds, _same(limit))
         expected = self._adjoining(alone, seconds)
