@@ -217,6 +217,9 @@ class EnergyModel:
         weight, state.edge = state.beliefs.update(
             expected.slopes, residual, noise, robust=robust, kept=kept, before=edge, end=end
         )
+        # Where a cap sets the draw, or right after an alarm, what is wrong is the model's and not the edges'.
+        if expected.bound or not robust:
+            state.edge = None
         if not window.limit_moved:
             state.noise.saw(residual, total, noise, min(weight, 1.0), bound=expected.bound)
 
