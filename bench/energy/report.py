@@ -64,7 +64,7 @@ class Reporter:
         start, end = held[0].start, held[-1].end
         limits = [window.limit_watts for window in held if window.limit_watts is not None]
         limit = sum(limits) / len(limits) if limits else None
-        given = self.model.predict_window(work, end - start, limit, busy_seconds=busy, start=start)
+        given = self.model.predict_window(work, end - start, limit, busy_seconds=busy)
         planned = self.model.predict_window(work, end - start, limit)
         known = self.oracle.joules(work, end - start, limit, busy)
         drift = False

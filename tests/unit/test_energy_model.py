@@ -98,9 +98,7 @@ def test_a_prediction_is_made_before_its_window_is_seen() -> None:
     world, model = World(PRIOR, 1), EnergyModel(PRIOR)
     for _ in range(5):
         seen = world.window()
-        before = model.predict_window(
-            seen.work, seen.seconds, seen.limit_watts, busy_seconds=seen.busy_seconds, start=seen.start
-        )
+        before = model.predict_window(seen.work, seen.seconds, seen.limit_watts, busy_seconds=seen.busy_seconds)
         learned = model.learn(seen)
         assert learned.predicted.joules.value == pytest.approx(before.joules.value, rel=1e-3)
 

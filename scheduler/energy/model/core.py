@@ -68,10 +68,10 @@ class EnergyModel:
         self._prices = None
         self._pass_time(window)
         if window.why:
-            state.last_residual = state.edge = None
+            state.last_residual = None
             for why in window.why:
                 state.marked[why] = state.marked.get(why, 0) + 1
-            _, _, predicted, planned = self._costs(window)
+            _, predicted, planned = self._costs(window)
             return Learned(False, window.why, predicted, planned, known, None, False)
         if window.busy_seconds < IDLE_BUSY_SECONDS and window.work.decode_tokens + window.seen.prefill_tokens < 1:
             return self._learn_idle(window)
@@ -84,25 +84,20 @@ class EnergyModel:
             state.beliefs.wander(WANDER_PER_HOUR * passed / 3600)
             state.drifting_seconds = max(0.0, state.drifting_seconds - passed)
             if window.start > state.last_end + CLOSE_SECONDS:
-                state.last_residual = state.edge = None
+                state.last_residual = None
         state.last_end = window.end
 
-    def _costs(self, window: Window) -> tuple[Expected, Expected, WindowCost, WindowCost]:
-        """What is expected of it by itself, and behind the last one; the cost knowing its busy time, and not."""
+    def _costs(self, window: Window) -> tuple[Expected, WindowCost, WindowCost]:
+        """What is expected of it, the cost knowing its busy time, and the cost knowing its work alone."""
         work, seconds, limit = window.seen, window.seconds, window.limit_watts
-        alone = self._expect(work, seconds, _same(limit))
-        expected = self._adjoining(alone, seconds)
+        expected = self._expect(work, seconds, _same(limit))
         given = self._cost(expected, work, seconds, limit, window.busy_seconds)
-        return alone, expected, given, self._cost(expected, work, seconds, limit, None)
-
-    def _adjoining(self, expected: Expected, seconds: float) -> Expected:
-        """With what the end of the last window says of one that follows it at once."""
-        return expected.behind(self._state.edge, self._state.noise.edge(expected.noise, seconds))
+        return expected, given, self._cost(expected, work, seconds, limit, None)
 
     def _learn_idle(self, window: Window) -> Learned:
         state, joules = self._state, window.energy.gpu
-        state.last_residual = state.edge = None
-        _, _, predicted, planned = self._costs(window)
+        state.last_residual = None
+        _, predicted, planned = self._costs(window)
         if joules is None:
             return Learned(False, (), predicted, planned, None, None, False)
         beliefs, seconds = state.beliefs, window.seconds
@@ -118,7 +113,7 @@ class EnergyModel:
             doubted = np.zeros(SIZE)
             doubted[IDLE] = DOUBT
             beliefs.doubt(doubted)
-        weight, _ = beliefs.update(slopes, np.array([residual]), np.array([[noise]]), robust=True)
+        weight = beliefs.update(slopes, np.array([residual]), np.array([[noise]]), robust=True)
         state.noise.saw_idle(residual, total, noise, min(weight, 1.0))
         state.used += 1
         state.used_idle += 1
@@ -126,7 +121,7 @@ class EnergyModel:
 
     def _learn_busy(self, window: Window) -> Learned:
         state, joules, busy = self._state, window.energy.gpu, window.busy_seconds
-        alone, before, predicted, planned = self._costs(window)
+        before, predicted, planned = self._costs(window)
         covered = drift = False
         if joules is not None:
             value, error = before.given_busy(busy)
@@ -134,13 +129,10 @@ class EnergyModel:
             state.planned.saw((joules - before.joules) / before.joules_error)
             state.saw_error(predicted.joules.value, joules)
             drift = not window.limit_moved and self._drift(before, busy, (joules - value) / error)
-            value, error = alone.given_busy(busy)
-            self._neighbours(window, (joules - value) / error)
+            self._neighbours(window, joules - value, error)
         state.busy.saw((busy - before.busy_seconds) / before.busy_error)
         limits, held = self._held_back(window, before)
-        expected = before
-        if limits != _same(window.limit_watts):
-            expected = self._adjoining(self._expect(window.seen, window.seconds, limits), window.seconds)
+        expected = before if limits == _same(window.limit_watts) else self._expect(window.seen, window.seconds, limits)
         # A draw that the cap sets says nothing of the demand but that it is higher: what energy prices say already.
         self._update(expected, window, busy, joules, ENERGY if held and expected.bound else None)
         if self._astray(window, predicted.joules.value):
@@ -149,14 +141,20 @@ class EnergyModel:
         state.used_binding += limits.prefill is not None
         return Learned(True, (), predicted, planned, joules, covered if joules is not None else None, drift)
 
-    def _neighbours(self, window: Window, residual: float) -> None:
+    def _neighbours(self, window: Window, joules: float, error: float) -> None:
+        """How this window's residual goes with that of the one before it: what two together are off by."""
         state = self._state
         if window.limit_moved or state.drifting_seconds > 0:
             state.last_residual = None
             return
-        residual /= max(state.given.quantile / NORMAL, 1.0)
-        state.noise.saw_neighbours(window.seconds, state.last_residual, residual)
-        state.last_residual = residual
+        usual = max(state.given.quantile / NORMAL, 1.0)
+        before = state.last_residual
+        if before is not None:
+            both = before[1] ** 2 + error**2 + 2 * state.noise.neighbours * before[1] * error
+            state.pairs.saw((before[0] + joules) / max(both, 1e-18) ** 0.5)
+        standardised = None if before is None else before[0] / before[1] / usual
+        state.noise.saw_neighbours(window.seconds, standardised, joules / error / usual)
+        state.last_residual = joules, error
 
     def _drift(self, before: Expected, busy: float, joules_standardised: float) -> bool:
         state = self._state
@@ -201,25 +199,16 @@ class EnergyModel:
     def _update(
         self, expected: Expected, window: Window, busy: float, joules: float | None, kept: slice | None
     ) -> None:
-        state, edge, noise, end = self._state, expected.edge, expected.noise, expected.end
-        assert end is not None
-        if window.limit_moved:
-            more = (MOVED_NOISE - 1) * (noise if edge is None else noise - edge.covariance)
-            noise, end = noise + more, end * MOVED_NOISE
+        state = self._state
+        noise = expected.noise * (MOVED_NOISE if window.limit_moved else 1.0)
         robust = state.drifting_seconds <= 0
         if joules is None:
-            state.edge = None
             residual = np.array([busy - expected.busy_seconds])
             state.beliefs.update(expected.slopes[:1], residual, noise[:1, :1], robust=robust, kept=kept)
             return
         residual = np.array([busy - expected.busy_seconds, joules - expected.joules])
-        total = expected.total + noise - expected.noise
-        weight, state.edge = state.beliefs.update(
-            expected.slopes, residual, noise, robust=robust, kept=kept, before=edge, end=end
-        )
-        # Where a cap sets the draw, or right after an alarm, what is wrong is the model's and not the edges'.
-        if expected.bound or not robust:
-            state.edge = None
+        total = expected.slopes @ state.beliefs.covariance @ expected.slopes.T + noise
+        weight = state.beliefs.update(expected.slopes, residual, noise, robust=robust, kept=kept)
         if not window.limit_moved:
             state.noise.saw(residual, total, noise, min(weight, 1.0), bound=expected.bound)
 
@@ -263,19 +252,13 @@ class EnergyModel:
     # --- predicting ---
 
     def predict_window(
-        self, work: Work, seconds: float, limit_watts: float | None = None, *, busy_seconds: float | None = None,
-        start: float | None = None,
-    ) -> WindowCost:  # fmt: skip
+        self, work: Work, seconds: float, limit_watts: float | None = None, *, busy_seconds: float | None = None
+    ) -> WindowCost:
         """Joules and busy time of work within so many seconds under a limit (watts of all GPUs; None = no limit).
 
         `busy_seconds`: where it is known already, as it is of a window that has closed; the joules are surer then.
-        `start`: when it begins, of a window that was cut; where the last that was learned from ends there, what its end
-        cut off is reckoned with.
         """
         expected = self._expect(work, seconds, _same(limit_watts))
-        last = self._state.last_end
-        if start is not None and last is not None and abs(start - last) <= CLOSE_SECONDS:
-            expected = self._adjoining(expected, seconds)
         return self._cost(expected, work, seconds, limit_watts, busy_seconds)
 
     def _cost(
@@ -283,14 +266,15 @@ class EnergyModel:
     ) -> WindowCost:
         state = self._state
         coverage = state.planned if busy_seconds is None else state.given
+        quantile = coverage.quantile
         joules, error = expected.joules, expected.joules_error
         if busy_seconds is not None:
             joules, error = expected.given_busy(busy_seconds)
+            quantile = state.quantile_given(seconds)
         elif expected.busy_seconds > seconds:  # more than fits: as much as fits is done
             idle = float(state.beliefs.values[IDLE]) * seconds
             joules = idle + (joules - idle) * seconds / expected.busy_seconds
             _, error = expected.given_busy(seconds)
-        quantile = coverage.quantile
         if not (work.steps or work.prefill_tokens or work.decode_tokens) and not busy_seconds:
             error = self._idle_error(seconds)
             quantile = state.idle.quantile

@@ -12,7 +12,6 @@ from scheduler.energy.model.results import Interval
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from scheduler.energy.model.edges import Edge
     from scheduler.energy.model.equations import Limits
     from scheduler.energy.model.filter import Filter
     from scheduler.energy.model.noise import Noise
@@ -40,25 +39,6 @@ class Expected(NamedTuple):
     """Share of the busy time in which the cap binds."""
     most_watts: float
     """No work draws more."""
-    edge: Edge | None = None
-    """The end of the window before it, if they adjoin; then figures and covariances have it in them."""
-    end: Floats | None = None
-    """(2, 2): covariance of one of its edges, a part of the noise."""
-
-    def behind(self, edge: Edge | None, end: Floats) -> Expected:
-        """The same where it is known what the edge at its beginning cut off. `end`: see there."""
-        if edge is None:
-            return self._replace(end=end)
-        mixed = self.slopes @ edge.cross
-        noise = self.noise - end + edge.covariance
-        return self._replace(
-            busy_seconds=max(self.busy_seconds - float(edge.mean[0]), 0.0),
-            joules=max(self.joules - float(edge.mean[1]), 0.0),
-            noise=noise,
-            total=self.total - self.noise + noise - mixed - mixed.T,
-            edge=edge,
-            end=end,
-        )
 
     def given_busy(self, busy_seconds: float) -> tuple[float, float]:
         """(joules, standard error) once the busy time is known: what it says of the joules is taken in."""

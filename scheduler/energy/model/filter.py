@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scheduler.energy.model.edges import Edge
-
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -65,54 +63,32 @@ class Filter:
         self.widest = np.maximum(self.widest, relative)
 
     def update(
-        self, slopes: Floats, residual: Floats, noise: Floats, *, robust: bool, kept: slice | None = None,
-        before: Edge | None = None, end: Floats | None = None,
-    ) -> tuple[float, Edge | None]:  # fmt: skip
-        """Learn from m figures at once; returns the weight that they were given, from 0 to (m + 4) / 4, and what is
-        known then of the window's end.
+        self, slopes: Floats, residual: Floats, noise: Floats, *, robust: bool, kept: slice | None = None
+    ) -> float:
+        """Learn from m figures at once; returns the weight that they were given, from 0 to (m + 4) / 4.
 
-        slopes (m, n): d figures / d mean; residual (m,): seen − expected; noise (m, m): their covariance, edges and
-        all. `before`: the edge at the beginning, reckoned with in the residual and in the noise; `end` (m, m): the
-        covariance of the one at the end, a part of the noise.
+        slopes (m, n): d figures / d mean; residual (m,): seen − expected; noise (m, m): their covariance.
         `kept`: coefficients that are not touched; that they are uncertain is still reckoned with (Schmidt 1966).
         `robust`: by its weight under a Student-t (iterated least squares, one round), else 1.
         """
-        if before is not None:  # it is a part of the state, and so are what is known of it by others
-            size, most = len(self.mean), len(residual)
-            state = np.zeros((size + most, size + most))
-            state[:size, :size], state[size:, size:] = self.covariance, before.covariance
-            state[:size, size:], state[size:, :size] = before.cross, before.cross.T
-            slopes = np.hstack([slopes, -np.eye(most)])
-            noise = noise - before.covariance
-        else:
-            state = self.covariance
-        spread = slopes @ state
+        spread = slopes @ self.covariance
         total = spread @ slopes.T + noise
         weight = 1.0
         if robust:
             distance = float(residual @ np.linalg.solve(total, residual))
             weight = (FREEDOM + len(residual)) / (FREEDOM + distance)
             total = total + (1 / weight - 1) * noise
-        inverse = np.linalg.inv(total)
-        size = len(self.mean)
-        gain = (inverse @ spread).T
+        gain = np.linalg.solve(total, spread).T
         if kept is not None:
             gain[kept] = 0.0
-        own = gain[:size]
-        move = own @ residual
+        move = gain @ residual
         room = STEP_MOST * np.maximum(self.mean, STEP_LEAST)
         self.mean = self.mean + move * min(1.0, 1.0 / max(float(np.max(np.abs(move) / room)), 1e-12))
-        # Joseph's form: stays symmetric and positive with any gain.
-        left = np.eye(size, len(state)) - own @ slopes
-        after = left @ state @ left.T + own @ (noise / weight) @ own.T
+        left = np.eye(len(self.mean)) - gain @ slopes  # Joseph's form: stays symmetric and positive with any gain
+        after = left @ self.covariance @ left.T + gain @ (noise / weight) @ gain.T
         self.covariance = (after + after.T) / 2
         self._into_bounds()
-        if end is None:
-            return weight, None
-        end = end / weight
-        known = end @ inverse
-        covariance = end - known @ end
-        return weight, Edge(known @ residual, (covariance + covariance.T) / 2, -own @ end)
+        return weight
 
     def _into_bounds(self) -> None:
         """Onto the nearest coefficients that are not below their bounds, near as the covariance measures; the worst one

@@ -21,8 +21,6 @@ SMALLEST, LARGEST = 0.01, 400.0
 NEIGHBOURS_RATE = 0.02
 NEIGHBOURS_FIRST = -0.25
 NEIGHBOURS_MOST = 0.5
-EDGE_MOST = 0.95
-"""Of what the correlation of neighbours says: something is always left that belongs to a window alone."""
 OUTLIER = 3.0
 """A residual counts as no more standard errors than this where it is held against its neighbour's."""
 VARIANCE_LEAST = 1e-12
@@ -65,12 +63,6 @@ class Noise:
             base = max(base, one * sqrt(many + 2 * (many - 1) * self.neighbours))
         size = np.array([base, base * watts])
         return (self.bound if bound else self.free) * np.outer(size, size)
-
-    def edge(self, noise: Floats, seconds: float) -> Floats:
-        """The part of a window's covariance that one of its edges has: what of it comes back in the next window."""
-        share = max(-2 * self.neighbours, 0.0) * EDGE_MOST
-        many = max(seconds / self.usual_seconds, 1.0) if self.usual_seconds else 1.0
-        return noise * (share / 2 / (many - share * (many - 1)))
 
     def idle_variance(self, idle_watts: float) -> float:
         """Of an idle window's joules."""
