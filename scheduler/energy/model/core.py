@@ -37,8 +37,6 @@ MOVED_NOISE = 4.0
 """A window in which the limit moved teaches with so many times the variance."""
 OVER_LIMIT = 1.5
 """Times the limit, for as long as a window is, nothing draws on average: bursts that the limiter is too slow for do."""
-NORMAL = 1.645
-"""Standard errors that hold nine of ten of a normal distribution."""
 USUAL_WINDOWS = 100
 """Until so many were seen, intervals may be wide for want of knowledge."""
 CLOSE_SECONDS = 1e-6
@@ -129,7 +127,7 @@ class EnergyModel:
             state.planned.saw((joules - before.joules) / before.joules_error)
             state.saw_error(predicted.joules.value, joules)
             drift = not window.limit_moved and self._drift(before, busy, (joules - value) / error)
-            self._neighbours(window, joules - value, error)
+            state.saw_neighbours(window, joules - value, error)
         state.busy.saw((busy - before.busy_seconds) / before.busy_error)
         limits, held = self._held_back(window, before)
         expected = before if limits == _same(window.limit_watts) else self._expect(window.seen, window.seconds, limits)
@@ -141,26 +139,11 @@ class EnergyModel:
         state.used_binding += limits.prefill is not None
         return Learned(True, (), predicted, planned, joules, covered if joules is not None else None, drift)
 
-    def _neighbours(self, window: Window, joules: float, error: float) -> None:
-        """How this window's residual goes with that of the one before it: what two together are off by."""
-        state = self._state
-        if window.limit_moved or state.drifting_seconds > 0:
-            state.last_residual = None
-            return
-        usual = max(state.given.quantile / NORMAL, 1.0)
-        before = state.last_residual
-        if before is not None:
-            both = before[1] ** 2 + error**2 + 2 * state.noise.neighbours * before[1] * error
-            state.pairs.saw((before[0] + joules) / max(both, 1e-18) ** 0.5)
-        standardised = None if before is None else before[0] / before[1] / usual
-        state.noise.saw_neighbours(window.seconds, standardised, joules / error / usual)
-        state.last_residual = joules, error
-
     def _drift(self, before: Expected, busy: float, joules_standardised: float) -> bool:
         state = self._state
         # Where it takes more than 1.645 standard errors to hold nine of ten, as many more are nobody's fault: once it
         # is known that they are the noise's, and not those of prices that are still to be learned.
-        usual = [max(coverage.quantile / NORMAL, 1.0) for coverage in (state.busy, state.given)]
+        usual = [coverage.beyond_normal for coverage in (state.busy, state.given)]
         if state.given.seen < USUAL_WINDOWS:
             usual = [1.0, 1.0]
         busy_standardised = (busy - before.busy_seconds) / before.busy_error

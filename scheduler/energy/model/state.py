@@ -11,11 +11,12 @@ from scheduler.energy.model.astray import Astray
 from scheduler.energy.model.coverage import Coverage
 from scheduler.energy.model.drift import DriftTest
 from scheduler.energy.model.equations import NAMES, SIZE, UNITS, new_filter, prior_values
-from scheduler.energy.model.noise import Noise
+from scheduler.energy.model.noise import VARIANCE_LEAST, Noise
 
 if TYPE_CHECKING:
     from scheduler.energy.model.filter import Filter
     from scheduler.energy.model.prior import Prior
+    from scheduler.energy.window import Window
 
 VERSION = 4
 COVERAGES = ("given", "pairs", "planned", "busy", "idle")
@@ -68,6 +69,21 @@ class ModelState:
         usual = self.noise.usual_seconds
         longer = min(max(seconds / usual - 1.0, 0.0), 1.0) if usual else 0.0
         return self.given.quantile + longer * (self.pairs.quantile - self.given.quantile)
+
+    def saw_neighbours(self, window: Window, joules: float, error: float) -> None:
+        """A busy window's residual and its standard error: how it goes with that of the one before it."""
+        before = self.last_residual
+        self.last_residual = None
+        if window.limit_moved or self.drifting_seconds > 0:
+            return
+        self.last_residual = joules, error
+        usual = self.given.beyond_normal
+        standardised = None
+        if before is not None:
+            both = before[1] ** 2 + error**2 + 2 * self.noise.neighbours * before[1] * error
+            self.pairs.saw((before[0] + joules) / max(both, VARIANCE_LEAST) ** 0.5)
+            standardised = before[0] / before[1] / usual
+        self.noise.saw_neighbours(window.seconds, standardised, joules / error / usual)
 
     def saw_error(self, predicted: float, measured: float) -> None:
         """A busy window's joules."""
