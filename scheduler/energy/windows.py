@@ -115,8 +115,8 @@ class WindowMaker:
         self, call_id: str, prompt_tokens: float, max_output_tokens: float | None, now: float, *,
         streamed: bool, prefixes: Prefixes = (),
     ) -> None:  # fmt: skip
-        """A call was given to the engine. `prompt_tokens`: the gateway's estimate; `prefixes`: beginnings of its prompt,
-        growing: others that have the same read it from one cache.
+        """A call was given to the engine. `prompt_tokens`: the gateway's estimate; `prefixes`: beginnings of its
+        prompt, growing: others that have the same read it from one cache.
 
         A call that is retried is sent again under its id once `failed` was told. ValueError if it is there already.
         """
@@ -225,10 +225,9 @@ class WindowMaker:
             pending = self._open
         if pending is None or sample.at <= pending.end:
             self._reading.take(sample, before)
-        if self._start_joules is None:  # the very first edge
+        if self._start_joules is None and pending is None:  # the very first edge; one behind a window's end is none
             self._start_joules = sample.joules
-            if pending is None:
-                self._start_over(sample.at)
+            self._start_over(sample.at)
         self._sample = sample
         if pending is not None and sample.at >= pending.end:
             if sample.at > pending.end and before is not None and sample.at - before.at > 0:
