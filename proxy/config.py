@@ -218,6 +218,8 @@ class KeyConfig(Table):
     """joules that its calls cause in each period, without idle power; over it 429 `key_joule_budget`"""
     energy_budget_seconds: Seconds = 86_400.0
     """length of that period"""
+    weight: Annotated[float, Field(gt=0, le=1000, strict=True)] = 1.0
+    """under `joule`, its share of an engine that calls of several keys wait for, to the shares of the others"""
 
     @field_validator("name")
     @classmethod

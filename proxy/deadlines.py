@@ -7,6 +7,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from proxy.call import Call
     from proxy.config import TimeoutsConfig
+    from scheduler.core import Scheduler
+    from scheduler.workflow.workflow import Workflow
+
+
+def impossible_header(workflow: Workflow | None) -> tuple[tuple[bytes, bytes], ...]:
+    """Says that a workflow could not end by its deadline even alone on the engine, if so: it runs all the same."""
+    if workflow is None or workflow.too_short_by_seconds is None:
+        return ()
+    return ((b"x-joulegate-deadline", b"impossible; too_short_by_ms=%.0f" % (workflow.too_short_by_seconds * 1e3)),)
+
+
+def impossible_line(scheduler: Scheduler, call_id: str) -> bytes:
+    """The same as a header line of a call's answer."""
+    call = scheduler.calls.get(call_id)
+    workflow = call.node.workflow if call is not None and call.node is not None else None
+    return b"".join(b"%b: %b\r\n" % header for header in impossible_header(workflow))
 
 
 def total_up(call: Call, timeouts: TimeoutsConfig, now: float) -> tuple[str, str] | None:

@@ -316,12 +316,12 @@ class Exchange:
         self._read_usage(done=True)
         if call.status < 400:
             self._end(Outcome.OK, call.status, None)
-        elif call.status < 500:
-            self._end(Outcome.ENGINE_4XX, call.status, "engine_4xx")
         else:
-            self._end(Outcome.ENGINE_5XX, call.status, "engine_5xx")
+            outcome = Outcome.ENGINE_4XX if call.status < 500 else Outcome.ENGINE_5XX
+            self._end(outcome, call.status, outcome.value)
         seen = self._tokens_seen() if call.stream and call.prompt_tokens is None else 0
-        self._gateway.tell(CallFinished(call.id, call.prompt_tokens, call.cached_tokens, call.output_tokens, seen))
+        used = call.prompt_tokens, call.cached_tokens, call.output_tokens
+        self._gateway.tell(CallFinished(call.id, *used, seen, call.status))
         self.client.answered(keep_alive=head.keep_alive)
 
     def _read_usage(self, *, done: bool = False) -> None:

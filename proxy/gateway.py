@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from proxy.admission import Admission
 from proxy.arrival import arrived
 from proxy.call import Call, Outcome
+from proxy.deadlines import impossible_line
 from proxy.energy.telling import Joules
 from proxy.errors import RequestFault, error_answer
 from proxy.exchange import Exchange
@@ -22,9 +23,9 @@ from proxy.inner import InnerCalls
 from proxy.models import answer_models
 from proxy.own.request import OwnRequest
 from proxy.own.router import KEYLESS, PREFIXES, Router
-from proxy.policies import report_failed, rule_words
+from proxy.policies import decided_by, report_failed, rule_words
 from proxy.routes import OTHER
-from scheduler.actions import Abort, BlocksClosed, Dispatch, ExperimentEnded, PolicyFailed, Reject, WakeAt
+from scheduler.actions import Abort, Dispatch, ExperimentAction, PolicyFailed, Reject, WakeAt
 from scheduler.events import CallFailed, Draining, Tick
 
 if TYPE_CHECKING:
@@ -77,8 +78,7 @@ class Gateway:
         """Looks at content, while the policy (or the configuration) wants to know."""
         self.set_power: Callable[[SetCap | SetClock], None] | None = None
         """Carries out what is decided of GPUs' limits; answers with `CapApplied`."""
-        self.tell_experiment: Callable[[BlocksClosed | ExperimentEnded], None] | None = None
-        """Keeps what an experiment says."""
+        self.tell_experiment: Callable[[ExperimentAction], None] | None = None
         self._loop = asyncio.get_running_loop()
         self._id_prefix = f"jg-{os.urandom(6).hex()}-"
         self._ids = 0
@@ -135,6 +135,7 @@ class Gateway:
         self.exchanges[call_id] = exchange
         watch = self.watch if document is not None and not call.identity.workflow_id else None
         self.tell(arrived(call, watched=watch is not None))
+        call.policy = decided_by(self.scheduler, call)
         call.overhead_seconds = perf_counter() - started  # up to the engine's socket, if the call was sent at once
         watch = self.watch
         if (
@@ -200,6 +201,7 @@ class Gateway:
         if kind is Dispatch:
             assert isinstance(action, Dispatch)
             exchange = self.exchanges[action.call_id]
+            exchange.call.policy = decided_by(self.scheduler, exchange.call)
             exchange.dispatch(self.engines[action.engine], action.priority)
         elif kind is Reject:
             assert isinstance(action, Reject)
@@ -213,7 +215,7 @@ class Gateway:
         elif kind is PolicyFailed:
             assert isinstance(action, PolicyFailed)
             report_failed(self, action)
-        elif isinstance(action, BlocksClosed | ExperimentEnded):
+        elif isinstance(action, ExperimentAction):
             if self.tell_experiment is not None:
                 self.tell_experiment(action)
         elif self.set_power is not None:  # what is left are GPUs' limits
@@ -277,7 +279,7 @@ class Gateway:
         )
         if identity.node is not None:
             line = b"x-workflow-node: %b\r\n%b" % (safe_value(identity.node), line)
-        return line
+        return line + impossible_line(self.scheduler, call.id)
 
     def error_headers(self, call: Call) -> tuple[tuple[bytes, bytes], ...]:
         """What an error answer of our own carries besides its reason."""

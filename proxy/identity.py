@@ -19,6 +19,7 @@ from proxy.identity_schemes import (
     is_vendor_session,
     word,
 )
+from scheduler.workflow.spec import CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -144,7 +145,7 @@ def _own_body(given: object) -> Identity:
         _own_optional_word("workflow.node", given.get("node")),
         after=_own_after("workflow.after", after or []),
         deadline_ms=_own_number("workflow.deadline_ms", given.get("deadline_ms")),
-        workflow_class=_own_optional_word("workflow.class", given.get("class")),
+        workflow_class=_own_class("workflow.class", given.get("class")),
         energy_budget_joules=_own_number("workflow.energy_budget_joules", given.get("energy_budget_joules")),
         expected_output_tokens=tokens,
         final=final is True,
@@ -171,7 +172,7 @@ def _own_headers(headers: Mapping[bytes, bytes]) -> Identity:
         _own_optional_word("x-workflow-node", given.get(b"x-workflow-node")),
         after=_own_after("x-workflow-after", [node for node in nodes if node]),
         deadline_ms=None if deadline is None else _own_number("x-workflow-deadline-ms", float(deadline)),
-        workflow_class=_own_optional_word("x-workflow-class", given.get(b"x-workflow-class")),
+        workflow_class=_own_class("x-workflow-class", given.get(b"x-workflow-class")),
         final=_TRUTH[final],
     )
 
@@ -186,6 +187,13 @@ def _own_word(field: str, value: object) -> str:
 
 def _own_optional_word(field: str, value: object) -> str | None:
     return None if value is None else _own_word(field, value)
+
+
+def _own_class(field: str, value: object) -> str | None:
+    name = _own_optional_word(field, value)
+    if name is not None and name not in CLASSES:
+        raise IdentityError(field, f"must be one of {', '.join(CLASSES)}")
+    return name
 
 
 def _own_after(field: str, nodes: list[object]) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
+    from proxy.call import Call
     from proxy.gateway import Gateway
     from proxy.workflows.config import WorkflowsConfig
     from scheduler.actions import PolicyFailed
@@ -56,6 +57,14 @@ def rule_words(scheduler: Scheduler, call_id: str) -> bytes:
     if call is None or call.sent is None:
         return b""
     return b"; rule=%b; id=%b" % (safe_value(call.sent.rule), call_id.encode("ascii"))
+
+
+def decided_by(scheduler: Scheduler, call: Call) -> str:
+    """The policy that has sent a call, or holds it: of an experiment, the arm's."""
+    state = scheduler.calls.get(call.id)
+    if state is None:
+        return call.policy
+    return scheduler.policy.said_by(state) if state.sent is None else state.sent.policy
 
 
 def report_failed(gateway: Gateway, failed: PolicyFailed) -> None:
@@ -97,7 +106,7 @@ class PolicyDesk:
         """What the configuration says, if anything else decides: another one that was set meanwhile, or the one that
         stands in for it because it failed."""
         deciding = self._gateway.scheduler.deciding
-        if self._gateway.scheduler.experiments.running is not None:  # the policy of its control, when it is over
+        if self._gateway.scheduler.experiments.running:  # the policy of its control, when it is over
             self._gateway.log.event("policy_kept", detail="an experiment is running; reload again when it is over")
             return
         if deciding.failed is not None or deciding.asked != (name, dict(options)):
@@ -122,8 +131,7 @@ class PolicyDesk:
             raise PolicyFault(
                 f"options.{found[0][0][:64]}", "; ".join(f"{option[:64]}: {what}" for option, what in found)
             )
-        if (running := self._gateway.scheduler.experiments.running) is not None:
-            this = running.experiment.definition.id
+        for this in self._gateway.scheduler.experiments.running:
             raise PolicyFault("name", f"the experiment {this!r} decides; `joulegate ab stop {this}` ends it")
         before = self._gateway.scheduler.policy.name
         self.use(name, options)

@@ -58,6 +58,7 @@ def quotas(config: Config) -> tuple[KeyQuota, ...]:
             key.tokens_per_minute,
             key.token_budget,
             key.token_budget_seconds,
+            key.weight,
         )
         for key in config.keys
     )

@@ -88,4 +88,12 @@ class ExperimentEnded(NamedTuple):
     """It was stopped."""
 
 
-Action = Dispatch | Reject | Abort | WakeAt | SetCap | SetClock | PolicyFailed | BlocksClosed | ExperimentEnded
+class ResetPrefixCache(NamedTuple):
+    """Have the engine forget all that it has cached. Answered by `PrefixCacheReset`."""
+
+    engine: str
+
+
+ExperimentAction = BlocksClosed | ExperimentEnded | ResetPrefixCache
+"""What an experiment says, or wants done."""
+Action = Dispatch | Reject | Abort | WakeAt | SetCap | SetClock | PolicyFailed | ExperimentAction

@@ -94,10 +94,18 @@ class Scheduler:
         self.caps = CapsDesk(config.caps, self.energy, self.calls, self.engines)
         self.decisions = DecisionLog(config.decisions)
         self.view = View(
-            self.engines, self.calls, self.ready, self.workflows, self.energy, self.patience, self.caps, self.decisions
+            self.engines,
+            self.calls,
+            self.ready,
+            self.workflows,
+            self.energy,
+            self.patience,
+            self.caps,
+            self.decisions,
+            self.quotas,
         )
         self.deciding = Deciding(self.view, config.policy, dict(config.policy_options), now)
-        self.experiments = ExperimentDesk(self.deciding, self.energy, self.engines)
+        self.experiments = ExperimentDesk(self.deciding, self.energy, self.caps, self.engines)
         self.draining = False
         self._sequence = 0
         self._wake_at: float | None = None
@@ -130,6 +138,10 @@ class Scheduler:
         self._handlers[type(event)](event, now, actions)
         if self.ready.count:
             self._run_ready(now, actions)
+        if self.workflows.untold:
+            self.workflows.tell_on(now)
+            if self.workflows.untold:
+                actions.append(WakeAt(now))
         if self.deciding.news:
             actions += self.deciding.news
             self.deciding.news = []
@@ -149,8 +161,8 @@ class Scheduler:
             raise ValueError(f"call {call_id!r} arrived twice")
         if (refusal := self._refusal(call_id, event.model)) is not None:
             actions.append(refusal)
-            if refusal.reason == "queue_full":  # by a policy that holds too much
-                self.experiments.refused(event, now)
+            if refusal.reason == "queue_full" and self.experiments.running:  # by a policy that holds too much
+                self.experiments.refused(CallState(event, now, self._sequence), now)
             return
         tokens = 0
         if (use := self.quotas.by_key.get(event.key)) is not None:
@@ -226,7 +238,9 @@ class Scheduler:
         self.energy.finished(event, engine, now)
         if call.node is not None:
             self.workflows.call_finished(event, now)
-        self.experiments.over(event.call_id, now, ANSWERED, event.prompt_tokens, event.output_tokens)
+        if self.experiments.running:
+            reason = ANSWERED if event.status < 400 else f"engine_{event.status}"
+            self.experiments.over(event.call_id, now, reason, event.prompt_tokens, event.output_tokens)
         prompt, output = event.prompt_tokens, event.output_tokens
         joules: float | None = None
         if judged(call.held, call.sent) is not None and (guess := self.energy.bill.preliminary(event.call_id)):
@@ -326,9 +340,7 @@ class Scheduler:
         if self.ready.count:
             self._refuse_hopeless(now, actions)
         if self.ready.count:
-            wake_at = self.patience.next_at()
-            if again_at is not None and again_at < wake_at:
-                wake_at = again_at
+            wake_at = min(self.patience.next_at(), float("inf") if again_at is None else again_at)
             if self._wake_at is None or wake_at < self._wake_at:
                 self._wake_at = wake_at
                 actions.append(WakeAt(wake_at))
@@ -377,9 +389,10 @@ class Scheduler:
         if (use := self.quotas.by_key.get(call.arrived.key)) is not None:
             use.settle(call.reserved_tokens, used_tokens)
 
-    def validate(self) -> None:
-        """Check every invariant. AssertionError names the one that does not hold."""
-        validate(self)
+    def validate(self, touched_since: float = float("-inf")) -> None:
+        """Check every invariant; those of a workflow's graph if something was heard of it since then. AssertionError
+        names the one that does not hold."""
+        validate(self, touched_since)
 
 
 def _tokens_at_least(call: CallState, output_tokens_seen: int) -> int:

@@ -6,6 +6,7 @@ once: no call is lost for it, and `PolicyFailed` says it.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from scheduler.actions import Dispatch, PolicyFailed
@@ -14,7 +15,7 @@ from scheduler.policies.base import Choice
 from scheduler.policies.passthrough import Passthrough
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from scheduler.actions import Action
     from scheduler.policies.base import Policy, View
@@ -123,6 +124,14 @@ class Deciding:
             view.workflows.call_started(call.arrived.call_id, now)
 
     # --- the guard ---
+
+    @contextmanager
+    def guarded(self, hook: str, now: float) -> Iterator[None]:
+        """What is raised in here is the policy's fault: it is relieved."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  (said, and relieved)
+            self._relieve(hook, error, now)
 
     def _relieve(self, hook: str, error: Exception, now: float) -> None:
         if type(self.policy) is Passthrough:

@@ -21,6 +21,7 @@ class EnergyEvents:
 
     def __init__(self, desk: EnergyDesk, caps: CapsDesk) -> None:
         self._desk = desk
+        self._caps = caps
         self.handlers: dict[type, Callable[[Any, float, list[Action]], None]] = {
             MeterRead: self._read,
             EngineCounted: self._counted,
@@ -31,7 +32,7 @@ class EnergyEvents:
         }
 
     def _read(self, event: MeterRead, now: float, actions: list[Action]) -> None:
-        self._desk.sampled(event.engine, event.sample, now)
+        self._desk.sampled(event.engine, self._caps.as_limited(event.engine, event.sample), now)
 
     def _counted(self, event: EngineCounted, now: float, actions: list[Action]) -> None:
         self._desk.counted(event.engine, event.counters, event.progress, now)

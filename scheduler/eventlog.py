@@ -19,7 +19,7 @@ from scheduler.policies import POLICIES
 from scheduler.workflow.spec import NodeSpec, WorkflowLimits, WorkflowSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from scheduler.actions import Action
 
@@ -94,10 +94,13 @@ def _known_policy(line: int, name: str) -> None:
         raise LogFault(f"line {line}: policy {name!r} is not in this version, which has {', '.join(POLICIES)}")
 
 
-def replay(lines: Iterable[str]) -> Iterator[tuple[int, Event, list[Action], bool]]:
+def replay(
+    lines: Iterable[str], on_scheduler: Callable[[Scheduler], None] | None = None
+) -> Iterator[tuple[int, Event, list[Action], bool]]:
     """Run a log through a fresh scheduler: (line number, event, its actions now, whether they are those of the log).
 
-    Raises LogFault for a line that cannot be read, LogCut at the end if it is the last one.
+    `on_scheduler` is shown it before the first event. Raises LogFault for a line that cannot be read, LogCut at the end
+    if it is the last one.
     """
     scheduler: Scheduler | None = None
     rest = iter(lines)
@@ -114,6 +117,8 @@ def replay(lines: Iterable[str]) -> Iterator[tuple[int, Event, list[Action], boo
                     raise LogFault(f"line {number}: not the head of an event log of version {VERSION}")
                 _known_policy(number, record["config"]["policy"])
                 scheduler = Scheduler(_config(record["config"]), record["now"])
+                if on_scheduler is not None:
+                    on_scheduler(scheduler)
                 continue
             if record.get("joulegate_event_log_full"):
                 return

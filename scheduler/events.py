@@ -32,6 +32,8 @@ class KeyQuota(NamedTuple):
     tokens_per_minute: int | None = None
     token_budget: int | None = None
     budget_seconds: float = 86_400.0
+    weight: float = 1.0
+    """Of its work, where calls of several keys wait for an engine."""
 
 
 class CallArrived(NamedTuple):
@@ -85,7 +87,7 @@ class CallFinished(NamedTuple):
     """The engine's answer ended as HTTP says it should. Token counts as the engine reported them, else None.
 
     `output_tokens_seen`: where it reported none, so many events of a stream were seen. The key's account takes each for
-    a token at least: an estimate, which the ledger does not book.
+    a token at least: an estimate, which the ledger does not book. `status`: of the answer; an error's is whole, too.
     """
 
     call_id: str
@@ -93,6 +95,7 @@ class CallFinished(NamedTuple):
     cached_tokens: int | None
     output_tokens: int | None
     output_tokens_seen: int = 0
+    status: int = 200
 
 
 class CallFailed(NamedTuple):
@@ -331,6 +334,15 @@ class ExperimentTick(NamedTuple):
     """Unix seconds, times the pace: where they move against the events' clock, a block does not count."""
 
 
+class PrefixCacheReset(NamedTuple):
+    """What became of a `ResetPrefixCache`."""
+
+    engine: str
+    done: bool
+    detail: str = ""
+    """Why not."""
+
+
 class Draining(NamedTuple):
     """The process is going down: no new calls; those that are held are refused, those that run may finish."""
 
@@ -370,6 +382,7 @@ Event = (
     | ExperimentStarted
     | ExperimentStopped
     | ExperimentTick
+    | PrefixCacheReset
     | Draining
     | Tick
 )

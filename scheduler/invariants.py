@@ -11,8 +11,9 @@ ATTEMPTS_MAX = 2
 """A call is sent once, and once more after a fault that the engine cannot have acted on."""
 
 
-def validate(scheduler: Scheduler) -> None:
-    """Check every invariant. AssertionError names the one that does not hold."""
+def validate(scheduler: Scheduler, touched_since: float = float("-inf")) -> None:
+    """Check every invariant; those of a workflow's graph if something was heard of it since then. AssertionError names
+    the one that does not hold."""
     calls, engines, ready, quotas = scheduler.calls, scheduler.engines, scheduler.ready, scheduler.quotas
     in_flight = dict.fromkeys(engines, 0)
     running = dict.fromkeys(quotas.by_key, 0)
@@ -39,8 +40,9 @@ def validate(scheduler: Scheduler) -> None:
         assert use.budget_used_tokens >= 0
     assert not (scheduler.draining and ready.count), "held while draining"
     for part in (
-        scheduler.patience, scheduler.ledger, scheduler.workflows, scheduler.energy, scheduler.caps,
-        scheduler.decisions, scheduler.experiments,
+        scheduler.patience, scheduler.ledger, scheduler.energy, scheduler.caps, scheduler.decisions,
+        scheduler.experiments,
     ):  # fmt: skip
         part.validate()
+    scheduler.workflows.validate(touched_since)
     scheduler.policy.validate()

@@ -99,10 +99,18 @@ class Quotas:
     """All keys that are limited in something; any other call costs nothing here."""
 
     def __init__(self, quotas: Iterable[KeyQuota], now: float) -> None:
+        quotas = tuple(quotas)
         self.by_key = {quota.name: KeyUse(quota, now) for quota in quotas if is_limited(quota)}
+        self._weights = {quota.name: quota.weight for quota in quotas}
+
+    def weight_of(self, key: str) -> float:
+        """Its share of an engine that others wait for, to theirs."""
+        return self._weights.get(key, 1.0)
 
     def change(self, quotas: Iterable[KeyQuota], now: float) -> None:
         """New quotas after a reload; what was used stays used. The caller counts the calls under way anew."""
+        quotas = tuple(quotas)
+        self._weights = {quota.name: quota.weight for quota in quotas}
         old = self.by_key
         self.by_key = {quota.name: KeyUse(quota, now) for quota in quotas if is_limited(quota)}
         for name, use in self.by_key.items():

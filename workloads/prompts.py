@@ -20,6 +20,8 @@ class Manner(NamedTuple):
     salt: str = ""
     """Seed of a number before every prompt: plays of different salts share nothing in an engine's prefix cache, and
     what calls of one play share they share still. Empty: no such number."""
+    tag: str = ""
+    """Before every workflow's id on the wire: a gateway that outlives a play tells the plays apart by it."""
     free_running: bool = False
     """Answers may end by themselves; else all are as long as the workload says, so that plays do the same work."""
     tell_lengths: bool = False

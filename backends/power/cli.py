@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from backends.power.device import Unavailable
+from backends.power.device import ENFORCED_UNTOLD, Unavailable
 from backends.power.lease import Lease, LeaseFault, default_folder, leases
 from backends.power.opening import UnknownGpu, Where, open_device
 from backends.power.rapl import ROOT, zones
@@ -48,6 +48,8 @@ def status(options: Options) -> int:
         print(f"joulegate: {unknown}", file=sys.stderr)
         return 2
     samples = asyncio.run(_read(devices))
+    for device in devices.values():
+        device.close()
     held = _leases(options)
     if options.as_json:
         now = time.monotonic()
@@ -154,6 +156,8 @@ def _line(sample: Sample, device: PowerDevice) -> str:
         ("throttled by", _reasons(sample)),
         ("persistence mode", _persistence(sample)),
     ]
+    if sample.limits is not None and sample.limits.enforced_watts is None:
+        rows.append(("caps", ENFORCED_UNTOLD))
     if device.capabilities == {"energy_joules"}:
         rows = rows[:1]
     return "\n".join([head, *(f"    {name:17} {value}" for name, value in rows)])

@@ -20,6 +20,13 @@ Reading = Literal[
 ]  # fmt: skip
 
 
+ENFORCED_UNTOLD = (
+    "never capped: nobody tells which limit is in force, so none of ours could be seen to hold (zeusd alone does not"
+    " tell it); make the driver's libnvidia-ml.so.1 readable for the gateway, or run `joulegate agent` beside the GPU"
+)
+"""Of a card of which only the limit that was asked for is known."""
+
+
 class Unavailable(Exception):
     """A reading that is not there. Never a zero in its place."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from backends.twin.content import Piece, runs_of_pieces
 from backends.twin.cost import Batch, CostModel, StepCost
 from backends.twin.decoding import DecodingSet
+from backends.twin.invariants import validate
 from backends.twin.limits import FeltDemand, PowerLimit
 from backends.twin.meter import Meter
 from backends.twin.prefix_cache import PrefixCache
@@ -55,6 +56,7 @@ class TwinEngine:
         """Running requests whose client left: given up when the run ends."""
         self._run: StepRun | None = None
         self.decoding = DecodingSet(limits.block_tokens)
+        self._forgetting = False
         self._orders = 0
         self._frontend_free_at = self._host_free_at = now
 
@@ -98,6 +100,11 @@ class TwinEngine:
         """Ask for a power limit, for all cards together. ValueError outside the card's range."""
         self.limit.set(watts, now)
         self._cut_run(now, ahead=False)
+
+    def reset_prefix_cache(self, now: float) -> None:
+        """At the next step all that run begin again, with nothing cached."""
+        self._forgetting = True
+        self._cut_run(now)
 
     # --- time ---
 
@@ -160,6 +167,8 @@ class TwinEngine:
 
     def _schedule(self, scheduled_at: float) -> None:
         """vLLM V1's schedule(): running first, then waiting, under one budget of tokens. Starts the next run."""
+        if self._forgetting:
+            self._forget()
         self.waiting.let_in(scheduled_at)
         preempted = self._make_room_for_decode()
         budget = self.calibration.engine.max_num_batched_tokens - self.decoding.count
@@ -262,6 +271,12 @@ class TwinEngine:
         request.preemptions += 1
         self.totals.preemptions += 1
         self.waiting.add(request)
+
+    def _forget(self) -> None:
+        for request in reversed(list(self.running.values())):
+            self._preempt(request)
+        self.cache.forget()
+        self._forgetting = self._blocked = False
 
     # --- running ---
 
@@ -379,19 +394,4 @@ class TwinEngine:
 
     def validate(self) -> None:
         """Every invariant between runs and within. AssertionError otherwise."""
-        self.cache.validate()
-        running = list(self.running.values())
-        assert len(running) <= self.calibration.engine.max_num_seqs
-        self.decoding.validate([request for request in running if request.state is State.DECODE])
-        assert all(request.state in (State.DECODE, State.PREFILL) for request in running)
-        blocks = 0
-        in_chunk = {request.id: count for request, count in self._run.chunks} if self._run is not None else {}
-        for request in running:
-            computed = self._computed_tokens(request) + in_chunk.get(request.id, 0)
-            assert request.node is not None
-            blocks += -(-computed // self._block_tokens) - request.node.depth
-            assert self.generated(request) <= request.output_tokens
-        assert blocks == self.cache.private, (blocks, self.cache.private)
-        self.waiting.validate()
-        assert self._run is None or self._run.steps >= 1
-        assert self._run is not None or not running, "requests run, and no step is under way"
+        validate(self, self._run)

@@ -108,6 +108,13 @@ class PrefixCache:
         self.let_go(node)
         return end
 
+    def forget(self) -> None:
+        """Nothing is cached any more. Nobody may hold a block."""
+        assert not self.held and not self.private
+        self.root = Node(None, Run(None, 0, 0))
+        self.cached = self.shared = 0
+        self._unused.clear()
+
     def make_room(self) -> None:
         """Evict cached blocks until those in use and those cached fit."""
         over = self.private + self.held + self.cached - self.blocks

@@ -50,23 +50,9 @@ class Telemetry:
         world.time.at(world.time.now + self._seconds, self._read)
 
     def _cards_of(self, name: str, engine: TwinEngine) -> None:
-        now, card = self._world.time.now, engine.calibration.card
-        limits = TwinDevice(engine, lambda: now).limits()
-        assert limits.enforced_watts is not None and limits.default_watts is not None
-        event = CardsRead(
-            name,
-            card.gpus,
-            CardLimits(
-                limits.requested_watts, limits.enforced_watts, limits.default_watts, limits.lowest_watts,
-                limits.highest_watts,
-            ),
-            now,
-            self.may_set,
-            SETTLE_SHARE * card.settle_seconds,
-            card.sm_clock_max_mhz,
-        )  # fmt: skip
+        event = cards_read(name, engine, self._world.time.now, may_set=self.may_set)
         before = self._cards.get(name)
-        if before is None or before._replace(at=now) != event:
+        if before is None or before._replace(at=event.at) != event:
             self._cards[name] = event
             self._world.tell(event)
 
@@ -94,3 +80,22 @@ class Telemetry:
             float(len(engine.running)),
             float(len(engine.requests) - len(engine.running)),
         )
+
+
+def cards_read(name: str, engine: TwinEngine, now: float, *, may_set: bool) -> CardsRead:
+    """What a gateway reads of a simulated engine's cards, as exact as the twin is."""
+    card = engine.calibration.card
+    limits = TwinDevice(engine, lambda: now).limits()
+    assert limits.enforced_watts is not None and limits.default_watts is not None
+    return CardsRead(
+        name,
+        card.gpus,
+        CardLimits(
+            limits.requested_watts, limits.enforced_watts, limits.default_watts, limits.lowest_watts,
+            limits.highest_watts,
+        ),
+        now,
+        may_set,
+        SETTLE_SHARE * card.settle_seconds,
+        card.sm_clock_max_mhz,
+    )  # fmt: skip

@@ -66,9 +66,15 @@ class _Fetch:
             self.done.set_exception(FetchFailed(detail, engine_fault=engine_fault))
 
 
-async def fetch(pool: EnginePool, path: str, fields: bytes, timeout_seconds: float) -> tuple[int, bytes]:
-    """GET a path of the engine: (status, body). `fields`: further header lines. Raises FetchFailed."""
-    request = b"GET %b HTTP/1.1\r\nhost: %b\r\nuser-agent: joulegate\r\n%b\r\n" % (
+async def fetch(
+    pool: EnginePool, path: str, fields: bytes, timeout_seconds: float, method: str = "GET"
+) -> tuple[int, bytes]:
+    """GET a path of the engine (or POST nothing to it): (status, body). `fields`: further header lines. Raises
+    FetchFailed."""
+    if method != "GET":
+        fields += b"content-length: 0\r\n"
+    request = b"%b %b HTTP/1.1\r\nhost: %b\r\nuser-agent: joulegate\r\n%b\r\n" % (
+        method.encode("ascii"),
         path.encode("ascii"),
         pool.authority,
         fields,
@@ -83,7 +89,7 @@ async def fetch(pool: EnginePool, path: str, fields: bytes, timeout_seconds: flo
                 opening = pool.open(collected)
             return await collected.done
     except TimeoutError:
-        raise FetchFailed(f"no answer to GET {path} within {timeout_seconds:g} s") from None
+        raise FetchFailed(f"no answer to {method} {path} within {timeout_seconds:g} s") from None
     finally:
         if not collected.done.done() or collected.done.cancelled():
             if opening is not None:

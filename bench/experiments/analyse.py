@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.experiments import quantiles, ratio, regression
+from bench.experiments import quantiles, ratio, regression, shadow
 from bench.experiments.pairs import PairTable, components_of, differences, table_of
 from bench.experiments.randomise import quantile_test, ratio_test
 from bench.experiments.sample_ratio import of_blocks, of_coins
 from bench.experiments.sequence import confidence_sequence
 from scheduler.experiments.evidence import sharpest_scale
-from scheduler.experiments.experiment import Shadow
 from scheduler.experiments.marks import PLANNED, SAYS
 from scheduler.experiments.metrics import METRICS, Metric
 from scheduler.experiments.rows import COMPONENTS
@@ -73,7 +72,7 @@ class Analysis:
     excluded: dict[str, dict[str, int]]
     """Rows by mark and arm."""
     warnings: list[str]
-    shadow: Shadow
+    shadow: shadow.Shadowed
 
     @property
     def primary(self) -> Effect:
@@ -82,7 +81,7 @@ class Analysis:
 
 
 def analyse(
-    definition: Definition, rows: Sequence[BlockRow], shadow: Shadow | None = None, *, draws: int = 9999
+    definition: Definition, rows: Sequence[BlockRow], shadow_dropped: str | None = None, *, draws: int = 9999
 ) -> Analysis:  # fmt: skip
     """Everything; ValueError never: what cannot be said is `unavailable`, with the reason."""
     ordered = sorted(rows, key=lambda row: (row.number, row.arm))
@@ -101,7 +100,7 @@ def analyse(
     energy = {name: _component(definition, ordered, name, draws) for name in COMPONENTS}
     found = Analysis(
         definition, ordered, effects, _classes(definition, ordered), energy, sample, order, carried,
-        _excluded(ordered), [], shadow or Shadow(),
+        _excluded(ordered), [], shadow.looked_on(ordered, shadow_dropped),
     )  # fmt: skip
     found.warnings = list(_warnings(found))
     return found
@@ -115,7 +114,10 @@ def effect_on(
     table = table_of(rows, metric, components)
     found = Effect(metric, len(table), components=table.components)
     if metric.energy and not table.components:
-        found.unavailable = "no pair of blocks has its joules known"
+        counted = any(row.energy_source != "unavailable" for row in rows if row.pair >= 0)
+        found.unavailable = (
+            "no pair of blocks has its joules known" if counted else "no meter counted the joules of the engines"
+        )
         return found
     if metric.energy and definition.design == "interleaved":
         found.unavailable = "both arms shared the engine's steps, so its joules cannot be told apart"
@@ -233,7 +235,9 @@ def as_json(found: Analysis) -> dict[str, Any]:
         "p95_by_class": {name: told(effect) for name, effect in found.by_class.items()},
         "joules_per_workflow_by_component": {name: told(effect) for name, effect in found.energy.items()},
         "sample_ratio": plain(found.sample), "order_effect": plain(found.order), "carry_over": plain(found.carried),
-        "excluded": found.excluded, "shadow": found.shadow._asdict(), "warnings": found.warnings,
+        "excluded": found.excluded,
+        "shadow": shadow.as_json(found.shadow) if found.definition.design == "shadow" else None,
+        "warnings": found.warnings,
         "blocks": len(found.rows),
     }  # fmt: skip
 

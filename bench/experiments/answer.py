@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bench.experiments.shadow import sentence_of
+
 if TYPE_CHECKING:
     from bench.experiments.analyse import Analysis, Effect
 
@@ -35,19 +37,20 @@ def p_text(p_value: float) -> str:
 
 
 def sentence(found: Analysis) -> str:
-    """With its interval, its p-value and how much it rests on."""
-    effect, definition = found.primary, found.definition
+    """With its interval, its p-value and what it rests on. Where joules are unknown: why, and what the times say."""
+    if found.definition.design == "shadow":
+        return sentence_of(found.shadow, *map(str, found.definition.arms))
+    said = _said(found, found.primary)
+    times = found.effects["mean_workflow_seconds"]
+    if found.primary.estimate is None and found.primary.metric.energy and times.estimate is not None:
+        said += f" Of times: {_said(found, times)}"
+    return said
+
+
+def _said(found: Analysis, effect: Effect) -> str:
+    definition = found.definition
     control, treatment = map(str, definition.arms)
     what = WORDS[effect.metric.name]
-    if definition.design == "shadow":
-        shadow = found.shadow
-        if not shadow.decisions:
-            return f"Nothing can be said of {treatment}: no decision of {control} was compared with it."
-        said = f"{treatment} would have decided as {control} did in {100 * shadow.same / shadow.decisions:.1f} % of"
-        said += f" {shadow.decisions} decisions"
-        if shadow.predicted:
-            said += f", and used {shadow.joules / shadow.predicted:+.3g} J a decision by the energy model (modelled)"
-        return said + "; nothing was run by it."
     if effect.estimate is None or effect.p_value is None:
         return f"Nothing can be said of {what}: {effect.unavailable}."
     estimate = effect.estimate

@@ -126,6 +126,40 @@ class Composer:
         return found
 
 
+class SplitComposer(Composer):
+    """The same with two engines: one arm on each, swapped in the second block of a pair (`split_and_swap`). Arrays of
+    a `Composed` have a last axis more, the engine. Both have the same load and arrivals of their own."""
+
+    def __init__(self, library: Library, joules_share: float = 0.06) -> None:
+        super().__init__(library)
+        self.factors = np.array([1.0, 1.0 + joules_share])
+        """Cards differ: the second one takes so many joules more for the same."""
+
+    def compose(self, pairs: int, seed: int, traffic: Traffic, *, aa: bool = False) -> Composed:
+        """As a switchback's, for both engines."""
+        made = super().compose(pairs, seed, traffic, aa=aa)
+        items = np.random.default_rng([seed, 11]).integers(self.items, size=(pairs, 2, 2))
+        arms = np.stack([made.arms, 1 - made.arms], axis=-1)
+        before = np.concatenate([np.full((1, 2), CONTROL), arms.reshape(-1, 2)[:-1]]).reshape(arms.shape)
+        return Composed(np.repeat(made.loads[..., None], 2, axis=-1), items, arms, before * (not aa))
+
+    def seen(self, made: Composed, *, aa: bool = False) -> Sums:
+        """By pair and arm: its block on the one engine and its block on the other."""
+        played = made.arms * (not aa)
+
+        def by_arm(part: NDArray[np.float64], factors: NDArray[np.float64]) -> NDArray[np.float64]:
+            values = part[made.loads, made.items, made.before, played] * factors
+            return np.stack([np.where(made.arms == arm, values, 0.0).sum(axis=(1, 2)) for arm in (0, 1)], axis=1)
+
+        alike = np.ones(2)
+        return Sums(by_arm(self.sums.joules, self.factors), *(by_arm(part, alike) for part in self.sums[1:]))
+
+    def _both(self, made: Composed, name: str) -> NDArray[np.float64]:
+        part, factors = getattr(self.sums, name), self.factors if name == "joules" else np.ones(2)
+        each = [(part[made.loads, made.items, arm, arm] * factors).sum(axis=(1, 2)) for arm in (CONTROL, TREATMENT)]
+        return np.stack(each, axis=1)
+
+
 def _of(row: BlockRow, name: str) -> float:
     value = getattr(row, name)
     assert value is not None, "the twin's energy is always known"

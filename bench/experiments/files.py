@@ -8,8 +8,8 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.programs import BenchError
+from scheduler.experiments.agreement import Agreement
 from scheduler.experiments.definition import Definition, ExperimentError, definition_of
-from scheduler.experiments.experiment import Shadow
 from scheduler.experiments.rows import BlockRow, row_of
 from scheduler.experiments.saved import VERSION
 
@@ -27,7 +27,10 @@ class Recording(NamedTuple):
     rows: list[BlockRow]
     stopped_why: str | None
     ended: bool
-    shadow: Shadow = Shadow()
+    shadow_dropped: str | None = None
+    """Why the shadow was asked no more."""
+    cache_resets: tuple[int, int] | None = None
+    """Blocks that began with empty prefix caches, and those that should have; None: it was not wanted."""
     pace: float = 1.0
     """Seconds of the experiment in a real one: above 1 before a faster twin."""
 
@@ -66,19 +69,23 @@ def read(path: Path) -> Recording:
         started_at = float(records[0]["started_at"]) / pace
     except (ExperimentError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise BenchError(f"{path}:1: {error}") from None
+    wanted = definition.reset_prefix_cache != "no"
+    resets = tuple(last.get("cache_resets", (0, 0))) if wanted else None
     return Recording(
         definition, started_at, rows, last.get("stopped_why"), last.get("ended_at") is not None,
-        Shadow(*last.get("shadow", ())), pace,
+        last.get("shadow_dropped"), resets, pace,
     )  # fmt: skip
 
 
 def as_csv(rows: Sequence[BlockRow], arms: Sequence[str]) -> str:
     """The block table: all that the ratio metrics are made of. (Workflow times are in the JSON lines.)"""
-    names = [name for name in BlockRow._fields if name not in ("times", "marks", "arm")]
+    names = [name for name in BlockRow._fields if name not in ("times", "marks", "arm", "shadow")]
+    shadows = Agreement._fields if any(row.shadow is not None for row in rows) else ()
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*names, "arm", "policy", "marks"])
+    writer.writerow([*names, "arm", "policy", "marks", *(f"shadow_{name}" for name in shadows)])
     for row in rows:
         values = ["" if (value := getattr(row, name)) is None else value for name in names]
-        writer.writerow([*values, "treatment" if row.arm else "control", arms[row.arm], " ".join(row.marks)])
+        writer.writerow([*values, "treatment" if row.arm else "control", arms[row.arm], " ".join(row.marks),
+                         *(getattr(row.shadow or Agreement(), name) for name in shadows)])  # fmt: skip
     return out.getvalue()

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING
 
-from bench.experiments import charts, files
+from bench.experiments import charts, files, shadow
 from bench.experiments.analyse import SUSPICIOUS, Analysis, Effect, analyse, as_json
 from bench.experiments.answer import WORDS, amount, p_text, percent, sentence
 from bench.experiments.style import STYLE
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     recording = files.read(args.blocks)
     out = args.out or args.blocks.parent
     out.mkdir(parents=True, exist_ok=True)
-    found = analyse(recording.definition, recording.rows, recording.shadow)
+    found = analyse(recording.definition, recording.rows, recording.shadow_dropped)
     table = files.as_csv(found.rows, list(map(str, recording.definition.arms)))
     (out / "report.html").write_text(page(found, recording), encoding="utf-8")
     (out / "report.json").write_text(json.dumps(as_json(found), indent=1), encoding="utf-8")
@@ -61,6 +61,13 @@ def page(found: Analysis, recording: Recording) -> str:
         f" {found.primary.pairs} of {definition.pairs} pairs count"
         + (f" · {recording.pace:g} × real time" if recording.pace != 1.0 else "")
     )
+    if definition.design == "shadow":
+        facts = facts.replace(f" · {found.primary.pairs} of {definition.pairs} pairs count", "")
+        return _html(found, [
+            f"<h1>{escape(sentence(found))}</h1><p class=facts>{escape(facts)}</p>", _stopped(recording),
+            _warned(found), "<h2>What it would have done</h2>", _shadow(found),
+            "<h2>To do it again</h2>", _again(found),
+        ])  # fmt: skip
     sections = [
         f"<h1>{escape(sentence(found))}</h1><p class=facts>{escape(facts)}</p>", _stopped(recording), _warned(found),
         f"<p class=legend>{_key(0)} {escape(arms[0])} (control) &nbsp; {_key(1)} {escape(arms[1])} (treatment)</p>",
@@ -71,13 +78,29 @@ def page(found: Analysis, recording: Recording) -> str:
         f"<h2>Block by block: {escape(WORDS[found.primary.metric.name])}</h2>",
         charts.timeline(found.rows, found.primary, arms, {row.number for row in left}), _looks(found),
         *(["<h2>Guardrails</h2>", _guardrails(found)] if definition.guardrails else []),
-        "<h2>May it be trusted?</h2>", _checks(found), "<h2>To do it again</h2>", _again(found),
+        "<h2>May it be trusted?</h2>", _checks(found, recording), "<h2>To do it again</h2>", _again(found),
     ]  # fmt: skip
+    return _html(found, sections)
+
+
+def _html(found: Analysis, sections: list[str]) -> str:
+    definition = found.definition
+    arms = list(map(str, definition.arms))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content='
         f'"light dark"><title>{escape(definition.id)}: {escape(arms[1])} against {escape(arms[0])}</title>'
         f"<style>{STYLE}</style></head><body><main>{''.join(sections)}</main></body></html>\n"
+    )
+
+
+def _shadow(found: Analysis) -> str:
+    looked = found.shadow
+    return _table(("of calls", "", "95 % interval"), shadow.rows_of(looked)) + (
+        f"<p class=note>{looked.total.decisions} calls in {looked.blocks} blocks that count; intervals are over blocks."
+        " The other policy decided in a world of its own: calls came as they really came and took as long as they"
+        " really took, from when it would have sent them. Joules are of a call's own steps, shared with those that run"
+        " beside it, by the energy model; nothing of this was measured.</p>"
     )
 
 
@@ -189,7 +212,7 @@ def _guardrails(found: Analysis) -> str:
     return _table(("guardrail", "", "why"), rows)
 
 
-def _checks(found: Analysis) -> str:
+def _checks(found: Analysis, recording: Recording) -> str:
     rows = []
     if (sample := found.sample) is not None:
         said = f"{sample.control} and {sample.treatment} workflows began; {p_text(sample.p_value)} ({sample.method})"
@@ -205,8 +228,18 @@ def _checks(found: Analysis) -> str:
         kind = "planned" if mark in PLANNED else "excluded"
         said = f"{arms['control']} of the control, {arms['treatment']} of the treatment; {SAYS.get(mark, mark)}"
         rows.append([f"Blocks: {mark}", kind, said])
-    if found.definition.reset_prefix_cache:
-        rows.append(["Prefix cache", "emptied", "at each change of arm"])
+    faults = [sum(row.client_faults for row in found.rows if row.arm == arm) for arm in (0, 1)]
+    if any(faults):
+        said = (
+            f"{faults[0]} workflows of the control, {faults[1]} of the treatment; neither timed nor counted as failed"
+        )
+        rows.append(["Requests that engines refused (4xx)", "apart", said])
+    if recording.cache_resets is not None:
+        done, missed = recording.cache_resets
+        said = f"at the beginning of {done} blocks; of {missed} blocks it was not"
+        rows.append(
+            ["Prefix cache", "emptied" if not missed else "carried over in part" if done else "carried over", said]
+        )
     else:
         rows.append(
             ["Prefix cache", "carried over", "what one arm cached serves the next; the wash-out does not undo it"]

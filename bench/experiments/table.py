@@ -10,7 +10,7 @@ import numpy as np
 from backends.twin import calibration as calibrations
 from backends.twin.calibration import CalibrationError
 from bench.experiments import simulated
-from bench.experiments.compose import Composer
+from bench.experiments.compose import Composer, SplitComposer
 from bench.experiments.example import example
 from bench.experiments.library import build
 from bench.experiments.live import LiveRun, knows_late
@@ -133,11 +133,31 @@ def _lines(composer: Composer, args: argparse.Namespace, arms: tuple[Arm, Arm], 
         yield Line(f"power at the effect that the plan calls detectable at 80 %, {traffic}", power.found.share, 0.75,
                    0.85, _told(power.found, f"; {100 * power.effect:.1f} % with {power.pairs} pairs, spread"
                    f" {100 * power.spread:.1f} %"))  # fmt: skip
+    yield from _split(SplitComposer(composer.library), count, seed)
     stops = simulated.false_stops(composer, "diurnal", max(20, count // 10), 144, seed, arms)
     yield Line("A/A stopped by a guardrail of p95 +5 %, diurnal, 144 pairs", stops.share, 0.0, 0.02, _told(stops))
     yield _stops(shape, args)
     yield _whole_runs(composer, shape, args, arms)
     yield from _naive(shape, args, arms)
+
+
+def _split(composer: Composer, count: int, seed: int) -> Iterator[Line]:
+    """Split and swap, on two engines of which one takes 6 % more joules."""
+    for traffic in TRAFFICS:
+        test, interval = simulated.false_positives(composer, traffic, count, PAIRS, seed)
+        note = f", {PAIRS} pairs"
+        yield Line(f"split and swap: A/A false positives, {traffic}", test.share, 0.035, 0.065, _told(test, note))
+        yield Line(f"split and swap: A/A, interval without 0, {traffic}", interval.share, 0.035, 0.065,
+                   _told(interval, note))  # fmt: skip
+        ever, width = simulated.ever_excluded(composer, traffic, count, PAIRS_LOOKED_AT, seed, aa=False)
+        yield Line(f"split and swap: sequence ever excludes the truth, {traffic}", ever.share, 0.0, 0.05,
+                   _told(ever, f", {PAIRS_LOOKED_AT} looks; ± {100 * width:.1f} % then"))  # fmt: skip
+        inside = simulated.covered(composer, traffic, count, PAIRS, seed)
+        yield Line(f"split and swap: 95 % interval covers the effect, {traffic}", inside.share, 0.92, 0.97,
+                   _told(inside, note))  # fmt: skip
+        power = simulated.power(composer, traffic, count, seed)
+        yield Line(f"split and swap: power at what the plan calls detectable, {traffic}", power.found.share, 0.75, 0.85,
+                   _told(power.found, f"; {100 * power.effect:.1f} % with {power.pairs} pairs"))  # fmt: skip
 
 
 def _stops(shape: Shape, args: argparse.Namespace) -> Line:

@@ -67,7 +67,10 @@ def run(args: argparse.Namespace) -> int:
             "a": str(args.a), "b": str(args.b), "repeats": common,
             "figures": [{**each._asdict(), "change": each.change._asdict()} for each in figures],
         }  # fmt: skip
-        args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        try:
+            args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise BenchError(f"--json {args.json}: {error.strerror}") from None
     return 0
 
 
@@ -180,13 +183,17 @@ _FIGURES: tuple[tuple[str, str, Callable[[Side, int], float | None]], ...] = (
 )
 
 
-def _ratio(name: str, unit: str, a: Sequence[float | None], b: Sequence[float | None]) -> Compared:
-    """The geometric mean of the repeats' ratios, its interval by Student's t on their logarithms."""
+def ratio_of(a: Sequence[float | None], b: Sequence[float | None]) -> Interval:
+    """B ÷ A: the geometric mean of the repeats' ratios, its interval by Student's t on their logarithms."""
     logs = [
         math.log(after / before) if before is not None and after is not None and before > 0 and after > 0 else None
         for before, after in zip(a, b, strict=True)
     ]
-    return Compared(name, unit, _mean(a), _mean(b), _exp(interval(logs)), True)
+    return _exp(interval(logs))
+
+
+def _ratio(name: str, unit: str, a: Sequence[float | None], b: Sequence[float | None]) -> Compared:
+    return Compared(name, unit, _mean(a), _mean(b), ratio_of(a, b), True)
 
 
 def _paired(a: Side, b: Side, repeats: list[int]) -> Compared:

@@ -91,6 +91,17 @@ async def look_at(session: aiohttp.ClientSession, url: str, model: str | None, a
     )
 
 
+async def look_at_gateway(session: aiohttp.ClientSession, url: str, engine: Engine) -> None:
+    """Of one that runs already. BenchError where nobody answers, or it does not serve the engine's model."""
+    looker = _Looker(session, url.rstrip("/").removesuffix("/v1"), engine.headers, "--gateway")
+    status, models = await looker.get("/v1/models")
+    served = [str(each["id"]) for each in models.get("data") or []] if status == 200 else []
+    if engine.model not in served:
+        raise BenchError(
+            f"--gateway {url}: does not serve {engine.model}: {status}: {', '.join(served) or 'no models'}"
+        )
+
+
 def _refuse_other_speeds(url: str, before: Any, after: Any, seconds: float) -> None:
     """A twin whose seconds are not the clock's has joules that do not fit the times. BenchError."""
     speed = (after["time_seconds"] - before["time_seconds"]) / seconds
@@ -102,7 +113,10 @@ def _refuse_other_speeds(url: str, before: Any, after: Any, seconds: float) -> N
 
 
 class _Looker:
-    def __init__(self, session: aiohttp.ClientSession, url: str, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, headers: Mapping[str, str], option: str = "--engine"
+    ) -> None:
+        self._option = option
         self._session = session
         self._url = url
         self._headers = headers
@@ -121,7 +135,9 @@ class _Looker:
         except ValueError:
             return 0, {}
         except (aiohttp.ClientError, TimeoutError, OSError) as fault:
-            raise BenchError(f"--engine {self._url}: nobody answers: {str(fault) or type(fault).__name__}") from None
+            raise BenchError(
+                f"{self._option} {self._url}: nobody answers: {str(fault) or type(fault).__name__}"
+            ) from None
 
     async def optional(self, path: str) -> Any:
         """A document that not every engine has."""
@@ -170,7 +186,13 @@ class _Looker:
     async def try_prefix(self) -> None:
         """Whether the second of two equal beginnings is found in the cache, and whether it says so."""
         head = prose(secrets.token_hex(8), PREFIX_TOKENS)
-        await self._tokens(f"{head}\n\nOne.", 1)
+        first = await self._tokens(f"{head}\n\nOne.", 1)
+        if first.cached is not None and first.cached > PREFIX_TOKENS // 2:
+            self.note(
+                "texts_alike",
+                f"of a text that was never sent, {first.cached} tokens were cached: to the model's tokenizer different"
+                " texts are the same, so prompts cost next to nothing here",
+            )
         tokens = await self._tokens(f"{head}\n\nTwo.", 1)
         if tokens.cached is None:
             self.note(

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from bench.demo_children import ChildDiedError, alongside
-from bench.load.cell import Keeper, Outcome, outcome_of
-from bench.load.engine import Engine, look_at
+from bench.load.cell import Keeper, Outcome, file_name, outcome_of
+from bench.load.engine import Engine, look_at, look_at_gateway
 from bench.load.gateway import gateway
 from bench.load.load import WARM_UP, load_of
 from bench.load.meters import Meters, Watch
 from bench.load.playing import Playing
 from bench.load.progress import Progress
+from bench.load.results import SUFFIX
 from bench.load.spec import AS_IS, CALLS_MAX
 from bench.programs import BenchError
 from workloads.player import Player
@@ -28,6 +29,7 @@ from workloads.prompts import Manner
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
+    from pathlib import Path
 
     from bench.demo_children import Child
     from bench.load.load import Load
@@ -56,6 +58,7 @@ class LiveArm:
         manner = Manner(
             words_per_token=self.engine.words_per_token,
             salt=salt,
+            tag="" if spec.gateway is None else f"{salt.replace(' ', '-')}-",
             free_running=spec.free_running,
             tell_lengths=spec.tell_lengths,
             streamed=True,
@@ -63,9 +66,11 @@ class LiveArm:
         async with contextlib.AsyncExitStack() as stack:
             url = self.engine.url
             children: tuple[Child, ...] = ()
-            if spec.policy != AS_IS:
+            if spec.gateway is not None:
+                url = spec.gateway.rstrip("/").removesuffix("/v1")
+            elif spec.policy != AS_IS:
                 url, child = await stack.enter_async_context(
-                    gateway(spec, self.engine, self._gpus, self._args.api_key_env)
+                    gateway(spec, self.engine, self._gpus, self._args.api_key_env, self._event_log(spec, repeat))
                 )
                 children = (child,)
             warm = load_of(spec, WARM_UP) if spec.warm_up_seconds > 0 else None
@@ -76,6 +81,14 @@ class LiveArm:
             if self._stop.is_set():
                 return None
             return await self._measured(spec, load, repeat, url, manner, children, idle_watts, on_news)
+
+    def _event_log(self, spec: Spec, repeat: int) -> Path | None:
+        if (logs := self._args.event_logs) is None:
+            return None
+        logs.mkdir(parents=True, exist_ok=True)
+        path: Path = logs / f"{file_name(spec).removesuffix(SUFFIX)}-{repeat}.jsonl"
+        path.unlink(missing_ok=True)  # of a play that was broken off
+        return path
 
     async def _measured(
         self, spec: Spec, load: Load, repeat: int, url: str, manner: Manner, children: tuple[Child, ...],
@@ -99,7 +112,7 @@ class LiveArm:
         as_is = spec.policy == AS_IS
         player = Player(
             url, self.engine.model, way="bare" if as_is else spec.way,
-            api_key=self.engine.api_key if as_is else None, manner=manner,
+            api_key=self.engine.api_key if as_is or spec.gateway is not None else None, manner=manner,
             concurrency=(spec.in_flight if as_is and spec.in_flight is not None else CALLS_MAX),
             timeout_seconds=TIMEOUT_SECONDS, on_call=lambda call: over.append(None),
         )  # fmt: skip
@@ -194,6 +207,8 @@ async def prepare(
     if not 0 < args.idle_seconds <= 3600:
         raise BenchError(f"--idle-seconds: must be above 0 and at most 3600, not {args.idle_seconds:g}")
     engine = await look_at(session, specs[0].engine, args.model, key)
+    for url in dict.fromkeys(spec.gateway for spec in specs if spec.gateway is not None):
+        await look_at_gateway(session, url, engine)
     meters = Meters(session, engine, names_of(args.gpu))
     notes = [note._asdict() for note in engine.notes]
     if meters.energy.gpu == "unavailable":

@@ -93,12 +93,13 @@ def _make(spec: Spec, repeat: int, seconds: float) -> tuple[list[tuple[float, Wo
 def _traced(spec: Spec, seconds: float, prefix: str) -> list[tuple[float, WorkflowShape]]:
     """A trace is played as it is: repeats differ in nothing but the engine's and the clock's chances."""
     assert spec.trace is not None
-    found: Iterator[tuple[float, WorkflowShape]] = arrivals_of(_trace(spec.trace), prefix)
+    found: Iterator[tuple[float, WorkflowShape]] = arrivals_of(trace_of(spec.trace), prefix)
     return [(at / spec.speed, workflow) for at, workflow in found if at / spec.speed < seconds]
 
 
 @cache
-def _trace(path: str) -> Trace:
+def trace_of(path: str) -> Trace:
+    """Read once. BenchError."""
     try:
         return read_trace(Path(path))
     except TraceFault as fault:

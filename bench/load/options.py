@@ -32,6 +32,7 @@ HELP = {
     "workflow_class": "what the gateway is told: interactive, standard or batch",
     "policy": "names with commas between; none: the engine without a gateway",
     "engine": "twin or twin:CALIBRATION (virtual time), or an engine's URL",
+    "gateway": "one that runs already, instead of one of the bench's own; its engine's meters: --engine, --gpu",
     "in_flight": "calls at the engine at once: the batch",
     "cap_watts": "power limit of each card; the twin alone",
     "seconds": "of arrivals, each repeat",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from bench.load.options import add_spec_options, folder, spec_of
-from bench.load.run import add_live_options, play_all, spec_default
+from bench.load.options import add_spec_options, folder
+from bench.load.run import add_live_options, play_all, specs_of
 from bench.programs import BenchError
 from workloads.trace import TraceFault, read_trace
 
@@ -39,10 +39,8 @@ def run(args: argparse.Namespace) -> int:
     if args.seconds is None:
         speed = float(args.speed) if _is_number(args.speed) else 1.0
         args.seconds = str(max(1, math.floor(trace.workflows[-1].at_seconds / speed) + 1))
-    policies = list(dict.fromkeys(str(args.policy or spec_default()).split(",")))
-    args.policy = None
     own = {"workload": "trace", "arrivals": "trace", "trace": args.trace_file}
-    return play_all([spec_of(args, policy=policy.strip(), **own) for policy in policies], args)
+    return play_all(specs_of(args, **own), args)
 
 
 def _is_number(text: str | None) -> bool:

@@ -76,7 +76,7 @@ class Writer:
         if not self.path.exists():
             return
         earlier = read(self.path)
-        if earlier.meta["spec"] != self.meta["spec"]:
+        if not same_spec(earlier.meta["spec"], self.meta["spec"]):
             raise ResultFault(f"{self.path}: is the result of another configuration; name another folder")
         self.figures = {int(repeat): figures for repeat, figures in earlier.meta["figures"].items()}
         for kind in KINDS:
@@ -108,6 +108,11 @@ class Writer:
             raise ResultFault(f"{self.path}: {error}; {NO_ROOM}") from None
         finally:
             fresh.unlink(missing_ok=True)
+
+
+def same_spec(earlier: dict[str, Any], now: dict[str, Any]) -> bool:
+    """A result that was begun before a member was invented has the usual value of it: its name would say another."""
+    return {**now, **earlier} == now
 
 
 def pa_ints(numbers: Iterable[int]) -> pa.Array:

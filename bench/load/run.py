@@ -14,6 +14,7 @@ from bench.load.load import load_of
 from bench.load.options import add_spec_options, folder, spec_of
 from bench.load.progress import Progress
 from bench.load.results import ResultFault, need_pyarrow
+from bench.load.spec import AS_IS, RUNNING
 from bench.programs import BenchError
 
 if TYPE_CHECKING:
@@ -38,14 +39,27 @@ def add_live_options(parser: argparse.ArgumentParser) -> None:
         "--idle-seconds", type=float, default=5.0, metavar="S", help="its idle power is read for so long (default: 5)"
     )
     parser.add_argument("--model", metavar="NAME", help="a real engine's model (default: the first that it serves)")
+    parser.add_argument(
+        "--event-logs", type=folder, metavar="FOLDER", help="keep the gateway's event log of each play there"
+    )
     parser.add_argument("--api-key-env", metavar="VARIABLE", help="environment variable with a real engine's API key")
 
 
 def run(args: argparse.Namespace) -> int:
     """Play and print. 0; 1 where calls failed; 130 after Ctrl-C. BenchError for what cannot be played."""
-    policies = list(dict.fromkeys(str(args.policy or spec_default()).split(",")))
+    return play_all(specs_of(args), args)
+
+
+def specs_of(args: argparse.Namespace, **own: Any) -> list[Spec]:
+    """A configuration for each policy that is named, with `own` members in all. Where a gateway runs already, `none` is
+    its engine without it. BenchError."""
+    usual = spec_default() if args.gateway is None else RUNNING
+    policies = [policy.strip() for policy in dict.fromkeys(str(args.policy or usual).split(","))]
     args.policy = None
-    return play_all([spec_of(args, policy=policy.strip()) for policy in policies], args)
+    if args.gateway is not None and args.engine is None:
+        args.engine = args.gateway
+    direct = {"gateway": None} if args.gateway is not None else {}
+    return [spec_of(args, **own, policy=policy, **(direct if policy == AS_IS else {})) for policy in policies]
 
 
 def spec_default() -> str:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 AS_IS = "none"
 """In the place of a policy: the engine without a gateway."""
+RUNNING = "gateway"
+"""In the place of a policy: a gateway that runs already, with a policy of its own."""
 TWIN = "twin"
 DEFAULT_CALIBRATION = "h200-llama-3.1-8b"
 CALLS_MAX = 65_536
@@ -66,6 +68,8 @@ class Spec:
     policy_options: Mapping[str, Any] = field(default_factory=dict)
     engine: str = TWIN
     """twin, twin:CALIBRATION (virtual time), or the URL of an engine"""
+    gateway: str | None = None
+    """URL of a gateway that runs already, for policy gateway"""
     in_flight: int | None = None
     """calls at once at the engine: the batch"""
     cap_watts: float | None = None
@@ -152,7 +156,7 @@ TEXTS = {
     "workload": (*NAMES, "trace"),
     "way": tuple(WAYS),
     "arrivals": arrival_kinds.KINDS,
-    "policy": (AS_IS, *POLICIES),
+    "policy": (AS_IS, RUNNING, *POLICIES),
 }
 FLOATS = ("input_scale", "output_scale", "rate", "cv", "swing", "period_seconds", "think_seconds", "speed",
           "deadline_ms", "stretch")  # fmt: skip
@@ -186,7 +190,16 @@ def of(data: Mapping[str, Any]) -> Spec:
 
 def _wrong(name: str, value: Any) -> str | None:
     """What is wrong with a value by itself."""
-    optional = name in ("trace", "workflows", "deadline_ms", "stretch", "workflow_class", "in_flight", "cap_watts")
+    optional = name in (
+        "trace",
+        "gateway",
+        "workflows",
+        "deadline_ms",
+        "stretch",
+        "workflow_class",
+        "in_flight",
+        "cap_watts",
+    )
     if value is None and optional:
         return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -246,9 +259,31 @@ def _impossible(spec: Spec) -> list[tuple[Place, str]]:
 
 
 def _policy_problems(spec: Spec) -> list[tuple[Place, str]]:
+    if spec.policy == RUNNING or spec.gateway is not None:
+        return _gateway_problems(spec)
     if spec.policy == AS_IS:
         if spec.way in ("native", "parrot") and not spec.simulated:
             return [(("way",), f"{spec.way} needs a gateway: policy {AS_IS} has none; use hinted or bare")]
         return [(("policy_options",), f"policy {AS_IS} takes none")] if spec.policy_options else []
     found = option_problems(spec.policy, spec.policy_options)
     return [(("policy_options", name), what) for name, what in found]
+
+
+def _gateway_problems(spec: Spec) -> list[tuple[Place, str]]:
+    """Of a gateway that somebody else started: what it does is its own affair."""
+    if spec.gateway is None:
+        return [(("policy",), f"{RUNNING} is one that runs already: say where, as gateway = its URL")]
+    if spec.policy != RUNNING:
+        return [
+            (("policy",), f"the running gateway has its own: leave it out, or say {RUNNING}, or {AS_IS} for no gateway")
+        ]
+    if not spec.gateway.startswith(("http://", "https://")):
+        return [(("gateway",), f"must be a URL, not {spec.gateway!r}")]
+    if spec.simulated:
+        return [(("gateway",), "needs the URL of its engine, or none: the twin in virtual time has no sockets")]
+    found: list[tuple[Place, str]] = []
+    if spec.policy_options:
+        found.append((("policy_options",), "the running gateway has its own"))
+    if spec.in_flight is not None:
+        found.append((("in_flight",), "the running gateway has its own limit"))
+    return found

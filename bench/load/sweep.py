@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from bench.load.cell import Keeper, file_name
 from bench.load.environment import environment
 from bench.load.figures import table
+from bench.load.load import trace_of
 from bench.load.options import folder
 from bench.load.progress import Progress
-from bench.load.results import ResultFault, need_pyarrow, read_meta
+from bench.load.results import ResultFault, need_pyarrow, read_meta, same_spec
 from bench.load.run import INTERRUPTED, add_live_options, labels_of
 from bench.load.sweep_file import Sweep, read_sweep
 from bench.load.workers import Done, Pool, RayPool, WorkerLost
@@ -47,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     live = [spec for spec in sweep.cells if not spec.simulated]
     if live and len(live) < len(sweep.cells):
         raise BenchError(f"{args.file}: a sweep is on the twin or on real engines, not on both")
+    for trace in sorted({spec.trace for spec in sweep.cells if spec.trace is not None}):
+        trace_of(trace)
     plays = sum(spec.repeats for spec in sweep.cells)
     if args.check:
         print(f"{args.file}: {len(sweep.cells)} configurations, {plays} plays")
@@ -78,7 +81,7 @@ class Index:
                     meta = read_meta(path)
                 except ResultFault:
                     continue  # written over
-                if meta["spec"] != spec.document():
+                if not same_spec(meta["spec"], spec.document()):
                     raise BenchError(f"{path} is of another configuration: name another --out, or remove it")
                 self.states[path.name] = "complete" if meta["state"] == "complete" else "partial"
 

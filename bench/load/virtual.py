@@ -93,7 +93,7 @@ class Billing:
     def handle(self, event: Event, now: float) -> list[Action]:
         """One event in, actions out."""
         if type(event) is CallFinished:
-            call_id, prompt, cached, output, _ = event
+            call_id, prompt, cached, output, _ = event[:5]
             estimate = self._scheduler.energy.guess(call_id, prompt, cached, output, now)
             if estimate is not None:
                 self.estimates[call_id] = estimate
@@ -116,6 +116,8 @@ class _Player(Player):
         self._order: dict[str, tuple[WorkflowShape, float]] = {}
         """Begun: shape and intended time, by id."""
         self._ended: dict[str, float] = {}
+        self._unsent: dict[str, int] = {}
+        """Calls of each that are still to come."""
         self._over = 0
         self._todo: deque[Arrival] = deque()
         self._left = 0
@@ -187,9 +189,10 @@ class _Player(Player):
         deadline_ms = arrival.deadline_seconds * 1e3 if hinted and arrival.deadline_seconds is not None else None
         workflow_class = arrival.workflow_class if self._spec.way == "hinted" else None
         expected = output if self._spec.tell_lengths and self._spec.way == "hinted" else None
+        self._unsent[workflow.id] = unsent = self._unsent.get(workflow.id, len(workflow.calls)) - 1
         return CallArrived(
             call_id, "-", self.model, workflow.id, prompt, output, call.node, call.after, deadline_ms, workflow_class,
-            expected,
+            expected, final=self._spec.way == "hinted" and not unsent,
         )  # fmt: skip
 
     def call_over(self, progress: Progress, call: CallShape, request: Request, ready_at: float, answer: Answer) -> None:

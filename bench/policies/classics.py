@@ -6,7 +6,6 @@ Each figure is a mean over workflows, in simulated seconds on the twin; the same
 from __future__ import annotations
 
 import random
-import sys
 from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
@@ -82,7 +81,7 @@ def overload(seconds: float, seed: int = 1, workload: str = "composite") -> tupl
     """(calls a second, means under each policy) at 120 % of capacity for so many seconds, until all is answered."""
     rate = round(OVERLOAD * capacity(workload, seed), 1)
     runs = []
-    for policy in ("passthrough", "fifo", "las"):
+    for policy in ("passthrough", "fifo", "las", "joule"):
         done = play(Run(Cell(workload, rate), NOTHING, policy, _options(policy, IN_FLIGHT), seconds, seed))
         runs.append(Means(policy, done.workflows, fmean(done.seconds)))
     return rate, runs
@@ -181,8 +180,3 @@ def lines(seconds: float, seed: int = 1) -> Iterator[str]:
         (fifo, parrot), needed = shared_prefixes(workload, rate, engines, SHARED_SECONDS, seed)
         shown = " | ".join(f"{run.prefill_tokens:,} ({run.prefill_tokens / needed:.2f})" for run in (fifo, parrot))
         yield f"| {workload} | {rate:g} | {engines} | {needed:,} | {shown} |"
-
-
-if __name__ == "__main__":
-    for line in lines(float(sys.argv[1]) if len(sys.argv) > 1 else 600.0):
-        print(line, flush=True)

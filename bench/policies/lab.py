@@ -11,10 +11,12 @@ from backends.twin.cost import Batch
 from backends.twin.engine import TwinEngine
 from backends.twin.meter import COUNTER_SECONDS
 from backends.twin.prior import prior_of
+from backends.twin.telemetry import cards_read
 from backends.twin.virtual import World
 from bench.policies.cells import CALLS_MAX, Arrival, Cell, Promise, traffic
 from bench.twin.play import Player
 from scheduler.core import Scheduler, SchedulerConfig
+from scheduler.energy.caps import CapRules
 from scheduler.energy.window import Counters, Energy, MeterSample
 from scheduler.events import EnergyPrior, EngineCounted, EngineSpec, MeterRead, WorkflowDeclared
 from scheduler.workflow.spec import NodeSpec, WorkflowLimits, WorkflowSpec
@@ -24,8 +26,12 @@ if TYPE_CHECKING:
 
     from scheduler.actions import Action
     from scheduler.events import Event
+    from workloads.shapes import WorkflowShape
 
 READ_SECONDS = 0.4
+CAPS = CapRules(mode="actuate", ttft_seconds_p95=3600.0, itl_seconds_p95=60.0)
+"""Targets that nothing misses: what was promised to these users is when their workflows end."""
+SLICE_SECONDS = 10.0
 BOUND_BATCH = 256.0
 """Sequences in each step, as the bound has it."""
 LIMITS = WorkflowLimits(workflows=200_000, nodes=4_000_000, edges=16_000_000, closed_workflows=1)
@@ -43,6 +49,8 @@ class Run(NamedTuple):
     seed: int = 1
     calibration: str = "h200-llama-3.1-8b"
     validate: bool = False
+    caps: bool = False
+    """The cap controller may set the card's limit; then deadlines are all that was promised."""
 
 
 class Outcome(NamedTuple):
@@ -69,6 +77,8 @@ class Outcome(NamedTuple):
     idle_watts: float
     events: int
     mind_seconds: float
+    limit_watts: float
+    """Mean of what was asked of each card, until the last answer."""
 
     def joules_until(self, horizon: float) -> float:
         """With idle power after its last answer."""
@@ -76,27 +86,30 @@ class Outcome(NamedTuple):
         return self.joules + self.idle_watts * (horizon - self.ended_at)
 
 
-def play(run: Run) -> Outcome:
-    """The whole run, until all is answered."""
+def play(run: Run, clients: type[Declaring] | None = None) -> Outcome:
+    """The whole run, until all is answered. `clients`: others than those that all have the run's promise."""
     arrivals = traffic(run.cell, run.seconds, run.seed, run.calibration)
     calibration = calibrations.load(run.calibration)
     engine = TwinEngine(calibration)
     config = SchedulerConfig(
         (EngineSpec("twin", CALLS_MAX),), run.policy, run.options, queue_calls=1_000_000, queue_seconds=1e9,
-        workflow_limits=LIMITS,
+        workflow_limits=LIMITS, caps=CAPS if run.caps else CapRules(),
     )  # fmt: skip
     scheduler = Scheduler(config, 0.0)
     scheduler.handle(EnergyPrior("twin", prior_of(calibration), simulated=True), 0.0)
     mind = Timed(scheduler, run.validate)
     world = World(mind, {"twin": engine})
-    player = Declaring(world, run.promise)
+    player = (clients or Declaring)(world, run.promise)
     for arrival in arrivals:
         world.time.at(arrival.at, lambda arrival=arrival: player.arrive(arrival))  # type: ignore[misc]
-    meter = Meter(world, engine, player, len(arrivals))
+    meter = Meter(world, engine, player, len(arrivals), caps=run.caps)
     meter.read()
-    world.time.run()
+    while run.caps and len(player.played) < len(arrivals):  # who decides about caps wants to be woken for ever
+        world.time.run(world.time.now + SLICE_SECONDS)
+    if not run.caps:
+        world.time.run()
     engine.validate()
-    return outcome(run, arrivals, engine, player, mind)
+    return outcome(run, arrivals, engine, player, mind, meter)
 
 
 class Timed:
@@ -122,13 +135,21 @@ class Timed:
 class Meter:
     """Reads the engine's power device and counters as a gateway does, as long as there is something to come."""
 
-    def __init__(self, world: World, engine: TwinEngine, player: Player, workflows: int) -> None:
+    def __init__(self, world: World, engine: TwinEngine, player: Player, workflows: int, *, caps: bool) -> None:
         self._world, self._engine, self._player, self._workflows = world, engine, player, workflows
+        self._caps = caps
+        self.reads = 0
+        self.limit_watts = 0.0
+        """Sum over the readings."""
 
     def read(self) -> None:
         """Now, and again after a while."""
         world, engine = self._world, self._engine
         now = world.time.now
+        self.reads += 1
+        self.limit_watts += engine.limit.requested_watts
+        if self._caps:
+            world.tell(cards_read("twin", engine, now, may_set=True))
         throttled = engine.sm_clock_mhz < engine.calibration.card.sm_clock_max_mhz
         joules = engine.meter.joules_at(now // COUNTER_SECONDS * COUNTER_SECONDS)
         limit = engine.limit.in_force_watts(now)
@@ -163,6 +184,10 @@ class Declaring(Player):
         deadline = promise.seconds
         if promise.stretch is not None:
             deadline = promise.stretch * arrival.isolated_seconds
+        self.declare(workflow, deadline, promise.workflow_class)
+
+    def declare(self, workflow: WorkflowShape, deadline: float | None, workflow_class: str | None = None) -> None:
+        """It comes now, with so many seconds till its deadline."""
         nodes = tuple(
             NodeSpec(
                 id=call.node,
@@ -174,14 +199,16 @@ class Declaring(Player):
             for call in workflow.calls
         )
         spec = WorkflowSpec(
-            key="-", workflow_id=workflow.id, name=workflow.kind, workflow_class=promise.workflow_class,
+            key="-", workflow_id=workflow.id, name=workflow.kind, workflow_class=workflow_class,
             deadline_seconds=deadline, nodes=nodes,
         )  # fmt: skip
         self.world.tell(WorkflowDeclared(workflow.id, spec))
         self.start(workflow)
 
 
-def outcome(run: Run, arrivals: Sequence[Arrival], engine: TwinEngine, player: Player, mind: Timed) -> Outcome:
+def outcome(
+    run: Run, arrivals: Sequence[Arrival], engine: TwinEngine, player: Player, mind: Timed, meter: Meter
+) -> Outcome:
     """What came of it."""
     isolated = {arrival.workflow.id: arrival.isolated_seconds for arrival in arrivals}
     played = sorted(player.played, key=lambda each: each.arrived_at)
@@ -212,6 +239,7 @@ def outcome(run: Run, arrivals: Sequence[Arrival], engine: TwinEngine, player: P
         idle_watts=engine.costs.idle_watts,
         events=mind.events,
         mind_seconds=mind.seconds,
+        limit_watts=meter.limit_watts / max(meter.reads, 1) / engine.calibration.card.gpus,
     )
 
 

@@ -8,7 +8,7 @@ from os import cpu_count
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.policies import fluid
+from bench.policies import classics, fluid
 from bench.policies.cells import CELLS, PROMISES, Cell, Promise
 from bench.policies.lab import Outcome, Run, play
 from bench.programs import BenchError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 BASELINE = "passthrough"
-SECONDS = 1200.0
+SECONDS, CLASSICS_SECONDS = 1200.0, 600.0
 NAMES = tuple(promise.name for promise in PROMISES)
 
 
@@ -59,10 +59,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", action="append", metavar="NAME", help="(may be given again; default: joule)")
     parser.add_argument("--promise", action="append", choices=NAMES, help="only this (may be given again)")
     parser.add_argument("--workload", action="append", choices=sorted({cell.workload for cell in CELLS}))
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of arrivals (default: {SECONDS:g})")
+    parser.add_argument(
+        "--classics", action="store_true", help="instead: las under overload, parrot on joins and shared prefixes"
+    )
+    parser.add_argument(
+        "--seconds", type=float, help=f"of arrivals (default: {SECONDS:g}; with --classics {CLASSICS_SECONDS:g})"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--calibration", default="h200-llama-3.1-8b", metavar="NAME")
     parser.add_argument("--processes", type=int, default=cpu_count() or 1)
+    parser.add_argument(
+        "--caps", action="store_true", help="joule with caps against joule without, at the middle loads (default: 3x)"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write all rows as JSON, too")
 
 
@@ -71,16 +79,35 @@ def run(args: argparse.Namespace) -> int:
     from scheduler.policies import POLICIES
 
     policies = args.policy or ["joule"]
+    args.seconds = args.seconds if args.seconds is not None else (CLASSICS_SECONDS if args.classics else SECONDS)
     for name in policies:
         if name not in POLICIES:
             raise BenchError(f"--policy: there is no policy {name!r}; there are: {', '.join(sorted(POLICIES))}")
-    if not args.seconds > 0 or args.processes < 1:
+    if not args.seconds > 0.0 or args.processes < 1:
         raise BenchError("--seconds and --processes must be above 0")
+    if args.classics:
+        for text in classics.lines(args.seconds, args.seed):
+            print(text, flush=True)
+        return 0
+    if args.caps:
+        return _caps(args)
     promises = [promise for promise in PROMISES if not args.promise or promise.name in args.promise]
     cells = [cell for cell in CELLS if not args.workload or cell.workload in args.workload]
     rows = list(table(policies, promises, cells, args))
     if args.output is not None:
         args.output.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n")
+    return 0
+
+
+def _caps(args: argparse.Namespace) -> int:
+    from bench.policies import capped
+
+    if args.policy or args.output is not None:
+        raise BenchError("--caps compares joule with itself and prints only: leave --policy and --output out")
+    promises = [promise for promise in PROMISES if promise.name in (args.promise or ["3x"])]
+    cells = [cell for cell in capped.CELLS if not args.workload or cell.workload in args.workload]
+    run = Run(cells[0], promises[0], BASELINE, (), args.seconds, args.seed, args.calibration)
+    capped.show(cells, promises, run, args.processes)
     return 0
 
 

@@ -49,6 +49,12 @@ class Player:
         """Begin a workflow now."""
         Progress(self, workflow).begin()
 
+    def request(self, call_id: str, workflow: WorkflowShape, call: CallShape) -> Request:
+        """What the engine is given."""
+        pieces = [Piece(part.text, part.tokens) for part in call.prompt]
+        pieces.append(Piece(f"{workflow.id} {call.node}", call.output_tokens))
+        return Request(call_id, call.prompt_tokens, call.output_tokens, runs_of_pieces(pieces, self.block_tokens))
+
     def arrived(self, call_id: str, workflow: WorkflowShape, call: CallShape) -> CallArrived:
         """What the scheduler is told of a call."""
         prompt, output = call.prompt_tokens, call.output_tokens
@@ -112,10 +118,7 @@ class Progress:
         player.calls += 1
         ready_at = player.world.time.now
         call_id = f"{workflow.id}/{call.node}"
-        pieces = [Piece(part.text, part.tokens) for part in call.prompt]
-        pieces.append(Piece(f"{workflow.id} {call.node}", call.output_tokens))
-        prompt = call.prompt_tokens
-        request = Request(call_id, prompt, call.output_tokens, runs_of_pieces(pieces, player.block_tokens))
+        request = player.request(call_id, workflow, call)
         arrived = player.arrived(call_id, workflow, call)
         player.world.call(arrived, request, lambda answer: self.answered(call, request, ready_at, answer))
 

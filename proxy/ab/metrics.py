@@ -1,4 +1,4 @@
-"""What is counted of the experiment that runs, or ran last. Read off the scheduler at a scrape."""
+"""What is counted of the experiments that run, or ended not long ago. Read off the scheduler at a scrape."""
 
 from __future__ import annotations
 
@@ -24,31 +24,24 @@ class ExperimentMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Called by prometheus-client at a scrape."""
-        status = self._gateway.scheduler.experiments.status(monotonic())
-        if status is None:
+        told = self._gateway.scheduler.experiments.statuses(monotonic())
+        if not told:
             return
-        name = status["id"]
         running = GaugeMetricFamily("joulegate_experiment_running", "1 while it runs", labels=("experiment", "state"))
-        running.add_metric((name, status["state"]), float(status["state"] == "running"))
-        yield running
-        if "block" in status:
-            block = GaugeMetricFamily("joulegate_experiment_block", "Number, -1: lead-in", labels=("experiment", "arm"))
-            block.add_metric((name, status["arm"]), status["block"])
-            yield block
+        block = GaugeMetricFamily("joulegate_experiment_block", "Number, -1: lead-in", labels=("experiment", "arm"))
         text = "Blocks that are closed and count, by arm"
         done = CounterMetricFamily("joulegate_experiment_blocks_done", text, labels=("experiment", "arm"))
-        for arm, count in status["blocks_done"].items():
-            done.add_metric((name, arm), count)
-        yield done
         text = "Closed blocks that do not count, by reason"
         marked = CounterMetricFamily("joulegate_experiment_blocks_marked", text, labels=("experiment", "reason"))
-        for reason, count in status["marked"].items():
-            marked.add_metric((name, reason), count)
-        yield marked
-        yield _live(name, status["workflows_running"])
-
-
-def _live(name: str, count: int) -> Metric:
-    live = GaugeMetricFamily("joulegate_experiment_workflows", "Workflows under way in it", labels=("experiment",))
-    live.add_metric((name,), count)
-    return live
+        live = GaugeMetricFamily("joulegate_experiment_workflows", "Workflows under way in it", labels=("experiment",))
+        for status in told:
+            name = status["id"]
+            running.add_metric((name, status["state"]), float(status["state"] == "running"))
+            if "block" in status:
+                block.add_metric((name, status["arm"]), status["block"])
+            for arm, count in status["blocks_done"].items():
+                done.add_metric((name, arm), count)
+            for reason, count in status["marked"].items():
+                marked.add_metric((name, reason), count)
+            live.add_metric((name,), status["workflows_running"])
+        yield from (running, block, done, marked, live)

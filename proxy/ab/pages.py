@@ -27,7 +27,7 @@ def add_experiments(app: web.Application, experiments: Experiments) -> None:
         except orjson.JSONDecodeError as error:
             return _fault(400, "json", f"the body is not JSON: {error}")
         try:
-            return _json(experiments.start(wanted), 201)
+            return _json(await experiments.start(wanted), 201)
         except ExperimentError as error:
             return _fault(400, "experiment", str(error), error.problems)
         except OSError as error:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from proxy.ab.caches import reset
+from proxy.ab.fitting import filled_in, problems_here
 from proxy.ab.store import ExperimentStore, StoreFault
-from scheduler.actions import BlocksClosed
-from scheduler.events import ExperimentStarted, ExperimentStopped, ExperimentTick
-from scheduler.experiments.checks import problems
+from scheduler.actions import BlocksClosed, ResetPrefixCache
+from scheduler.events import ExperimentStarted, ExperimentStopped, ExperimentTick, PrefixCacheReset
 from scheduler.experiments.definition import ExperimentError, definition_of
 from scheduler.experiments.plan import detectable_effect
 from scheduler.experiments.saved import end, saved
-from scheduler.policies import POLICIES, option_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +41,7 @@ class Experiments:
         self._timer: asyncio.TimerHandle | None = None
         self._saved_at = 0.0
         self._closed = False
+        self._tasks: set[asyncio.Task[None]] = set()
         gateway.tell_experiment = self._said
 
     # --- start and stop ---
@@ -60,22 +60,21 @@ class Experiments:
         if state is None or state.get("ended_at") is not None:
             return
         definition = definition_of(state["definition"])
-        if found := self._problems(definition):
+        if found := self._problems(definition, again=True):
             raise ExperimentError(found)
         self.store.go_on(name)
         self._tell(ExperimentStarted(definition.as_json(), self._wall(), state, self._pace))
-        status = self._desk.status(monotonic()) or {}
+        status = self._desk.status(name, monotonic()) or {}
         self._gateway.log.event("experiment_resumed", experiment=name, block=status.get("block"))
 
-    def start(self, wanted: object) -> dict[str, Any]:
+    async def start(self, wanted: object) -> dict[str, Any]:
         """ExperimentError, with each problem; then nothing has changed. OSError from the disk."""
         if not isinstance(wanted, dict):
             raise ExperimentError(["the body must be a definition, as `joulegate ab plan --write` makes it"])
-        definition = definition_of(wanted)
-        names = tuple(engine.name for engine in self._gateway.scheduler.engines.values() if not engine.removed)
-        if not definition.engines:
-            definition = replace(definition, engines=names)
-        if found := self._problems(definition):
+        definition = filled_in(definition_of(wanted), self._gateway.scheduler)
+        if found := self._problems(definition) or await self._caches(definition):
+            raise ExperimentError(found)
+        if found := self._problems(definition):  # engines were asked meanwhile
             raise ExperimentError(found)
         assert self.store is not None
         now = self._wall()
@@ -91,51 +90,45 @@ class Experiments:
             raise
         self._save()
         self._gateway.log.event("experiment_started", experiment=definition.id, definition=definition.as_json())
-        return {"detectable": detectable_effect(definition.spread, definition.pairs), **(self.status() or {})}
+        return {
+            "detectable": detectable_effect(definition.spread, definition.pairs),
+            **(self.status(definition.id) or {}),
+        }
 
     def stop(self, name: str, why: str = "stopped by an operator") -> dict[str, Any] | None:
         """None: it does not run."""
-        running = self._desk.running
-        if running is None or running.experiment.definition.id != name:
+        if name not in self._desk.running:
             return None
         self._tell(ExperimentStopped(name, why))
-        return self.status()
+        return self.status(name)
 
-    def _problems(self, definition: Definition) -> list[str]:
-        """What `checks` cannot know: this gateway."""
+    def _problems(self, definition: Definition, *, again: bool = False) -> list[str]:
         if self.store is None:
             return ["state_dir: is not configured, and an experiment must outlive a restart: set it and start again"]
-        running = self._desk.running
-        others = [] if running is None else [running.experiment.definition]
-        found = problems(
-            definition, running=others, policies={name: policy.options for name, policy in POLICIES.items()}
-        )
-        if others and not found:
-            found.append(f'pool: the experiment "{others[0].id}" has all engines of this gateway; stop it first')
-        scheduler = self._gateway.scheduler
-        mode = scheduler.caps.rules.mode
-        for place, arm in enumerate(definition.arms):
-            if arm.policy in POLICIES:
-                for option, what in option_problems(arm.policy, arm.options):
-                    text = f"arms[{place}].options.{option}: {what}"
-                    found += [] if any(f'no option "{option}"' in one for one in found) else [text]
-            if arm.cap_mode != mode:
-                found.append(
-                    f'arms[{place}].cap_mode: is "{arm.cap_mode}", and this gateway\'s [power] mode is "{mode}":'
-                    " both arms must have the gateway's"
-                )
-        if definition.design == "shadow":
-            found.append("design: shadow is not run by a gateway, which has no way to ask a policy without obeying it")
-        if definition.reset_prefix_cache:
-            found.append("reset_prefix_cache: a gateway cannot empty an engine's cache; set it to false")
-        there = {engine.name for engine in scheduler.engines.values() if not engine.removed}
-        if set(definition.engines) != there:
-            mine = ", ".join(definition.engines)
-            found.append(
-                f"engines: {mine or 'none'} are named, and the gateway has {', '.join(sorted(there))}: an experiment"
-                " has all of them; leave the field out"
-            )
-        return found
+        running = [each.experiment.definition for each in self._desk.running.values()]
+        return problems_here(definition, self._gateway.scheduler, self._pace, running=running, again=again)
+
+    async def _caches(self, definition: Definition) -> list[str]:
+        if definition.reset_prefix_cache == "no":
+            return []
+        engines = [self._gateway.engines[name] for name in definition.engines]
+        failed = [one for one in await asyncio.gather(*map(reset, engines)) if not one.done]
+        for one in failed:
+            self._gateway.log.event("prefix_cache_not_reset", experiment=definition.id, **one._asdict())
+        if definition.reset_prefix_cache == "if_possible":
+            return []
+        return [
+            f'reset_prefix_cache: {one.engine}: {one.detail}. Set it to "if_possible" or "no", and the report names the'
+            " prefix cache as carry-over"
+            for one in failed
+        ]
+
+    async def _reset(self, engine: str) -> None:
+        there = self._gateway.engines.get(engine)
+        done = PrefixCacheReset(engine, False, "it is gone") if there is None else await reset(there)
+        if not done.done:
+            self._gateway.log.event("prefix_cache_not_reset", **done._asdict())
+        self._gateway.tell(done)
 
     # --- time ---
 
@@ -143,9 +136,9 @@ class Experiments:
         return time.time() * self._pace
 
     def _tell(self, event: ExperimentStarted | ExperimentStopped | ExperimentTick) -> None:
-        before = self._desk.running
+        before = list(self._desk.running)
         self._gateway.tell(event)
-        if self._desk.running is not before:
+        if list(self._desk.running) != before:
             self._changed()
         self._arm()
 
@@ -154,7 +147,7 @@ class Experiments:
             self._timer.cancel()
             self._timer = None
         now = monotonic()
-        if self._closed or self._desk.running is None:
+        if self._closed or not self._desk.running:
             return
         edge = self._desk.next_edge(now)
         wait = TICK_SECONDS if edge is None else min(TICK_SECONDS / self._pace, max(edge - now, SOONEST_SECONDS))
@@ -177,7 +170,12 @@ class Experiments:
 
     # --- what it says ---
 
-    def _said(self, action: BlocksClosed | ExperimentEnded) -> None:
+    def _said(self, action: BlocksClosed | ExperimentEnded | ResetPrefixCache) -> None:
+        if isinstance(action, ResetPrefixCache):
+            task = asyncio.get_running_loop().create_task(self._reset(action.engine))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
         store, log = self.store, self._gateway.log
         if store is None:
             return
@@ -186,8 +184,7 @@ class Experiments:
                 store.append(action.experiment, action.rows)
                 self._save()
                 return
-            experiment = self._desk.last
-            assert experiment is not None
+            experiment = self._desk.over_now[action.experiment]
             store.append(action.experiment, [end(experiment)])
             store.save(action.experiment, saved(experiment, self._wall()))
         except OSError as error:
@@ -197,25 +194,26 @@ class Experiments:
             self._changed()
 
     def _save(self) -> None:
-        if self.store is None or (state := self._desk.saved(monotonic())) is None:
+        if self.store is None:
             return
         self._saved_at = monotonic()
-        try:
-            self.store.save(state["definition"]["id"], state)
-        except OSError as error:
-            self._gateway.log.event("experiment_not_saved", experiment=state["definition"]["id"], detail=str(error))
+        for state in self._desk.saved(monotonic()):
+            name = state["definition"]["id"]
+            try:
+                self.store.save(name, state)
+            except OSError as error:
+                self._gateway.log.event("experiment_not_saved", experiment=name, detail=str(error))
 
     # --- looking ---
 
-    def status(self) -> dict[str, Any] | None:
-        """Of the one that runs or ran last in this process."""
-        status = self._desk.status(monotonic())
+    def status(self, name: str) -> dict[str, Any] | None:
+        """Of one that runs, or ended in this process not long ago."""
+        status = self._desk.status(name, monotonic())
         return None if status is None else {**status, "pace": self._pace}
 
     def describe(self, name: str) -> dict[str, Any] | None:
         """Of any of which there are files; None: there is none."""
-        status = self.status()
-        if status is not None and status["id"] == name:
+        if (status := self.status(name)) is not None:
             return status
         if self.store is None or name not in self.store.names():
             return None

@@ -7,6 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from backends.power.actuator import Actuator, new_holder
+from backends.power.device import ENFORCED_UNTOLD
 from backends.power.lease import LeaseFault, default_folder
 from backends.power.opening import UnknownGpu, open_device
 from scheduler.actions import SetCap
@@ -30,6 +31,10 @@ SETTLE_SECONDS = 1.0
 """Until a new limit is in force: 0.1 to 0.6 s were measured on cards that were seen."""
 
 
+LEAST_MHZ = 210.0
+"""A card may idle at its lowest SM clock: a lock is meant as an upper bound. Drivers take no lower bound of nothing."""
+
+
 class CapsFault(OSError):
     """Limits cannot be set in this place; the message says why and the way out."""
 
@@ -48,6 +53,8 @@ class Capping:
         self._devices: list[PowerDevice] = []
         self._set: dict[str, float] = {}
         """Engine → the watts that are in force on all its cards by our doing."""
+        self._untold: set[str] = set()
+        """Engines of which a card does not say what limit is in force."""
         self._clock_mhz: dict[str, float] = {}
         """Engine → the highest SM clock that was seen."""
         self._logged: dict[str, int] = {}
@@ -95,7 +102,7 @@ class Capping:
         for decision in self._desk.fresh(self._logged):
             told = decision.describe()
             told["decided_at"] = told.pop("at")
-            self._gateway.log.event("cap_decision", mode=self._desk.rules.mode, **told)
+            self._gateway.log.event("cap_decision", mode=self._desk.mode_of(decision.engine), **told)
         for name in [name for name in self._meters if name not in self._gateway.engines]:
             await self._let_go(name, self._meters.pop(name).gpus)
             self._told.pop(name, None)
@@ -160,6 +167,11 @@ class Capping:
             able = all(device.can_lock_clocks for device in devices)
         else:
             able = all(device.can_set_limit for device in devices)
+        told = [sample.limits for sample in samples if sample.limits is not None]
+        if any(limits.enforced_watts is None for limits in told):
+            self._untold.add(meter.engine)
+        else:
+            self._untold.discard(meter.engine)
         event = CardsRead(
             meter.engine,
             len(meter.gpus) * meter.cards,
@@ -218,7 +230,7 @@ class Capping:
         if isinstance(action, SetCap):
             outcomes = await actuator.set_together(labels, action.watts)
         else:
-            bounds = None if action.highest_mhz is None else (0.0, action.highest_mhz)
+            bounds = None if action.highest_mhz is None else (min(LEAST_MHZ, action.highest_mhz), action.highest_mhz)
             outcomes = list(await asyncio.gather(*(actuator.lock_sm_clock_mhz(label, bounds) for label in labels)))
         bad = next((one for one in outcomes if one.state != "applied"), None)
         if bad is not None:
@@ -273,6 +285,8 @@ class Capping:
             told = self._desk.describe(name)
             if not labels:
                 told["why"] = meter.detail if meter is not None else "looking for its GPUs"
+            elif name in self._untold:
+                told["why"] = ENFORCED_UNTOLD
             found[name] = {**told, "devices": {label: held.get(label) for label in labels}}
         return {
             "mode": self._desk.rules.mode,

@@ -9,14 +9,16 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from proxy.deadlines import impossible_header
 from proxy.errors import RequestFault
 from proxy.workflows.bulk import Bulk
 from proxy.workflows.describing import whole
 from proxy.workflows.mind import Mind
-from proxy.workflows.run import WorkflowRun, linked
+from proxy.workflows.nodes import Bounds
+from proxy.workflows.run import WorkflowRun
 from proxy.workflows.runner import Runner
 from proxy.workflows.stream import RunStream
-from proxy.workflows.submission import Bounds, Submission, parse
+from proxy.workflows.submission import Submission, parse
 from proxy.workflows.table import RunTable
 from proxy.workflows.views import node_view, summary
 
@@ -86,7 +88,7 @@ class WorkflowDoor:
             found = await self._begin(request, bulk)
             if found is not None and found[0].submission.background:
                 run = found[0]
-                request.answer_json(self._short(run.key_name, run.id), 202, _location(run.id))
+                request.answer_json(self._short(run.key_name, run.id), 202, self._headers(run.key_name, run.id))
                 return
         finally:
             bulk.end()
@@ -105,23 +107,23 @@ class WorkflowDoor:
             raise RequestFault(400, "idempotency_key", f"Idempotency-Key {message}", param="idempotency-key")
         if token is not None:
             self.table.same_submission(key_name, token, body)  # another body is refused before it is read
-        submission, nodes = await self._read(request, bulk)
+        submission = await self._read(request, bulk)
         if token is not None and (before := self.table.same_submission(key_name, token, body)) is not None:
             if not submission.declared and (run := self.table.get(key_name, before)) is not None:
                 return run, True
             if submission.declared and self.mind.knows(key_name, before):
-                request.answer_json(self._short(key_name, before), 201, _location(before))
+                request.answer_json(self._short(key_name, before), 201, self._headers(key_name, before))
                 return None
         run_id = submission.id or f"wf-{os.urandom(12).hex()}"
         if submission.declared:
             self.table.check_id(key_name, run_id)
             self.mind.declare(request.call.id, key_name, run_id, submission)
             self.table.remember(key_name, token, run_id, body)
-            request.answer_json(self._short(key_name, run_id), 201, _location(run_id))
+            request.answer_json(self._short(key_name, run_id), 201, self._headers(key_name, run_id))
             return None
         self.table.check_room(key_name, run_id)
         self.mind.declare(request.call.id, key_name, run_id, submission)
-        run = WorkflowRun(run_id, key_name, submission, nodes, monotonic(), self.table.held)
+        run = WorkflowRun(run_id, key_name, submission, monotonic(), self.table.held)
         if (trace := request.header(b"traceparent")) is not None:
             run.trace_fields = {b"traceparent": trace.encode("latin-1")}
         run.listeners.append(lambda event, node: self._changed(run, event, node))
@@ -130,17 +132,17 @@ class WorkflowDoor:
         self.runner.begin(run)
         return run, token is not None or submission.background
 
-    async def _read(self, request: OwnRequest, bulk: Bulk) -> tuple[Submission, dict[str, NodeRun]]:
+    async def _read(self, request: OwnRequest, bulk: Bulk) -> Submission:
         config = self.table.config
         bounds = Bounds(config.nodes, self._gateway.server.limits.body_bytes, config.held_bytes)
 
-        def read() -> tuple[Submission, dict[str, NodeRun]]:
+        def read() -> Submission:
             body = request.json()
             submission = parse(body, bounds)
             bulk.kept = body, submission
-            return submission, linked(submission.plans)
+            return submission
 
-        def read_beside() -> tuple[Submission, dict[str, NodeRun]]:
+        def read_beside() -> Submission:
             bulk.begin()
             return read()
 
@@ -150,15 +152,21 @@ class WorkflowDoor:
         """Answer with what becomes of it. Unless `keep`, it ends when its client leaves."""
         try:
             if run.submission.stream:
-                await RunStream(request, run).play()
+                await RunStream(request, run, impossible_header(self.mind.get(run.key_name, run.id))).play()
             else:
                 await _ended(run)
                 workflow, bill = self.mind.get(run.key_name, run.id), self._gateway.scheduler.energy.bill
-                request.answer_json(await whole(workflow, run, bill), headers=_location(run.id))
+                request.answer_json(await whole(workflow, run, bill), headers=self._headers(run.key_name, run.id))
         except asyncio.CancelledError:
             if not keep:
                 self.runner.cancel(run)
             raise
+
+    def _headers(self, key_name: str, run_id: str) -> list[tuple[bytes, bytes]]:
+        """Where the workflow is to be asked for, and whether its deadline can be kept."""
+        path = f"/v1/workflows/{quote(run_id, safe='')}"
+        told = [(b"x-workflow-id", run_id.encode("ascii")), (b"location", path.encode("ascii"))]
+        return [*told, *impossible_header(self.mind.get(key_name, run_id))]
 
     async def _list(self, request: OwnRequest) -> None:
         query = request.query()
@@ -205,6 +213,7 @@ class WorkflowDoor:
         if (isinstance(output, str) == isinstance(error, str)) or not body.keys() <= {"output", "error"}:
             message = 'the body must be {"output": "text"}, or {"error": "what went wrong"}'
             raise RequestFault(400, "invalid_tool_result", message, param="output")
+        self.runner.begin_now(run)
         run.tool_done(request.params["node"], output, error, monotonic())
         self.runner.go_on(run)
         request.answer_json(node_view(run, run.nodes[request.params["node"]]))
@@ -225,6 +234,8 @@ class WorkflowDoor:
         workflow, run = self.mind.get(key_name, run_id), self.table.get(key_name, run_id)
         if run is None and workflow is None:
             raise _unknown(run_id)
+        if run is not None:
+            self.runner.begin_now(run)
         return await whole(workflow, run, self._gateway.scheduler.energy.bill)
 
     def _short(self, key_name: str, run_id: str) -> dict[str, Any]:
@@ -248,11 +259,6 @@ async def _ended(run: WorkflowRun) -> None:
             await over.wait()
     finally:
         run.listeners.remove(listen)
-
-
-def _location(run_id: str) -> list[tuple[bytes, bytes]]:
-    path = f"/v1/workflows/{quote(run_id, safe='')}"
-    return [(b"x-workflow-id", run_id.encode("ascii")), (b"location", path.encode("ascii"))]
 
 
 def _unknown(run_id: str) -> RequestFault:

@@ -46,11 +46,11 @@ class Mind:
 
     def changed(self, run: WorkflowRun, event: str, node: NodeRun) -> None:
         """A node that the scheduler sees no call of has ended."""
-        if event == "node.finished" and node.plan.tool:
-            self._gateway.tell(NodeEnded(run.key_name, run.id, node.plan.id, failed=False))
+        if event == "node.finished" and node.spec.tool:
+            self._gateway.tell(NodeEnded(run.key_name, run.id, node.spec.id, failed=False))
         elif event == "node.failed":
             reason = str((node.error or {}).get("code"))
-            self._gateway.tell(NodeEnded(run.key_name, run.id, node.plan.id, failed=True, reason=reason))
+            self._gateway.tell(NodeEnded(run.key_name, run.id, node.spec.id, failed=True, reason=reason))
 
     def ended(self, key_name: str, workflow_id: str, outcome: str) -> None:
         """Nothing more of it will come."""

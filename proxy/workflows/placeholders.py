@@ -24,23 +24,16 @@ INPUT = "input."
 
 
 class Template(NamedTuple):
-    """`pieces`: JSON text, and between two pieces the output of a node of `references`."""
+    """A request with references. `pieces`: JSON text, and between two pieces the output of a node of `references`."""
 
     pieces: tuple[bytes, ...]
     references: tuple[str, ...]
     size_bytes: int
     """Of the request without outputs."""
 
-    @property
-    def leading(self) -> bytes:
-        """What is known of the request before its first reference, with inputs filled in."""
-        return self.pieces[0]
-
     def fill(self, outputs: Mapping[str, str], bytes_max: int | None = None) -> bytes:
         """The request's JSON. KeyError if an output is missing; RequestFault 413 if it is larger than `bytes_max`, and
         then it has not been made: an output may be long, and quoted a thousand times."""
-        if not self.references:
-            return self.pieces[0]
         texts = {name: in_json_string(outputs[name]) for name in self.references}
         if bytes_max is not None and self.size_bytes + sum([len(texts[name]) for name in self.references]) > bytes_max:
             raise body_too_large(bytes_max)
@@ -48,6 +41,15 @@ class Template(NamedTuple):
         for name, piece in zip(self.references, self.pieces[1:], strict=True):
             parts += (texts[name], piece)
         return b"".join(parts)
+
+
+Request = bytes | Template
+"""A request without references is its JSON text."""
+
+
+def size_of(request: Request) -> int:
+    """Of the request without outputs, in bytes."""
+    return len(request) if isinstance(request, bytes) else request.size_bytes
 
 
 def in_json_string(text: str) -> bytes:
@@ -68,7 +70,7 @@ def template(
     known: Container[str],
     place: str,
     bytes_max: int | None = None,
-) -> Template:
+) -> Request:
     """Cut a request, whose JSON text is `data`, at its references to `known` nodes. `place`: its path. `inputs`: by
     name, as they stand in JSON's strings.
 
@@ -77,7 +79,7 @@ def template(
     """
     parts = _PLACEHOLDER.split(data)  # JSON text, a name, JSON text, …
     if len(parts) == 1:
-        return Template((copied(data),), (), len(data))
+        return data
     names = [name.decode("ascii") for name in parts[1::2]]
     if all(map(known.__contains__, names)):
         return Template(tuple(parts[::2]), tuple(names), sum(map(len, parts[::2])))
@@ -102,6 +104,8 @@ def template(
             message = f"{place} with its inputs has over {bytes_max} bytes (limits.body_bytes)"
             raise RequestFault(413, "workflow_too_large", message, param=place)
     pieces.append(b"".join(held))
+    if not references:
+        return pieces[0]
     return Template(tuple(pieces), tuple(references), sum(map(len, pieces)))
 
 

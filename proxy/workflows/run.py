@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from collections import deque
 from enum import StrEnum
+from itertools import islice
 from time import time
 from typing import TYPE_CHECKING, Any
 
 from proxy.energy.answer import UNAVAILABLE
 from proxy.errors import RequestFault
+from proxy.workflows.nodes import Manner
+from proxy.workflows.placeholders import size_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from proxy.inner import InnerCall
-    from proxy.workflows.submission import NodePlan, Submission
+    from proxy.workflows.placeholders import Request
+    from proxy.workflows.submission import Submission
+    from scheduler.workflow.spec import NodeSpec
 
     Listener = Callable[[str, "NodeRun | None"], None]
 
@@ -40,6 +45,12 @@ class NodeStatus(StrEnum):
 
 _PLANNED, _FAILED = NodeStatus.PLANNED, NodeStatus.FAILED
 """Said once: to take a member out of an enumeration is a call, and runs have many nodes."""
+_USUALLY = Manner()
+_DONE = object()
+TOLD_A_TURN = 5000
+"""Nodes: 2 ms."""
+LINKED_A_TURN = 1000
+"""Nodes: a millisecond or two. They are put together behind the answer, which may be all that a client waits for."""
 OVER = frozenset((NodeStatus.FINISHED, NodeStatus.FAILED, NodeStatus.SKIPPED, NodeStatus.CANCELLED))
 
 
@@ -49,21 +60,27 @@ class NodeRun:
     __slots__ = (
         "attempts",
         "consumers",
+        "endpoint",
         "energy",
         "error",
         "inner",
         "output",
         "pieces",
-        "plan",
         "ready_at",
+        "request",
+        "retry",
         "said",
+        "spec",
         "status",
         "usage",
         "waits_for",
     )
 
-    def __init__(self, plan: NodePlan) -> None:
-        self.plan = plan
+    def __init__(self, spec: NodeSpec, request: Request | None, manner: Manner) -> None:
+        self.spec = spec
+        self.request = request
+        """What is sent for it; None: nothing, it is a tool, or it is over."""
+        self.endpoint, self.retry = manner
         self.status = _PLANNED
         self.waits_for = 0
         """Nodes before it that are not finished."""
@@ -82,11 +99,18 @@ class NodeRun:
         self.inner: InnerCall | None = None
 
 
-def linked(plans: Iterable[NodePlan]) -> dict[str, NodeRun]:
-    """By name the nodes of a run that has not begun, each known to those it waits for."""
-    nodes = {plan[0][0]: NodeRun(plan) for plan in plans}  # by its spec's id
-    for node in nodes.values():
-        _, after, data_from = node.plan[0][:3]
+def _linking(submission: Submission, nodes: dict[str, NodeRun]) -> Iterator[None]:
+    """Enter the nodes by name, then make each known to those it waits for; some at a time, if there are many."""
+    manner = submission.manners.get
+    many = len(submission.specs) > LINKED_A_TURN
+    for number, (spec, request) in enumerate(zip(submission.specs, submission.requests, strict=True)):
+        nodes[spec[0]] = NodeRun(spec, request, manner(spec[0], _USUALLY))
+        if many and number % LINKED_A_TURN == LINKED_A_TURN - 1:
+            yield
+    for number, node in enumerate(nodes.values()):
+        if many and number % LINKED_A_TURN == LINKED_A_TURN - 1:
+            yield
+        _, after, data_from = node.spec[:3]
         if not after and not data_from:
             continue
         before: Collection[str] = (*after, *data_from) if data_from else after
@@ -95,7 +119,6 @@ def linked(plans: Iterable[NodePlan]) -> dict[str, NodeRun]:
         node.waits_for = len(before)
         for name in before:
             nodes[name].consumers.append(node)
-    return nodes
 
 
 class HeldBytes:
@@ -108,26 +131,50 @@ class HeldBytes:
 class WorkflowRun:
     """The graph of one submission, being worked off. `listeners` hear of each change: (event, node)."""
 
-    def __init__(
-        self, run_id: str, key_name: str, submission: Submission, nodes: dict[str, NodeRun], now: float, held: HeldBytes
-    ) -> None:
+    def __init__(self, run_id: str, key_name: str, submission: Submission, now: float, held: HeldBytes) -> None:
         self.id = run_id
         self.key_name = key_name
-        self.submission = submission._replace(specs=(), plans=())  # each stands in its node
+        self.submission = submission._replace(specs=(), requests=[], manners={})  # each stands in its node
         self._held = held
         self.status = "running"
         self.created_unix_seconds = time()
         self.started_at = now
         self.finished_at: float | None = None
-        self.nodes = nodes
+        self._nodes: dict[str, NodeRun] = {}
+        self._specs = submission.specs
+        self._linking: Iterator[None] | None = _linking(submission, self._nodes)
+        self.begun = False
+        """Until then nothing has happened to any node."""
         self.ready: deque[NodeRun] = deque()
         """To be started by the runner."""
+        self.untold: deque[Iterator[NodeRun]] = deque()
+        """Nodes that do not know so far that one that they wait for has finished."""
+        self.telling = False
+        """A later turn of the loop goes on with these."""
         self.listeners: list[Listener] = []
-        self.unfinished = len(self.nodes)
+        self.unfinished = len(submission.specs)
         self.trace_fields: dict[bytes, bytes] = {}
         """The submitter's trace, which the calls belong to."""
         self.held_bytes = 0
         self._hold(submission.request_bytes)
+
+    @property
+    def nodes(self) -> dict[str, NodeRun]:
+        """By name, in the order of the submission."""
+        while not self.linked():
+            pass
+        return self._nodes
+
+    @property
+    def names(self) -> list[str]:
+        """Of all nodes."""
+        return list(self._nodes) if self._linking is None else [spec[0] for spec in self._specs]
+
+    def linked(self) -> bool:
+        """Go on putting the nodes together, as long as one turn of the loop may take; whether that is done."""
+        if self._linking is not None and next(self._linking, _DONE) is _DONE:
+            self._linking, self._specs = None, ()
+        return self._linking is None
 
     @property
     def outputs(self) -> Iterable[str]:
@@ -142,13 +189,14 @@ class WorkflowRun:
 
     def begin(self, now: float) -> None:
         """Start with the nodes that wait for nothing."""
+        self.begun = True
         for node in self.nodes.values():
             if not node.waits_for:
                 self._make_ready(node, now)
 
-    def outputs_of(self, plan: NodePlan) -> dict[str, str]:
+    def outputs_of(self, node: NodeRun) -> dict[str, str]:
         """What a node's request is filled with."""
-        return {name: self.nodes[name].output or "" for name in plan.spec.data_from}
+        return {name: self.nodes[name].output or "" for name in node.spec.data_from}
 
     def sent(self, node: NodeRun) -> None:
         """The node's call has been written to an engine."""
@@ -170,11 +218,23 @@ class WorkflowRun:
             self._tell("node.finished", node)  # streams of slow readers may not have told all pieces so far
         finally:
             node.pieces = []
-        for consumer in node.consumers:
-            consumer.waits_for -= 1
-            if not consumer.waits_for and consumer.status is _PLANNED:
-                self._make_ready(consumer, now)
+        if node.consumers:
+            self.untold.append(iter(node.consumers))
+            self.tell_on(now)
         self._end_if_done(now)
+
+    def tell_on(self, now: float) -> None:
+        """Some more of the nodes that wait for a finished one learn of it: there may be very many. The caller goes on
+        until `untold` is empty."""
+        left = TOLD_A_TURN
+        while self.untold and left:
+            for consumer in islice(self.untold[0], left):
+                left -= 1
+                consumer.waits_for -= 1
+                if not consumer.waits_for and consumer.status is _PLANNED:
+                    self._make_ready(consumer, now)
+            if left:
+                self.untold.popleft()
 
     def failed(self, node: NodeRun, error: dict[str, Any], now: float) -> None:
         """A node will have no output: what is behind it is not run; the rest is."""
@@ -189,8 +249,8 @@ class WorkflowRun:
             behind = todo.popleft()
             if behind.status is _PLANNED:
                 behind.status = NodeStatus.SKIPPED
-                message = f"not run, because node {node.plan.id!r} failed"
-                behind.error = {"status": None, "code": "skipped", "message": message, "node": node.plan.id}
+                message = f"not run, because node {node.spec.id!r} failed"
+                behind.error = {"status": None, "code": "skipped", "message": message, "node": node.spec.id}
                 self.unfinished -= 1
                 self._tell("node.skipped", behind)
                 todo += behind.consumers
@@ -199,7 +259,7 @@ class WorkflowRun:
     def tool_done(self, node_id: str, output: str | None, error: str | None, now: float) -> None:
         """A client posts what its tool gave, or why it gave nothing. RequestFault if no tool of that name acts."""
         node = self.nodes.get(node_id)
-        if node is None or not node.plan.tool:
+        if node is None or not node.spec.tool:
             raise RequestFault(404, "unknown_node", f"the workflow has no tool {node_id[:128]!r}", param="node")
         if node.status is not NodeStatus.ACTING:
             message = f"tool {node_id!r} is {node.status}; a result is taken once, and while it acts"
@@ -224,10 +284,12 @@ class WorkflowRun:
         """End it. Its calls are the runner's to cancel."""
         if self.over:
             return
+        self.begun = True
         ended = [node for node in self.nodes.values() if node.status not in OVER]
         for node in ended:
             node.status, node.inner = NodeStatus.CANCELLED, None
         self.ready.clear()
+        self.untold.clear()
         self.unfinished = 0
         try:
             for node in ended:
@@ -257,7 +319,7 @@ class WorkflowRun:
 
     def _make_ready(self, node: NodeRun, now: float) -> None:
         node.ready_at = now
-        if node.plan.tool:
+        if node.spec.tool:
             node.status = NodeStatus.ACTING
             self._tell("tool.started", node)
         else:
@@ -272,9 +334,9 @@ class WorkflowRun:
     def _end(self, status: str, now: float) -> None:
         self.status, self.finished_at = status, now
         for node in self.nodes.values():
-            if node.plan.request is not None:
-                self._hold(-node.plan.request.size_bytes)
-                node.plan = node.plan._replace(request=None)
+            if node.request is not None:
+                self._hold(-size_of(node.request))
+                node.request = None
         self._tell("workflow.finished", None)
 
     def _tell(self, event: str, node: NodeRun | None) -> None:

@@ -12,6 +12,7 @@ from proxy.energy.answer import UNAVAILABLE, usage_members
 from proxy.errors import RequestFault
 from proxy.identity import Identity
 from proxy.jsonedit import edit_members
+from proxy.workflows.run import LINKED_A_TURN
 from proxy.workflows.texts import DeltaReader, whole_text
 from proxy.workflows.turns import Turns
 
@@ -60,17 +61,43 @@ class Runner:
         self._running_of_key: dict[str, int] = {}
 
     def begin(self, run: WorkflowRun) -> None:
-        """Start working on it."""
-        run.begin(monotonic())
-        self.go_on(run)
+        """Start working on it: at once if it is small, else in later turns of the loop."""
+        if run.unfinished > LINKED_A_TURN:
+            self._loop.call_soon(self._safely, run, self._begin, run)
+        else:
+            self._begin(run)
+
+    def begin_now(self, run: WorkflowRun) -> None:
+        """Somebody asks for more of it than that it was taken."""
+        if not run.begun:
+            run.begin(monotonic())
+            self.go_on(run)
+
+    def _begin(self, run: WorkflowRun) -> None:
+        if run.begun:  # or over
+            return
+        if run.linked():
+            self.begin_now(run)
+        else:
+            self._loop.call_soon(self._safely, run, self._begin, run)
 
     def go_on(self, run: WorkflowRun) -> None:
         """Something of this run may have become ready, or it is over."""
         if run.over:
             self._on_over(run)
-        elif run.ready:
+            return
+        if run.untold and not run.telling:
+            run.telling = True
+            self._loop.call_soon(self._safely, run, self._tell_on, run)
+        if run.ready:
             self._turns.add(run)
             self._pump_soon()
+
+    def _tell_on(self, run: WorkflowRun) -> None:
+        run.telling = False
+        if not run.over:
+            run.tell_on(monotonic())
+            self.go_on(run)
 
     def cancel(self, run: WorkflowRun) -> None:
         """End a run: its calls leave their engines now."""
@@ -122,20 +149,22 @@ class Runner:
         return limit is None or self._running_of_key.get(key_name, 0) < limit
 
     def _start(self, run: WorkflowRun, node: NodeRun) -> None:
-        plan, submission = node.plan, run.submission
-        assert plan.request is not None
+        request, endpoint, submission = node.request, node.endpoint, run.submission
+        assert request is not None
         try:
-            body = plan.request.fill(run.outputs_of(plan), self._gateway.server.limits.body_bytes)
+            if isinstance(request, bytes):
+                body = request
+            else:
+                body = request.fill(run.outputs_of(node), self._gateway.server.limits.body_bytes)
         except RequestFault as fault:
             node.attempts += 1
             self._failed(run, node, fault.status, fault.reason, fault.message, None)
             return
-        endpoint = plan.endpoint
         reader = None
         if submission.stream:
             reader = DeltaReader(endpoint)
             body = edit_members(body, (), _STREAM if endpoint == "/v1/responses" else _STREAM_WITH_USAGE)
-        identity = Identity(run.id, "joulegate-workflow", plan.id, workflow_class=submission.workflow_class)
+        identity = Identity(run.id, "joulegate-workflow", node.spec.id, workflow_class=submission.workflow_class)
         node.attempts += 1
         self.running += 1
         self._running_of_key[run.key_name] = self._running_of_key.get(run.key_name, 0) + 1
@@ -185,7 +214,7 @@ class Runner:
             self._failed(run, node, status, reason, message, float(after) if after.isdigit() else None)
             return
         if reader is None:
-            text = whole_text(node.plan.endpoint, answer.body)
+            text = whole_text(node.endpoint, answer.body)
         elif reader.error is not None:
             reason = (answer.call.reason if answer.call is not None else None) or "engine_error"
             self._failed(run, node, BAD_GATEWAY, *_engine_words(reader.error, reason), None)
@@ -237,7 +266,7 @@ class Runner:
         assert node.ready_at is not None
         turned_away = reason in _TURNED_AWAY and now - node.ready_at < self.config.turn_seconds
         own_fault = (400 <= status < 500 and status not in (408, 429)) or reason in _FINAL
-        if not turned_away and (own_fault or node.attempts > node.plan.retry):
+        if not turned_away and (own_fault or node.attempts > node.retry):
             run.failed(node, {"status": status or None, "code": reason, "message": message}, now)
             self.go_on(run)
             return

@@ -14,6 +14,8 @@ from proxy.workflows.run import OVER, NodeStatus
 from proxy.workflows.views import node_view, summary
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from proxy.own.request import OwnRequest
     from proxy.workflows.run import NodeRun, WorkflowRun
 
@@ -30,8 +32,10 @@ def event_bytes(name: str, data: dict[str, Any]) -> bytes:
 class RunStream:
     """One client's view of a run."""
 
-    def __init__(self, request: OwnRequest, run: WorkflowRun) -> None:
+    def __init__(self, request: OwnRequest, run: WorkflowRun, more: Iterable[tuple[bytes, bytes]] = ()) -> None:
         self._request = request
+        self._more = more
+        """Further headers."""
         self._run = run
         self._unsent: dict[str, int] = {}
         """Nodes whose latest pieces wait for the client, with the first of them."""
@@ -42,17 +46,18 @@ class RunStream:
     async def play(self) -> None:
         """Send until the run is over. CancelledError when the client goes."""
         request, run = self._request, self._run
-        request.begin_stream(headers=[(b"x-workflow-id", run.id.encode("ascii")), (b"cache-control", b"no-cache")])
+        own = [(b"x-workflow-id", run.id.encode("ascii")), (b"cache-control", b"no-cache"), *self._more]
+        request.begin_stream(headers=own)
         request.on_resume = self._resume
-        self._send(event_bytes("workflow.started", {"id": run.id, "nodes": list(run.nodes)}))
-        for node in run.nodes.values():
+        self._send(event_bytes("workflow.started", {"id": run.id, "nodes": run.names}))
+        for node in run.nodes.values() if run.begun else ():
             if node.status in OVER:
                 self._node(f"node.{node.status}", node)
                 continue
             if (begun := _BEGUN.get(node.status)) is not None:
                 self._node(begun, node)
             if node.pieces:
-                self._send(event_bytes("node.delta", {"node": node.plan.id, "delta": "".join(node.pieces)}))
+                self._send(event_bytes("node.delta", {"node": node.spec.id, "delta": "".join(node.pieces)}))
         run.listeners.append(self._changed)
         try:
             if run.over:
@@ -77,19 +82,19 @@ class RunStream:
             self._delta(node)
         else:
             if event == "node.retrying":  # what it said is void
-                self._unsent.pop(node.plan.id, None)
-            elif node.plan.id in self._unsent:
+                self._unsent.pop(node.spec.id, None)
+            elif node.spec.id in self._unsent:
                 self._flush_node(node)
             self._node(event, node)
 
     def _delta(self, node: NodeRun) -> None:
         if self._request.write_paused:
-            self._unsent.setdefault(node.plan.id, len(node.pieces) - 1)
+            self._unsent.setdefault(node.spec.id, len(node.pieces) - 1)
         else:
-            self._send(event_bytes("node.delta", {"node": node.plan.id, "delta": node.pieces[-1]}))
+            self._send(event_bytes("node.delta", {"node": node.spec.id, "delta": node.pieces[-1]}))
 
     def _node(self, event: str, node: NodeRun) -> None:
-        self._send(event_bytes(event, {"node": node.plan.id, **node_view(self._run, node)}))
+        self._send(event_bytes(event, {"node": node.spec.id, **node_view(self._run, node)}))
 
     def _send(self, data: bytes) -> None:
         if self._request.write_paused:
@@ -108,6 +113,6 @@ class RunStream:
             self._flush_node(self._run.nodes[name])
 
     def _flush_node(self, node: NodeRun) -> None:
-        start = self._unsent.pop(node.plan.id)
+        start = self._unsent.pop(node.spec.id)
         if text := "".join(node.pieces[start:]):
-            self._send(event_bytes("node.delta", {"node": node.plan.id, "delta": text}))
+            self._send(event_bytes("node.delta", {"node": node.spec.id, "delta": text}))

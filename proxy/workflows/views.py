@@ -18,7 +18,7 @@ def node_view(run: WorkflowRun, node: NodeRun) -> dict[str, Any]:
         view["output"] = node.output
     if node.error is not None:
         view["error"] = node.error
-    if node.status is NodeStatus.FINISHED and not node.plan.tool:
+    if node.status is NodeStatus.FINISHED and not node.spec.tool:
         view["usage"] = node.usage
         view.update(node.energy)
     return view
@@ -26,7 +26,7 @@ def node_view(run: WorkflowRun, node: NodeRun) -> dict[str, Any]:
 
 def summary(run: WorkflowRun) -> dict[str, Any]:
     """How the whole run stands: outputs, failures, tokens, joules."""
-    nodes = run.nodes.values()
+    nodes = run.nodes.values() if run.begun else ()
     failed, skipped = NodeStatus.FAILED, NodeStatus.SKIPPED
     finished = [node for node in nodes if node.usage is not None]
     return {
@@ -34,9 +34,13 @@ def summary(run: WorkflowRun) -> dict[str, Any]:
         "object": "workflow",
         "name": run.submission.name,
         "status": run.status,
-        "outputs": {name: run.nodes[name].output for name in run.outputs if run.nodes[name].output is not None},
-        "failed": [node.plan.id for node in nodes if node.status is failed],
-        "skipped": [node.plan.id for node in nodes if node.status is skipped],
+        "outputs": {
+            name: run.nodes[name].output
+            for name in (run.outputs if nodes else ())
+            if run.nodes[name].output is not None
+        },
+        "failed": [node.spec.id for node in nodes if node.status is failed],
+        "skipped": [node.spec.id for node in nodes if node.status is skipped],
         "created": int(run.created_unix_seconds),
         "usage": {
             name: _sum([node.usage[name] for node in finished if node.usage is not None])

@@ -182,7 +182,7 @@ class EnergyDesk:
 
     def finished(self, event: CallFinished, engine: str, now: float) -> None:
         """A call was answered."""
-        call_id, prompt, cached, output, seen = event
+        call_id, prompt, cached, output, seen = event[:5]
         if (desk := self.engines.get(engine)) is not None:
             desk.windows.finished(call_id, prompt, cached, output, now)
             if (listener := self.listener) is not None:

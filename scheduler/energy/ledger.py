@@ -25,7 +25,7 @@ class TokenAccount:
         """Book one call."""
         self.calls += 1
         self.last_used_at = now
-        _, prompt, cached, output, _ = finished
+        _, prompt, cached, output, _ = finished[:5]
         if prompt is None and output is None:
             self.calls_without_usage += 1
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scheduler.experiments.among import Among
 from scheduler.policies.base import Choice, Policy, View
 from scheduler.state import ReadyCalls
 
@@ -38,15 +39,27 @@ class ArmPolicies(Policy):
         self._arm: dict[str, int] = {}
         self.ready = [ReadyCalls() for _ in policies]
         self._calls: list[dict[str, CallState]] = [{} for _ in policies]
+        self._now = 0.0
 
     def begin(self, view: View, now: float) -> None:
         """Deal out what is held and what runs."""
+        self._now = now
         for call in sorted(view.calls.values(), key=lambda call: call.sequence):
             arm = self._deal(call, now)
             if call.engine is None:
                 self.ready[arm].add(call)
-        for policy, calls, ready in zip(self.policies, self._calls, self.ready, strict=True):
-            policy.begin(view._replace(calls=calls, ready=ready), now)
+        for arm, policy in enumerate(self.policies):
+            mine = view._replace(calls=self._calls[arm], ready=self.ready[arm])
+            policy.begin(mine if self._sides is None else mine._replace(engines=self._side(arm, view)), now)
+
+    def _side(self, arm: int, view: View) -> Among:
+        """The arm's engines at the time of the last event."""
+
+        def holds(name: str) -> bool:
+            names = None if self._sides is None else self._sides(arm, self._now)
+            return names is None or name in names
+
+        return Among(view.engines, holds)
 
     def _deal(self, call: CallState, now: float) -> int:
         call_id = call.arrived.call_id
@@ -66,6 +79,7 @@ class ArmPolicies(Policy):
 
     def arrived(self, call: CallState, now: float) -> None:
         """To its arm."""
+        self._now = now
         arm = self._deal(call, now)
         self.ready[arm].add(call, front=call.attempts > 0)
         self.policies[arm].arrived(call, now)
@@ -90,6 +104,7 @@ class ArmPolicies(Policy):
 
     def next(self, ready: ReadyCalls, engines: Sequence[EngineState], now: float) -> Choice | float | None:
         """The first choice that an arm has; else the earliest time at which one wants to look again."""
+        self._now = now
         first = self._first(now)
         again: float | None = None
         for arm in (first, *(arm for arm in range(len(self.policies)) if arm != first)):

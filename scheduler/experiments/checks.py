@@ -17,6 +17,8 @@ PAIRS_MAX = 20_000
 PAIRS_LEAST = 6
 """With fewer no order of the arms is rarer than 1 in 20: 2 of 2^5 is 6 %."""
 MEASURED_SHARE_LEAST = 0.5
+RESET_SECONDS = 1.0
+"""Of wash-out at least, to empty a prefix cache in."""
 
 
 def problems(
@@ -37,12 +39,13 @@ def problems(
     found += _guardrails(definition)
     if definition.metric not in METRICS:
         found.append(f"metric: {unknown(definition.metric)}")
-    if p95_workflow_seconds is not None and definition.design in ("switchback", "split_and_swap"):
-        needed = p95_workflow_seconds + cap_settling_seconds
+    if definition.design in ("switchback", "split_and_swap"):
+        needed = (p95_workflow_seconds or 0.0) + cap_settling_seconds
         if definition.washout_seconds < needed:
+            p95 = "" if p95_workflow_seconds is None else f"the p95 workflow time of {p95_workflow_seconds:g} s and "
             found.append(
-                f"washout_seconds: {definition.washout_seconds:g} s is below {needed:g} s, the p95 workflow time of"
-                f" {p95_workflow_seconds:g} s and {cap_settling_seconds:g} s until a cap has settled: raise it to that"
+                f"washout_seconds: {definition.washout_seconds:g} s is below {needed:g} s, {p95}"
+                f"{cap_settling_seconds:g} s until a cap has settled: raise it to that"
             )
     return found
 
@@ -60,7 +63,8 @@ def _identity(definition: Definition, running: Iterable[Definition]) -> list[str
             found.append(f'id: an experiment "{name}" is running; stop it, or take another id')
         elif other.pool == definition.pool:
             found.append(
-                f'pool: "{definition.pool}" is taken by experiment "{other.id}"; stop that, or wait for its end'
+                f'pool: "{definition.pool}" is taken by experiment "{other.id}"; stop that, wait for its end, or give'
+                " this one a pool and engines of its own"
             )
         elif both := sorted(mine & set(other.engines)):
             found.append(f'engines: {", ".join(both)} belong to the running experiment "{other.id}" too')
@@ -137,6 +141,19 @@ def _design(definition: Definition) -> list[str]:
         found.append(f"engines: split_and_swap needs an even number of them, 2 or more, not {count}")
     if len(set(definition.engines)) != count:
         found.append("engines: a name is there twice")
+    if definition.reset_prefix_cache != "no" and (
+        definition.design in ("interleaved", "shadow") or definition.washout_seconds < RESET_SECONDS
+    ):
+        found.append(
+            f'reset_prefix_cache: is "{definition.reset_prefix_cache}", and there is no wash-out of {RESET_SECONDS:g} s'
+            ' to do it in; set it to "no"'
+        )
+    modes = {arm.cap_mode for arm in definition.arms}
+    if definition.design in ("interleaved", "shadow") and len(modes) > 1:
+        found.append(
+            f"arms: their cap modes differ, and with {definition.design} both have the same cards at once:"
+            " take switchback or split_and_swap"
+        )
     if definition.design == "interleaved":
         if not definition.effect_independent:
             found.append(

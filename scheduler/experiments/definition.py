@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 Design = Literal["switchback", "split_and_swap", "interleaved", "shadow"]
 CapMode = Literal["off", "observe", "actuate"]
+Reset = Literal["no", "if_possible", "required"]
 CONTROL, TREATMENT = 0, 1
 """Places in `arms`."""
 
@@ -30,7 +31,8 @@ class Arm:
 
     policy: str
     options: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    cap_mode: CapMode = "observe"
+    cap_mode: CapMode | None = None
+    """None: the gateway's own; decided at the start."""
     name: str = ""
     """How reports call it; empty: by its policy and options."""
 
@@ -38,7 +40,7 @@ class Arm:
         if self.name:
             return self.name
         options = ", ".join(f"{option}={value}" for option, value in sorted(self.options.items()))
-        cap = "" if self.cap_mode == "observe" else f", caps {self.cap_mode}"
+        cap = "" if self.cap_mode in (None, "observe") else f", caps {self.cap_mode}"
         return self.policy + (f" ({options})" if options else "") + cap
 
     def same_as(self, other: Arm) -> bool:
@@ -50,7 +52,7 @@ def arm_of(text: str) -> Arm:
     """`fifo:max_in_flight=32`; `caps=actuate` among the options is the cap mode. ExperimentError for anything else."""
     policy, *rest = text.strip().split(":")
     options: dict[str, int] = {}
-    cap_mode: Any = "observe"
+    cap_mode: Any = None
     for each in rest:
         name, equals, value = each.partition("=")
         if name == "caps" and value in get_args(CapMode):
@@ -109,6 +111,8 @@ class Definition:
     """The engines that the experiment has for itself."""
     engines: tuple[str, ...] = ()
     """Of the pool, by name. `split_and_swap` needs an even number: the first half is one side, the second the other."""
+    models: tuple[str, ...] = ()
+    """Whose calls are the pool's, where it is a part of the gateway's engines: those that it serves, if left out."""
     block_seconds: float = 300.0
     washout_seconds: float = 60.0
     """At the beginning of each block; nothing of it is counted. From p95 workflow time + settling of the caps on."""
@@ -130,8 +134,9 @@ class Definition:
     """The operator declares that the arms share nothing on an engine: `interleaved` needs that."""
     aa: bool = False
     """Both arms are the same on purpose: a test of the method on this traffic."""
-    reset_prefix_cache: bool = False
-    """The engines' prefix caches are emptied at each change of arm. Else what one arm cached serves the next."""
+    reset_prefix_cache: Reset = "no"
+    """The engines' prefix caches are emptied at the beginning of each block; `required`: a block does not count where
+    that was not done. Else what one arm cached serves the next."""
     clock_tolerance_seconds: float = 1.0
     """The wall clock may move so far against the steady one before a block is marked."""
     spread: float = 0.1
@@ -224,11 +229,17 @@ def _arm(value: Any) -> Arm:
     names = {each.name for each in fields(Arm)}
     if unknown := set(value) - names:
         raise ValueError(f"unknown in an arm: {', '.join(sorted(unknown))}; there are {', '.join(sorted(names))}")
-    if value.get("cap_mode", "observe") not in get_args(CapMode):
+    mode = value.get("cap_mode")
+    if mode is not None and mode not in get_args(CapMode):
         raise ValueError(f"cap_mode is one of {', '.join(get_args(CapMode))}")
     options = {_text(key): _whole(number) for key, number in value.get("options", {}).items()}
-    mode = cast("CapMode", value.get("cap_mode", "observe"))
-    return Arm(_text(value["policy"]), options, mode, _text(value.get("name", "")))
+    return Arm(_text(value["policy"]), options, cast("CapMode | None", mode), _text(value.get("name", "")))
+
+
+def _reset(value: Any) -> Any:
+    if value not in get_args(Reset):
+        raise ValueError(f"it is one of {', '.join(get_args(Reset))}")
+    return value
 
 
 def _design(value: Any) -> Any:
@@ -243,6 +254,7 @@ _READERS: dict[str, Any] = {
     "int": _whole,
     "bool": _truth,
     "Design": _design,
+    "Reset": _reset,
     "tuple[Arm, ...]": lambda value: tuple(map(_arm, value)),
     "tuple[str, ...]": lambda value: tuple(map(_text, value)),
     "tuple[float, ...]": lambda value: tuple(map(_number, value)),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from scheduler.experiments.agreement import Agreement
 from scheduler.experiments.chance import share_of
 from scheduler.experiments.checks import problems
 from scheduler.experiments.definition import CONTROL, TREATMENT, Definition, ExperimentError
@@ -20,6 +21,7 @@ from scheduler.experiments.schedule import LEAD_IN, Block, Schedule
 if TYPE_CHECKING:
     from scheduler.experiments.marks import Reason
     from scheduler.experiments.rows import BlockRow
+    from scheduler.experiments.shadow import Comparison
 
 LIVE_MAX = 50_000
 """Workflows under way; of more, the oldest are forgotten and counted (`forgotten`)."""
@@ -36,19 +38,6 @@ class Assignment(NamedTuple):
     """Half of the engines (`split_and_swap`) on which the arm runs now; 0 in the other designs."""
     counted: bool
     """It began in the measured part of a block of its arm."""
-
-
-class Shadow(NamedTuple):
-    """What the other policy would have done (`shadow`)."""
-
-    decisions: int = 0
-    """Of the control."""
-    same: int = 0
-    """The other policy would have decided the same."""
-    joules: float = 0.0
-    """How many more its decisions would have cost, summed over…"""
-    predicted: int = 0
-    """…so many decisions of which the energy model says it."""
 
 
 class Live:
@@ -88,7 +77,11 @@ class Experiment:
         self.forgotten = self.late = 0
         self.counts = [[0, 0] for _ in self.guards]
         """Of the treatment in this block, by guardrail: bad, and of how many."""
-        self.shadow = Shadow()
+        self.shadow = Agreement()
+        self.shadow_dropped: str | None = None
+        """Why nothing more is asked of the other policy; None: it still is."""
+        self.cache_resets = [0, 0]
+        """Blocks that began with empty prefix caches, and those that should have."""
         self._wall_offset: float | None = None
         self._verdicts: list[Verdict] = []
         self.now = started_at
@@ -180,6 +173,12 @@ class Experiment:
         """It will have no outcome, through no fault of an arm: its client gave it up."""
         self.live.pop(workflow_id, None)
 
+    def client_fault(self, workflow_id: str) -> None:
+        """An engine has refused what its client asked for: no error of an arm's, and counted apart."""
+        live = self.live.pop(workflow_id, None)
+        if live is not None and live.counted and (row := self.rows.get((live.block, live.arm))) is not None:
+            row.client_faults += 1
+
     def _judge(self, live: Live, outcome: WorkflowOutcome) -> None:
         if live.arm != TREATMENT or live.block != self.opened:
             return
@@ -224,13 +223,19 @@ class Experiment:
             self.mark("clock_jump", now)
         self._wall_offset = offset
 
-    def shadow_decision(self, same: bool, predicted_joules: float | None = None) -> None:
-        """`shadow`: the control decided, and the other policy would have decided the same or not. `predicted_joules`:
-        how many more that would have cost by the energy model; None: it does not say."""
-        decisions, alike, joules, predicted = self.shadow
-        if predicted_joules is not None:
-            joules, predicted = joules + predicted_joules, predicted + 1
-        self.shadow = Shadow(decisions + 1, alike + same, joules, predicted)
+    def shadow_decision(self, comparison: Comparison, now: float) -> None:
+        """`shadow`: both policies have decided of a call."""
+        if self.ended_at is not None:
+            return
+        self.shadow = self.shadow.plus(comparison)
+        if (row := self.rows.get((self.schedule.number_at(now), CONTROL))) is not None:
+            row.shadow = row.shadow.plus(comparison)
+
+    def caches_were_reset(self, done: bool, now: float) -> None:
+        """A block's wash-out is over, and its prefix caches were all emptied or not."""
+        self.cache_resets[not done] += 1
+        if not done and self.definition.reset_prefix_cache == "required":
+            self.mark("cache_not_reset", now)
 
     # --- time ---
 
@@ -352,6 +357,7 @@ class Experiment:
             assert row.block.number <= self.opened
             assert row.timed + running.get(place, 0) <= row.began, f"row {place} has more workflows than began"
             assert row.failed <= row.timed
+            assert row.timed + row.client_faults <= row.began
             assert row.missed <= row.with_deadline <= row.timed
         for bad, known in self.counts:
             assert 0 <= bad <= known
@@ -376,6 +382,9 @@ class Experiment:
             "stopped_why": self.stopped_why, **where, "blocks": definition.blocks,
             "blocks_done": dict(zip(("control", "treatment"), self.closed_blocks, strict=True)),
             "marked": dict(self.marked), "workflows_running": len(self.live), "workflows_forgotten": self.forgotten,
+            **({"cache_resets": dict(zip(("done", "missed"), self.cache_resets, strict=True))}
+               if definition.reset_prefix_cache != "no" else {}),
             "guardrails": [verdict._asdict() for verdict in self._verdicts],
-            **({"shadow": self.shadow._asdict()} if definition.design == "shadow" else {}),
+            **({"shadow": self.shadow._asdict(), "shadow_dropped": self.shadow_dropped}
+               if definition.design == "shadow" else {}),
         }  # fmt: skip

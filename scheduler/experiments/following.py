@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 
 QUIET_LEAST_SECONDS = 1.0
 ANSWERED, CLIENT_GONE = "answered", "client_gone"
+ARM_AT_FAULT = ("engine_408", "engine_429")
+"""Answers of an engine that the client is not to blame for; nor for any from 500 on."""
+
+
+def client_at_fault(reason: str) -> bool:
+    """The engine has refused the request as such (4xx): any other arm's would have, too."""
+    return reason.startswith("engine_4") and reason not in ARM_AT_FAULT and reason[7:].isdecimal()
 
 
 def name_of(arrived: CallArrived) -> str:
@@ -45,8 +52,8 @@ class Followed:
     """A workflow of which a call came."""
 
     __slots__ = (
-        "began_at", "deadline_at", "failed", "gone", "heard_at", "live", "named", "output_tokens", "prompt_tokens",
-        "unknown", "workflow", "workflow_class",
+        "at_fault", "began_at", "deadline_at", "failed", "gone", "heard_at", "live", "named", "output_tokens",
+        "prompt_tokens", "unknown", "workflow", "workflow_class",
     )  # fmt: skip
 
     def __init__(self, began_at: float, *, named: bool, unknown: bool = False) -> None:
@@ -58,7 +65,7 @@ class Followed:
         self.unknown = unknown
         """It is of an earlier process, and nothing of it was seen here: nobody can say what came of it."""
         self.live = 0
-        self.failed = self.gone = False
+        self.failed = self.gone = self.at_fault = False
         self.prompt_tokens = self.output_tokens = 0
         self.workflow: object = None
         self.workflow_class = "standard"
@@ -121,7 +128,8 @@ class Following:
         self._experiment.record(WorkflowOutcome(name, 0.0, at, arrived.workflow_class or "standard", failed=True))
 
     def over(self, call_id: str, now: float, reason: str, prompt_tokens: int = 0, output_tokens: int = 0) -> None:
-        """A call has ended. `reason`: why it has no answer; ANSWERED."""
+        """A call has ended. `reason`: why it has no answer; ANSWERED; `engine_` and the status of an answer that is an
+        error."""
         name = self._calls.pop(call_id, None)
         followed = None if name is None else self._known.get(name)
         if name is None or followed is None:
@@ -132,6 +140,8 @@ class Following:
         followed.output_tokens += output_tokens
         if reason == CLIENT_GONE:
             followed.gone = True
+        elif client_at_fault(reason):
+            followed.at_fault = True
         elif reason != ANSWERED:
             followed.failed = True
         if followed.live:
@@ -169,6 +179,9 @@ class Following:
             self._experiment.forget(name)
             return
         ended, due = followed.heard_at, followed.deadline_at
+        if followed.at_fault and not followed.failed:
+            self._experiment.client_fault(name)
+            return
         failed = followed.failed or getattr(followed.workflow, "outcome", None) == "failed"
         self._experiment.record(
             WorkflowOutcome(

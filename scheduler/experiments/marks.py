@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from scheduler.experiments.rows import BlockRow
 
 Reason = Literal[
-    "lead_in", "ramp_up", "clock_jump", "gateway_restart", "engine_lost", "cap_not_applied", "not_watched",
-    "stopped", "energy_unavailable",
+    "lead_in", "ramp_up", "clock_jump", "gateway_restart", "engine_lost", "engine_added", "cap_not_applied",
+    "cache_not_reset", "not_watched", "stopped", "energy_unavailable",
 ]  # fmt: skip
 SAYS: dict[str, str] = {
     "lead_in": "the block of control before the first pair",
@@ -20,7 +20,9 @@ SAYS: dict[str, str] = {
     "clock_jump": "the wall clock moved against the steady one",
     "gateway_restart": "the gateway was not running for a part of it",
     "engine_lost": "an engine of the pool was not healthy",
+    "engine_added": "an engine came that is none of the experiment's: its joules are not counted",
     "cap_not_applied": "a power limit could not be set",
+    "cache_not_reset": "a prefix cache was not emptied before it, as it had to be",
     "not_watched": "the gateway was too busy to look at it at all",
     "stopped": "the experiment was stopped in it",
     "energy_unavailable": "joules are known for less than 98 % of it: excluded for metrics of energy alone",

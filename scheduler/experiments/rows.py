@@ -5,6 +5,7 @@ from __future__ import annotations
 from heapq import heappush, heapreplace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from scheduler.experiments.agreement import Agreement
 from scheduler.experiments.chance import share_of
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ class BlockRow(NamedTuple):
     """Seconds of workflows by class."""
     marks: tuple[str, ...] = ()
     """Why it is not analysed; empty: it is."""
+    client_faults: int = 0
+    """Workflows that began and had a request that an engine refused as such (4xx): neither timed nor failed."""
+    shadow: Agreement | None = None
+    """`shadow`: of the decisions of this block."""
 
     @property
     def measured_seconds(self) -> float:
@@ -80,14 +85,21 @@ class BlockRow(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """For a line of a file."""
-        return {**self._asdict(), "times": {name: list(values) for name, values in self.times.items()},
-                "marks": list(self.marks)}  # fmt: skip
+        times = {name: list(values) for name, values in self.times.items()}
+        return {
+            **self._asdict(),
+            "times": times,
+            "marks": list(self.marks),
+            "shadow": None if self.shadow is None else self.shadow._asdict(),
+        }
 
 
 def row_of(record: Mapping[str, Any]) -> BlockRow:
     """What `as_json` wrote. TypeError or KeyError for anything else."""
     times = {str(name): tuple(map(float, values)) for name, values in record["times"].items()}
-    return BlockRow(**{**record, "times": times, "marks": tuple(record["marks"])})
+    shadow = record.get("shadow")
+    agreement = None if shadow is None else Agreement(**shadow)
+    return BlockRow(**{**record, "times": times, "marks": tuple(record["marks"]), "shadow": agreement})
 
 
 class OpenRow:
@@ -97,6 +109,8 @@ class OpenRow:
         self.block = block
         self.arm = arm
         self.began = self.timed = self.unfinished = self.failed = self.with_deadline = self.missed = self.ended = 0
+        self.client_faults = 0
+        self.shadow = Agreement()
         self.prompt_tokens = self.output_tokens = self.offered_tokens = 0
         self.seconds = 0.0
         self.marks: dict[str, None] = {}
@@ -160,17 +174,19 @@ class OpenRow:
             self.unfinished, self.seconds, self.failed, self.with_deadline, self.missed, self.ended,
             self.prompt_tokens, self.output_tokens, self.offered_tokens, gpu, cpu, dram,
             "+".join(self._sources) if gpu is not None else "unavailable",
-            {name: tuple(values) for name, values in sorted(times.items())}, tuple(marks),
+            {name: tuple(values) for name, values in sorted(times.items())}, tuple(marks), self.client_faults,
+            self.shadow if self.shadow.decisions else None,
         )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         """For a file; what `restored` reads. The times go along: a restart must not hide what a guardrail saw."""
         names = ("began", "timed", "unfinished", "failed", "with_deadline", "missed", "ended", "prompt_tokens",
-                 "output_tokens", "offered_tokens", "seconds")  # fmt: skip
+                 "output_tokens", "offered_tokens", "seconds", "client_faults")  # fmt: skip
         return {
             "number": self.block.number, "arm": self.arm, "sums": {name: getattr(self, name) for name in names},
             "marks": list(self.marks), "times": list(map(list, self._times)), "joules": dict(self._joules),
             "covered": dict(self._covered), "sources": list(self._sources),
+            "shadow": list(self.shadow),
         }  # fmt: skip
 
     @classmethod
@@ -180,6 +196,7 @@ class OpenRow:
         for name, value in state["sums"].items():
             setattr(row, name, value)
         row.marks = dict.fromkeys(state["marks"])
+        row.shadow = Agreement(*state["shadow"])
         row._times = [(float(rank), str(name), float(seconds)) for rank, name, seconds in state["times"]]
         row._joules = {**row._joules, **state["joules"]}
         row._covered = {**row._covered, **state["covered"]}

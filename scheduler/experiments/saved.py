@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from scheduler.experiments.agreement import Agreement
 from scheduler.experiments.definition import ExperimentError, definition_of
-from scheduler.experiments.experiment import Experiment, Live, Shadow
+from scheduler.experiments.experiment import Experiment, Live
 from scheduler.experiments.rows import OpenRow
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ def head(definition: Definition, started_at: float, pace: float = 1.0) -> dict[s
 
 def end(experiment: Experiment) -> dict[str, Any]:
     """Last line of that file."""
-    return {"ended_at": experiment.ended_at, "stopped_why": experiment.stopped_why, "shadow": list(experiment.shadow)}
+    return {"ended_at": experiment.ended_at, "stopped_why": experiment.stopped_why,
+            "shadow": experiment.shadow._asdict(), "shadow_dropped": experiment.shadow_dropped,
+            "cache_resets": experiment.cache_resets}  # fmt: skip
 
 
 def saved(experiment: Experiment, now: float) -> dict[str, Any]:
@@ -44,7 +47,9 @@ def saved(experiment: Experiment, now: float) -> dict[str, Any]:
         "forgotten": experiment.forgotten,
         "late": experiment.late,
         "counts": [list(count) for count in experiment.counts],
-        "shadow": list(experiment.shadow),
+        "shadow": experiment.shadow._asdict(),
+        "shadow_dropped": experiment.shadow_dropped,
+        "cache_resets": list(experiment.cache_resets),
         "live": [
             [workflow_id, live.arm, live.block, live.began_at, live.counted, live.judged]
             for workflow_id, live in experiment.live.items()
@@ -85,7 +90,9 @@ def _restore(experiment: Experiment, state: Mapping[str, Any]) -> None:
     experiment.closed_blocks = list(state["closed_blocks"])
     experiment.marked = dict(state["marked"])
     experiment.forgotten, experiment.late = int(state["forgotten"]), int(state["late"])
-    experiment.shadow = Shadow(*state["shadow"])
+    experiment.shadow = Agreement(**state["shadow"])
+    experiment.shadow_dropped = state["shadow_dropped"]
+    experiment.cache_resets = list(state["cache_resets"])
     if len(state["guards"]) != len(experiment.guards) or len(state["counts"]) != len(experiment.guards):
         raise ValueError("other guardrails than in its definition")
     experiment.counts = [list(count) for count in state["counts"]]

@@ -11,15 +11,18 @@ with the earliest (deadline - fixed time) is the most urgent.
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush
 from math import floor, log2
 from typing import TYPE_CHECKING
+
+from scheduler.holding.heaps import Sifted
 
 if TYPE_CHECKING:
     from scheduler.holding.flow import Flow
 
 BUCKETS_AN_OCTAVE = 2
 WAY_LEAST = 1e-3
+DUE_AT_ONCE = 32
+"""Further ones are named when it is asked again: to begin a workflow takes time, in which nothing else happens."""
 
 
 def bucket_of(seconds: float) -> int:
@@ -82,7 +85,7 @@ class Board:
         self.begun = Sums()
         """The urgent ones alone."""
         self.prefill = self.urgent_prefill = 0.0
-        self._heaps: dict[int, list[tuple[float, int, int, Flow]]] = {}
+        self._heaps: dict[int, Sifted] = {}
         self._count = 0
 
     def place(self, flow: Flow, tail: float, fixed: float) -> None:
@@ -99,7 +102,10 @@ class Board:
         flow.version += 1
         if flow.held and not flow.urgent:
             self._count += 1
-            heappush(self._heaps.setdefault(bucket, []), (flow.deadline - fixed, self._count, flow.version, flow))
+            heap = self._heaps.get(bucket)
+            if heap is None:
+                heap = self._heaps[bucket] = Sifted(lambda entry: entry[2] == entry[3].version)
+            heap.push((flow.deadline - fixed, self._count, flow.version, flow))
 
     def leave(self, flow: Flow) -> None:
         """It has no calls here any more."""
@@ -130,7 +136,7 @@ class Board:
             below += sums.work[bucket]
             above -= sums.rate[bucket]
             heap = heaps.get(bucket)
-            if not heap:
+            if heap is None:
                 continue
             way = middle_of(bucket)
             company = share * (below + way * max(above, 0.0)) + prefill
@@ -138,27 +144,22 @@ class Board:
             if over > 0.0:  # some of those that come meanwhile cannot wait until it has ended
                 company += arriving * over * over / (2.0 * (way + company))
             longer = (1.0 + margin) * company + margin * way + pad_seconds
-            while heap:
-                start, _, version, flow = heap[0]
-                if version != flow.version:
-                    heappop(heap)
-                elif start - longer <= now:
-                    heappop(heap)
-                    due.append(flow)
-                else:
-                    wake = min(wake, start - longer)
+            while (entry := heap.top()) is not None:
+                if entry[0] - longer > now:
+                    wake = min(wake, entry[0] - longer)
                     break
+                if len(due) == DUE_AT_ONCE:
+                    return due, now
+                heap.pop()
+                due.append(entry[3])
             if not heap:
                 del heaps[bucket]
         return due, wake
 
-    def tidy(self) -> None:
-        """Forget entries that are out of date."""
-        for bucket, heap in list(self._heaps.items()):
-            heap[:] = [entry for entry in heap if entry[2] == entry[3].version]
-            heapify(heap)
-            if not heap:
-                del self._heaps[bucket]
+    @property
+    def heaps(self) -> int:
+        """How many there are."""
+        return len(self._heaps)
 
     @property
     def entries(self) -> int:

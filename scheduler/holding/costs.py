@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from scheduler.energy.desk import EngineDesk
+    from scheduler.holding.capslack import Slower
 
 CALL_SECONDS = 0.005
 """Of each call, beside its steps: its way into the engine's first step and the answer's way out."""
@@ -20,7 +21,8 @@ nothing is modelled."""
 
 
 class StepCosts(NamedTuple):
-    """Seconds, and joules above idle power, of the terms of design.md's equations. Joules None: energy is unknown."""
+    """Of the terms of design.md's equations: seconds under the power limit that will be in force, and joules
+    without one, above idle power. Joules None: energy is unknown."""
 
     step_seconds: float
     decode_seconds: float
@@ -28,12 +30,14 @@ class StepCosts(NamedTuple):
     context_seconds: float
     """Of each token of context that is read."""
     prefill_seconds: float
-    """Of each new prompt token, under the power limit in force."""
+    """Of each new prompt token."""
     pair_seconds: float
     """Of each pair of a new token and one before it."""
     step_joules: float | None = None
     token_joules: float = 0.0
     context_joules: float = 0.0
+    prefill_joules: float = 0.0
+    pair_joules: float = 0.0
 
     def full_batch(self, context_tokens: float, most: float, share: float = 0.05) -> float:
         """Sequences in a step beyond which the fixed cost is less than `share` of what each token costs anyway."""
@@ -43,27 +47,25 @@ class StepCosts(NamedTuple):
         return max(1.0, min(most, self.step_joules / max(share * own, 1e-12)))
 
 
-def costs_of(desk: EngineDesk | None, learned: tuple[float, float, float]) -> StepCosts:
-    """An engine's costs as they are believed now. `learned`: seconds a call, a new prompt token, an output token."""
+def costs_of(desk: EngineDesk | None, learned: tuple[float, float, float], slower: Slower) -> StepCosts:
+    """An engine's costs as they are believed now. `learned`: seconds a call, a new prompt token, an output token.
+    `slower`: what the power limit makes of the steps."""
     model = desk.model if desk is not None else None
     if desk is None or model is None:
         _, prompt, output = learned
         step = max(0.95 * output, STEP_LEAST)
         return StepCosts(step, DECODE_SHARE * step, CONTEXT_SHARE * step, prompt, 0.0)
     prices = model.prices()
-    time, energy, cap = prices.time, prices.energy, prices.cap
-    slower = 1.0
-    limit = desk.last_window.limit_watts if desk.last_window is not None else None
-    if limit:  # a prompt's step may draw twice what a decode step draws: the limit lengthens it
-        demand = prices.idle_watts + energy.prefill_token / max(time.prefill_token, 1e-12)
-        slower = max(1.0, cap.onset * demand / limit) ** cap.prefill_exponent
+    time, energy = prices.time, prices.energy
     return StepCosts(
-        max(time.step, STEP_LEAST),
-        time.decode_token,
-        time.context_token,
-        time.prefill_token * slower,
-        time.attention_pair * slower,
+        max(time.step, STEP_LEAST) * slower.decode,
+        time.decode_token * slower.decode,
+        time.context_token * slower.decode,
+        time.prefill_token * slower.prefill,
+        time.attention_pair * slower.prefill,
         energy.step,
         energy.decode_token,
         energy.context_token,
+        energy.prefill_token,
+        energy.attention_pair,
     )

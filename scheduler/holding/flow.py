@@ -104,6 +104,9 @@ class Flow:
         if workflow is not None and workflow.origin == "declared":
             if not self.left_steps:
                 self._expect_all(workflow, forecasts, costs)
+            elif call.attempts:  # `done` took it off when its attempt failed
+                self.left_marginal += work.marginal_seconds
+                self.left_steps += work.steps
             return
         self.left_marginal += work.marginal_seconds
         self.left_steps += work.steps

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush
 from math import floor, log2
 from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.holding.arrivals import Arrivals
 from scheduler.holding.board import WAY_LEAST, Board, bucket_of
 from scheduler.holding.flow import AT_ONCE, Flow, tail_of
+from scheduler.holding.heaps import SPARE_ENTRIES, Sifted
 from scheduler.holding.stepping import Stepping
+from scheduler.holding.turns import Sent, Turns
 
 if TYPE_CHECKING:
     from scheduler.holding.costs import StepCosts
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 STEP_BUCKETS_AN_OCTAVE = 4
 INFINITE = float("inf")
-TIDIED_LEAST = 1024
-"""Entries of heaps that may be out of date, beside four for each call that is here: then all are looked through."""
+ENTRIES_A_CALL = 32
+"""No more are in the heaps, those out of date included, beside what each heap may spare."""
 
 
 class Rules(NamedTuple):
@@ -42,6 +43,12 @@ class Rules(NamedTuple):
     """With fewer workflows to be expected before it must begin, a lone one is not held."""
     interactive_stretch: float = 0.01
     """Company may lengthen what is not to be held by so much."""
+    people_seconds: float = 60.0
+    """So long after one that is not to be held, another is expected: then the steps are not filled…"""
+    people_prefill_seconds: float = 0.05
+    """…with more prompts than take so long,…"""
+    people_stretch: float = 0.05
+    """…nor with sequences that lengthen steps by more than this."""
     between_seconds: float = 0.25
     """Within this a client makes an urgent workflow's next call: till then, what it was promised counts."""
     again_seconds: float = 0.03
@@ -54,19 +61,12 @@ class Rules(NamedTuple):
     """…but as no more than this: so nobody starves."""
 
 
-class Sent(NamedTuple):
-    """A call that is to go now."""
-
-    order: float
-    sequence: int
-    call: CallState
-    rule: str
-
-
 class Room:
     """Calls go in by `take`; `decide` queues those that are to go; `sent` and `ended` tell what came of it."""
 
-    def __init__(self, name: str, costs: StepCosts, rules: Rules, margin: Margin, now: float) -> None:
+    def __init__(
+        self, name: str, costs: StepCosts, rules: Rules, margin: Margin, now: float, turns: Turns | None = None
+    ) -> None:
         self.name = name
         self.rules = rules
         self.margin = margin
@@ -76,22 +76,23 @@ class Room:
         self.flow_of: dict[CallState, Flow] = {}
         """Of the calls that are held or run."""
         self.held = 0
-        self.queue: list[Sent] = []
-        """Heap of calls that are to go now."""
+        self.queue = Turns() if turns is None else turns
+        """Calls that are to go now."""
         self.queued: set[CallState] = set()
-        self._waiting: dict[int, list[tuple[float, int, CallState]]] = {}
+        self._waiting: dict[int, Sifted] = {}
         """By the octave of their length, the earliest deadline first."""
         self._joined_tokens = self._joined_work = 0.0
         self._lumps = 0.0
         """Work that joined what runs, ever: what was said of ends before is later by what came since."""
-        self._ends: list[tuple[float, int, Flow]] = []
-        self._tight: list[tuple[float, int, Flow]] = []
+        self._ends = Sifted(lambda entry: entry[2].urgent and entry[2].ends_at == -entry[0])
+        self._tight = Sifted(lambda entry: entry[2].tight_key == entry[0] and self._may_stay(entry[2]))
         self._count = 0
         self.changed = True
         """Something came, went, ended or costs otherwise since the last decision."""
+        self.came = True
+        """A call came, or costs are others, since it was looked who can wait no longer."""
         self._wake_at = self._again_at = 0.0
-        self._pushes = 0
-        """Entries since the heaps were tidied."""
+        self.decided_at = self._people_at = float("-inf")
 
     @property
     def costs(self) -> StepCosts:
@@ -107,23 +108,25 @@ class Room:
 
     def take(self, call: CallState, flow: Flow, work: CallWork, forecasts: Forecasts, now: float) -> None:
         """A call is held here from now on."""
-        first = not flow.left_steps
+        first = not flow.left_steps and not call.attempts
         flow.expect(call, work, forecasts, self.costs)
         tail = tail_of(call, work, self.costs)
         if first:
             slack = flow.deadline - now - tail if flow.deadline > AT_ONCE else 0.0
             self.arrivals.came(flow.left_marginal, slack, now)
         flow.take(call, work, tail)
+        if flow.deadline == AT_ONCE:
+            self._people_at = now
+        self.came = True
         self.flow_of[call] = flow
         flow.urgent = False
         self.held += 1
         self.board.prefill += work.prefill_seconds
         bucket = floor(STEP_BUCKETS_AN_OCTAVE * log2(work.steps))
-        heap = self._waiting.setdefault(bucket, [])
-        heappush(heap, (flow.deadline, call.sequence, call))
-        self._pushes += 1
-        if self._pushes > TIDIED_LEAST + 4 * len(self.flow_of):
-            self._tidy()
+        heap = self._waiting.get(bucket)
+        if heap is None:
+            heap = self._waiting[bucket] = Sifted(lambda entry: self._work_of_waiting(entry[2]) is not None)
+        heap.push((flow.deadline, call.sequence, call))
         self._place(flow)
         if flow.deadline > AT_ONCE and self._alone(flow, now):
             self._begin(flow, now, "alone")
@@ -133,6 +136,7 @@ class Room:
         flow = self.flow_of[call]
         work = self._let_go(call, flow)
         steps = self.stepping
+        self.queue.serve(call, work.marginal_seconds + work.steps * self.costs.step_seconds / self.rules.full_batch)
         steps.add(call, flow, work, now)
         step = self.costs.step_seconds
         flow.run_tail = max(tail_of(call, work, self.costs), flow.run_tail - (steps.steps - flow.run_steps) * step)
@@ -179,21 +183,6 @@ class Room:
         self.queue.clear()
         return calls
 
-    def _tidy(self) -> None:
-        """Forget entries that say nothing any more: most go when they come up, but where nobody waits none comes up."""
-        self._ends = [entry for entry in self._ends if entry[2].urgent and entry[2].ends_at == -entry[0]]
-        self._tight = [entry for entry in self._tight if entry[2].tight_key == entry[0] and self._may_stay(entry[2])]
-        heapify(self._ends)
-        heapify(self._tight)
-        for bucket, heap in list(self._waiting.items()):
-            heap[:] = [entry for entry in heap if self._work_of_waiting(entry[2]) is not None]
-            heapify(heap)
-            if not heap:
-                del self._waiting[bucket]
-        self.board.tidy()
-        self.stepping.tidy()
-        self._pushes = 0
-
     def _may_stay(self, flow: Flow) -> bool:
         return flow.present or self.stepping.now - flow.left_at < self.rules.between_seconds
 
@@ -225,27 +214,34 @@ class Room:
 
     def decide(self, now: float) -> float:
         """Queue what is to go now; returns when to look again, infinity if nothing is held."""
+        self.decided_at = now
         if not self.changed and now < min(self._wake_at, self._again_at):
             return self._wake_at  # in so little time, nobody has more company than before
-        self.changed, self._again_at = False, now + self.rules.again_seconds
         stepping, rules = self.stepping, self.rules
         stepping.advance(now)
-        arrivals = self.arrivals
-        newcomers = arrivals.work_rate(now), arrivals.slack_seconds
-        due, wake = self.board.due(
-            now, self.margin.value, rules.pad_seconds, stepping.prefill_seconds, rules.full_batch, newcomers
-        )
-        for flow in due:
-            self._begin(flow, now, "interactive" if flow.deadline == AT_ONCE else "urgent")
+        if self.came or now >= min(self._wake_at, self._again_at):  # what goes makes nobody more urgent
+            self.came, self._again_at = False, now + rules.again_seconds
+            self._wake_at = self._begin_due(now)
+        self.changed = False
         waiting = self.held - len(self.queued)
         if waiting:
             live = waiting + len(self.queued) + len(stepping.running)
             on = bool(stepping.running or self.queued)
             if live >= rules.full_batch and (on or live >= rules.start_full * rules.full_batch):
-                self._fill()
+                self._fill(now)
             elif on:
                 self._join(now)
-        self._wake_at = wake
+        return self._wake_at
+
+    def _begin_due(self, now: float) -> float:
+        """Who can wait no longer; returns when the next one can."""
+        arrivals, rules = self.arrivals, self.rules
+        newcomers = arrivals.work_rate(now), arrivals.slack_seconds
+        due, wake = self.board.due(
+            now, self.margin.value, rules.pad_seconds, self.stepping.prefill_seconds, rules.full_batch, newcomers
+        )
+        for flow in due:
+            self._begin(flow, now, "interactive" if flow.deadline == AT_ONCE else "urgent")
         return wake
 
     def _begin(self, flow: Flow, now: float, rule: str) -> None:
@@ -263,7 +259,7 @@ class Room:
 
     def _send(self, call: CallState, order: float, rule: str) -> None:
         self.queued.add(call)
-        heappush(self.queue, Sent(order, call.sequence, call, rule))
+        self.queue.push(Sent(order, call.sequence, call, rule))
 
     def _foresee(self, flow: Flow, now: float) -> None:
         """When a workflow that runs ends, as things look; how much it can bear till its deadline."""
@@ -280,33 +276,30 @@ class Room:
         if flow.deadline == AT_ONCE:
             allowed = takes * self.rules.interactive_stretch
         self._count += 1
-        self._pushes += 1
         if flow.urgent:
-            heappush(self._ends, (-flow.ends_at, self._count, flow))
+            self._ends.push((-flow.ends_at, self._count, flow))
         flow.run_steps, flow.run_tail = stepping.steps, max(tail if flow.running else 0.0, 0.0)
         flow.tight_key = allowed + self._lumps
-        heappush(self._tight, (flow.tight_key, self._count, flow))
+        self._tight.push((flow.tight_key, self._count, flow))
 
     def _horizon(self, now: float) -> float:
         """For how long steps are made anyway."""
         ends = self._ends
         until = self.stepping.ends_at()
-        while ends:
-            ends_at, _, flow = ends[0]
-            if flow.urgent and flow.ends_at == -ends_at and self._stays(flow, now):
-                until = max(until, flow.ends_at)
+        while (entry := ends.top()) is not None:
+            if self._stays(entry[2], now):
+                until = max(until, -entry[0])
                 break
-            heappop(ends)
+            ends.pop()
         return until - now
 
     def _bearable(self, now: float) -> float:
         """Work that may join before a workflow that runs misses its deadline."""
         tight = self._tight
-        while tight:
-            key, _, flow = tight[0]
-            if flow.tight_key == key and self._stays(flow, now):
-                return key - self._lumps
-            heappop(tight)
+        while (entry := tight.top()) is not None:
+            if self._stays(entry[2], now):
+                return float(entry[0] - self._lumps)
+            tight.pop()
         return INFINITE
 
     def _stays(self, flow: Flow, now: float) -> bool:
@@ -321,22 +314,22 @@ class Room:
         stepping, cover = self.stepping, self.rules.cover_share
         room = self.rules.full_batch - len(stepping.running) - len(self.queued)
         step = stepping.step_seconds
+        prefill, tokens = self._room_for_people(now)
         for bucket in sorted(self._waiting):
             if cover * step * 2.0 ** (bucket / STEP_BUCKETS_AN_OCTAVE) > horizon or room < 1 or bearable <= 0.0:
                 return
             heap = self._waiting[bucket]
-            while heap and room >= 1:
-                order, _, call = heap[0]
-                work = self._work_of_waiting(call)
-                if work is None:
-                    heappop(heap)
-                    continue
+            while room >= 1 and (entry := heap.top()) is not None:
+                order, _, call = entry
+                work = self.flow_of[call].held[call]
                 if cover * stepping.seconds_of(work) > horizon:
                     break
                 lump = work.marginal_seconds
-                if lump > bearable:
+                prefill -= work.prefill_seconds
+                tokens -= work.token_seconds
+                if lump > bearable or min(prefill, tokens) < 0.0:
                     return
-                heappop(heap)
+                heap.pop()
                 bearable -= lump
                 self._lumps += lump
                 room -= 1
@@ -344,23 +337,39 @@ class Room:
             if not heap:
                 del self._waiting[bucket]
 
-    def _fill(self) -> None:
-        """So many wait that steps are full: more company saves nothing. The earliest deadlines first."""
+    def _room_for_people(self, now: float) -> tuple[float, float]:
+        """(seconds of prompts, seconds of work in each step) that may go along: little, where somebody who is not to be
+        held came lately, and may come again."""
+        rules, stepping = self.rules, self.stepping
+        if now - self._people_at > rules.people_seconds:
+            return INFINITE, INFINITE
+        tokens = rules.people_stretch * self.costs.step_seconds - stepping.token_seconds
+        return rules.people_prefill_seconds - stepping.prefill_seconds, tokens
+
+    def _fill(self, now: float) -> None:
+        """So many wait that steps are full: more company saves nothing. The earliest deadlines first. (But few, where
+        somebody may come who is not to be held: hundreds of prompts at once would be before that one.)"""
+        prefill, tokens = self._room_for_people(now)
         room = int(self.rules.full_batch) - len(self.stepping.running) - len(self.queued)
         while room > 0:
-            best: list[tuple[float, int, CallState]] | None = None
+            best: Sifted | None = None
+            first = None
             for bucket in list(self._waiting):
                 heap = self._waiting[bucket]
-                while heap and self._work_of_waiting(heap[0][2]) is None:
-                    heappop(heap)
-                if not heap:
+                entry = heap.top()
+                if entry is None:
                     del self._waiting[bucket]
-                elif best is None or heap[0] < best[0]:
-                    best = heap
-            if best is None:
+                elif first is None or entry < first:
+                    best, first = heap, entry
+            if best is None or first is None:
                 return
-            order, _, call = heappop(best)
-            self._send(call, order, "full")
+            work = self.flow_of[first[2]].held[first[2]]
+            prefill -= work.prefill_seconds
+            tokens -= work.token_seconds
+            if min(prefill, tokens) < 0.0:
+                return
+            best.pop()
+            self._send(first[2], first[0], "full")
             room -= 1
 
     def _work_of_waiting(self, call: CallState) -> CallWork | None:
@@ -383,6 +392,8 @@ class Room:
         assert self.held == held, f"{self.name} counts {self.held} held calls, there are {held}"
         assert sum(flow.running for flow in flows) == len(self.stepping.running)
         assert self.queued <= {call for flow in flows for call in flow.held}, "queued and not held"
-        assert self.entries <= 8 * (TIDIED_LEAST + 5 * (len(self.flow_of) + 1)), "heaps grow"
+        heaps = 3 + len(self._waiting) + self.board.heaps
+        assert self.entries <= 2 * SPARE_ENTRIES * heaps + ENTRIES_A_CALL * (len(self.flow_of) + 1), "heaps grow"
         self.stepping.validate()
+        self.queue.validate(self.queued)
         self.board.validate(flows)

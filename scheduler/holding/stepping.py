@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
+
+from scheduler.holding.heaps import Sifted
 
 if TYPE_CHECKING:
     from scheduler.holding.costs import StepCosts
@@ -35,7 +36,7 @@ class Stepping:
         self.token_seconds = 0.0
         """Sum over what runs."""
         self.running: dict[CallState, Running] = {}
-        self._ends: list[tuple[float, int, CallState]] = []
+        self._ends = Sifted(lambda entry: entry[2] in self.running)
         self._count = 0
 
     @property
@@ -64,7 +65,7 @@ class Stepping:
         ends_at = now + self.prefill_seconds + work.steps * (self.costs.step_seconds + self.token_seconds)
         self.running[call] = Running(flow, work, self.steps, ends_at)
         self._count += 1
-        heappush(self._ends, (-ends_at, self._count, call))
+        self._ends.push((-ends_at, self._count, call))
 
     def remove(self, call: CallState, now: float) -> Running:
         """The call is over. KeyError if it does not run."""
@@ -88,25 +89,15 @@ class Stepping:
 
     def ends_at(self) -> float:
         """When the last of what runs ends, as it looked when each came; now if nothing runs."""
-        ends, running = self._ends, self.running
-        while ends:
-            call = ends[0][2]
-            if call in running:
-                return max(self.now, -ends[0][0])
-            heappop(ends)
-        return self.now
-
-    def tidy(self) -> None:
-        """Forget ends of what runs no more."""
-        self._ends = [entry for entry in self._ends if entry[2] in self.running]
-        heapify(self._ends)
+        last = self._ends.top()
+        return self.now if last is None else max(self.now, -float(last[0]))
 
     def validate(self) -> None:
         """AssertionError for what does not hold."""
         tokens = sum(each.work.token_seconds for each in self.running.values())
         assert abs(self.token_seconds - tokens) <= 1e-9 * (1 + len(self.running)) + 1e-6 * tokens
         assert self.prefill_seconds >= 0.0
-        assert self.running.keys() <= {entry[2] for entry in self._ends}
+        assert self.running.keys() <= {entry[2] for entry in self._ends.all()}
 
     @property
     def entries(self) -> int:

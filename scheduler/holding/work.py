@@ -27,6 +27,8 @@ class CallWork(NamedTuple):
     """During which nobody else gets on."""
     token_seconds: float
     """By which it lengthens each of its steps."""
+    joules: float = 0.0
+    """Beside its share of steps' fixed cost, above idle power; means nothing where energy is not modelled."""
 
     @property
     def marginal_seconds(self) -> float:
@@ -38,8 +40,11 @@ def work(costs: StepCosts, new_tokens: float, context_tokens: float, output_toke
     """A call of so many new prompt tokens behind cached ones, `context_tokens` in all."""
     before = max(context_tokens - new_tokens / 2, 0.0)
     prefill = new_tokens * (costs.prefill_seconds + costs.pair_seconds * before)
-    token = costs.decode_seconds + costs.context_seconds * (context_tokens + output_tokens / 2)
-    return CallWork(max(output_tokens, 1.0), prefill, token)
+    read = context_tokens + output_tokens / 2
+    token = costs.decode_seconds + costs.context_seconds * read
+    joules = new_tokens * (costs.prefill_joules + costs.pair_joules * before)
+    joules += output_tokens * (costs.token_joules + costs.context_joules * read)
+    return CallWork(max(output_tokens, 1.0), prefill, token, joules)
 
 
 def work_of_node(node: Node, forecasts: Forecasts, costs: StepCosts) -> CallWork:
@@ -75,7 +80,7 @@ class IsolatedDurations:
     ) -> SecondsForecast:  # fmt: skip
         """Alone on the engine; the spread is that of the length."""
         costs = self.costs
-        steps, prefill, token = work(costs, uncached_tokens, context_tokens, output_tokens)
+        steps, prefill, token, _ = work(costs, uncached_tokens, context_tokens, output_tokens)
         each = costs.step_seconds + token
         longer = max(0.0, output_tokens_upper - output_tokens)
         return SecondsForecast(CALL_SECONDS + prefill + steps * each, longer * each)

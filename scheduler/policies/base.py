@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from scheduler.energy.desk import EnergyDesk
     from scheduler.patience import Patience
     from scheduler.policies.options import Option
+    from scheduler.quotas import Quotas
     from scheduler.state import CallState, EngineState, ReadyCalls
     from scheduler.workflow.book import WorkflowBook
     from scheduler.workflow.node import Node
@@ -46,6 +47,8 @@ class View(NamedTuple):
     """Told, by `propose`, what slack a policy leaves for a slower engine."""
     decisions: DecisionLog
     """`decisions.held(call, why, now)` says why a call is held back: the one thing here that a policy writes."""
+    quotas: Quotas
+    """`quotas.weight_of(key)`: of two keys under load, one of weight 2 gets twice the work of one of weight 1."""
 
 
 class Policy(ABC):

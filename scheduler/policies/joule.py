@@ -9,14 +9,15 @@ Where so many wait that steps are full anyway, they go at once: the fixed cost i
 
 from __future__ import annotations
 
-from heapq import heappop
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from scheduler.decisions import Expected, Why
+from scheduler.holding.capslack import CapSlack
 from scheduler.holding.costs import StepCosts, costs_of
 from scheduler.holding.flow import AT_ONCE, Flow
 from scheduler.holding.margin import Margin
 from scheduler.holding.room import Room, Rules
+from scheduler.holding.telling import why_held, why_sent
+from scheduler.holding.turns import APART_SECONDS, Turns
 from scheduler.holding.work import IsolatedDurations, work_of_call
 from scheduler.policies.base import Choice, Policy, fit_for
 from scheduler.policies.options import Option
@@ -35,6 +36,8 @@ LEARNED_UNSEEN = (0.1, 5e-5, 0.012)
 """Seconds a call, a new prompt token, an output token: where somebody else's model of durations is in force."""
 PATIENCE_SECONDS = 1.0
 """A call is sent so long before the queue would refuse it."""
+CHOICES_AT_ONCE = 32
+"""Of one event: then the gateway's loop does what else there is, for as long as `SOONEST_SECONDS`."""
 FLOWS_SWEPT = 1024
 """At so many workflows without a call here, those that are closed are forgotten."""
 SHAPES_LEAST = 4
@@ -59,6 +62,12 @@ class Joule(Policy):
         "spread_from": Option(
             0.15, "of several engines, one is given more until company lengthens its steps by this share", least=0
         ),
+        "keys_apart_seconds": Option(
+            APART_SECONDS, "of work by which a key may be ahead of its share of an engine that others wait for", above=0
+        ),
+        "cap_share": Option(
+            0.2, "of the tightest workflow's slack, offered to the cap controller where it sets limits", least=0, most=1
+        ),
         "engine_priority": Option(
             False, "tell vLLM the order, by its `priority`; it must run with --scheduling-policy priority"
         ),
@@ -72,11 +81,17 @@ class Joule(Policy):
             in_flight=options["max_in_flight"],
             spread_from=options["spread_from"],
         )
+        self.apart_seconds: float = options["keys_apart_seconds"]
+        self.cap_share: float = options["cap_share"]
+        self.slacks: dict[str, CapSlack] = {}
         self.engine_priority: bool = options["engine_priority"]
         self.rooms: dict[str, Room] = {}
         self._room_of: dict[CallState, Room] = {}
         self._flows: dict[tuple[str, object], Flow] = {}
         self._sweep_at = FLOWS_SWEPT
+        self._chosen_at, self._chosen = float("-inf"), 0
+        self._fresh: dict[CallState, None] = {}
+        """Came since it was decided last what is held."""
 
     def begin(self, view: View, now: float) -> None:
         """Take over what is held and what runs."""
@@ -109,8 +124,13 @@ class Joule(Policy):
         flow = self._flow(room, call, workflow)
         flow.deadline = self._deadline(call, workflow, now)
         self._room_of[call] = room
+        if call.engine is None:
+            self._fresh[call] = None
         forecasts = self.view.workflows.forecasts
+        first = not flow.left_steps
         room.take(call, flow, work_of_call(call, forecasts, room.costs), forecasts, now)
+        if first:
+            self.slacks[room.name].came(flow, room.costs.step_seconds, now)
 
     def _flow(self, room: Room, call: CallState, workflow: Workflow | None) -> Flow:
         key = room.name, call if workflow is None else workflow
@@ -141,10 +161,12 @@ class Joule(Policy):
 
     def sent(self, call: CallState, engine: EngineState, now: float) -> None:
         """Its choice was carried out."""
+        self._fresh.pop(call, None)
         self._room_of[call].sent(call, now)
 
     def ended(self, call: CallState, now: float) -> None:
         """It is over, or its attempt failed."""
+        self._fresh.pop(call, None)
         room = self._room_of.pop(call, None)
         if room is None:
             return
@@ -181,19 +203,24 @@ class Joule(Policy):
     def _room_named(self, name: str, now: float) -> Room:
         room = self.rooms.get(name)
         if room is None:
-            room = self.rooms[name] = Room(name, self._costs(name), self.rules, self.margin, now)
+            turns = Turns(self.view.quotas.weight_of, self.apart_seconds)
+            room = self.rooms[name] = Room(name, self._costs(name), self.rules, self.margin, now, turns)
             self.view.workflows.forecasts.durations = IsolatedDurations(room.costs, self._learned)
         return room
 
     def _costs(self, name: str) -> StepCosts:
+        desk = self.view.energy.engines.get(name)
+        slower = self.slacks.setdefault(name, CapSlack()).plan(name, desk, self.view.caps)
         learned = self._learned.coefficients() if isinstance(self._learned, LearnedDurations) else LEARNED_UNSEEN
-        return costs_of(self.view.energy.engines.get(name), learned)
+        return costs_of(desk, learned, slower)
 
     def _refresh_costs(self, now: float) -> None:
         self._costs_at = now
         for name, room in self.rooms.items():
             room.stepping.costs = self._costs(name)
-            room.changed = True
+            room.changed = room.came = True
+            stretch = self.slacks[name].stretch(self.cap_share, self.margin.value, len(room.flow_of))
+            self.view.caps.propose(name, stretch, now)
         if self.rooms:
             costs = next(iter(self.rooms.values())).costs
             self.view.workflows.forecasts.durations = IsolatedDurations(costs, self._learned)
@@ -210,6 +237,8 @@ class Joule(Policy):
         """What goes now, else when to look again."""
         if now - self._costs_at > COSTS_SECONDS:
             self._refresh_costs(now)
+        if now != self._chosen_at:
+            self._chosen_at, self._chosen = now, 0
         wake = float("inf")
         for name, room in list(self.rooms.items()):
             if not room.held:
@@ -218,32 +247,28 @@ class Joule(Policy):
             if engine is None or not _usable(engine):
                 self._move_from(room, now)
                 continue
-            queue = room.queue
-            while queue and queue[0].call not in room.queued:
-                heappop(queue)  # it was sent, or its client left
-            if not queue:
+            first = room.queue.first(room.queued)
+            if first is None or room.decided_at != now:  # what came since may go before what waits for its turn
                 wake = min(wake, room.decide(now))
-            if queue and engine.in_flight < room.rules.in_flight and engine.has_room(now):
-                order, _, call, rule = queue[0]
+                first = room.queue.first(room.queued)
+            if first is not None and engine.in_flight < room.rules.in_flight and engine.has_room(now):
+                if self._chosen == CHOICES_AT_ONCE:
+                    return now
+                self._chosen += 1
+                order, _, call, rule = first
                 priority = int(1e3 * order) if self.engine_priority else None
-                return Choice(call, engine, priority, self._why(room, call, rule, now))
+                return Choice(call, engine, priority, why_sent(room, call, rule, now))
+        if self._fresh:
+            self._tell_held(now)
         return wake if wake < float("inf") else None
 
-    def _why(self, room: Room, call: CallState, rule: str, now: float) -> Why:
-        """What it looks like at this moment: sent beside what runs, or held to its latest start and run alone."""
-        flow = room.flow_of[call]
-        work = flow.held[call]
-        costs, stepping = room.costs, room.stepping
-        slack = None if flow.deadline == AT_ONCE else flow.deadline - now - flow.held_tail
-        alone = work.prefill_seconds + work.steps * (costs.step_seconds + work.token_seconds)
-        soon = later = None
-        if costs.step_joules is not None:
-            company = len(stepping.running) + 1
-            own = work.steps * costs.token_joules
-            soon = own + work.steps * costs.step_joules / company
-            later = own + work.steps * costs.step_joules
-        wait = max(slack or 0.0, 0.0)
-        return Why(rule, slack, None, Expected(stepping.seconds_of(work), soon), Expected(wait + alone, later))
+    def _tell_held(self, now: float) -> None:
+        """What came and is not sent now is held: the log of decisions is told why."""
+        for call in self._fresh:
+            room = self._room_of.get(call)
+            if room is not None and call not in room.queued:
+                self.view.decisions.held(call, why_held(room, call, now), now)
+        self._fresh.clear()
 
 
 def _usable(engine: EngineState) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.workflow.declaring import build, shown
 from scheduler.workflow.forecasts import Forecast, Forecasts, pattern_of
-from scheduler.workflow.growth import node_of, note_hints, tools_before
+from scheduler.workflow.growth import bind, judge_deadline, judge_hint, node_of, note_hints, tools_before
 from scheduler.workflow.merging import place
 from scheduler.workflow.objective import objective, task_group, task_groups
 from scheduler.workflow.spec import GraphFault, WorkflowLimits
@@ -53,6 +53,8 @@ class WorkflowBook:
         self.forecasts = Forecasts(self.limits, durations)
         self.tables = WorkflowTables(self.limits)
         self.templates = self.tables.templates
+        self.untold: dict[Workflow, None] = {}
+        """Workflows in which a node has finished that very many wait for: `tell_on` until there are none."""
 
     # --- declared workflows ---
 
@@ -73,16 +75,12 @@ class WorkflowBook:
             workflow.deadline_at = now + spec.deadline_seconds
         build(workflow, spec, self.forecasts)
         graph = workflow.graph
-        if not self.tables.has_room("declared", len(graph.nodes), graph.edge_count, 1, now):
+        if not self.tables.has_room(spec.key, "declared", len(graph.nodes), graph.edge_count, 1, now):
             raise GraphFault(503, "workflows_full", "too many workflows are under way; try again later")
         self.tables.enter(workflow)
-        self.tables.node_count += len(graph.nodes)
-        self.tables.edge_count += graph.edge_count
-        for node in graph.nodes.values():
-            if node.prefix:
-                self.tables.prefixes.add(node)
         self.become_ready([node for node in graph.nodes.values() if not node.waiting_for], now)
         workflow.acting_since = now
+        judge_deadline(workflow, workflow.isolated_seconds(), now)
         return workflow
 
     def tool_finished(self, key: str, workflow_id: str, node_id: str, now: float) -> Change | None:
@@ -121,7 +119,7 @@ class WorkflowBook:
             event = event._replace(node=None, after=())  # names of nothing
         if workflow is None:
             origin: Origin = "hinted" if event.workflow_id else "content"
-            if not tables.has_room(origin, 1, 0, 1, now):
+            if not tables.has_room(event.key, origin, 1, 0, 1, now):
                 return None
             workflow = Workflow(event.key, event.workflow_id or event.call_id, origin, now, self.limits)
             workflow.known_as(None, pattern_of(event.node) if event.node else event.model)
@@ -134,17 +132,19 @@ class WorkflowBook:
         workflow.edges_max = tables.edges_allowed(workflow)
         nodes, edges = len(graph.nodes), graph.edge_count + workflow.pending_count
         node = node_of(workflow, event)
-        tables.node_count += len(graph.nodes) - nodes
-        tables.edge_count += graph.edge_count + workflow.pending_count - edges
+        tables.count(workflow, len(graph.nodes) - nodes, graph.edge_count + workflow.pending_count - edges)
+        if graph.untold:
+            self.become_ready(graph.tell(node), now)
         if node.waiting_for and workflow.origin == "declared":
             self._tools_are_done(node, now)
         if node.over:
             graph.revived(node)
             if node.prefix:
                 tables.prefixes.add(node)
-        self._bind(node, event, now)
+        bind(self, node, event, now)
         self._predict(node)
         graph.queued(node, now)
+        judge_hint(workflow, node, event, now)
         workflow.live_calls += 1
         workflow.latest[event.node or ""] = node
         return node
@@ -174,7 +174,7 @@ class WorkflowBook:
         workflow = node.workflow
         if node.started_at is None:
             workflow.graph.started(node, now)
-        _, node.prompt_tokens, node.cached_tokens, node.output_tokens, _ = event
+        _, node.prompt_tokens, node.cached_tokens, node.output_tokens, _ = event[:5]
         self.tables.touch(workflow, now)
         workflow.live_calls -= 1
         ready = self._finish(node, now)
@@ -219,6 +219,15 @@ class WorkflowBook:
         if fingerprint is not None and not node.over:
             self._predict(node)  # the template may be another one now
         return node.workflow
+
+    def tell_on(self, now: float) -> tuple[Node, ...]:
+        """Some more of the nodes that wait for a finished one learn of it; returns those that are ready now."""
+        workflow = next(iter(self.untold))
+        ready = workflow.graph.tell_on()
+        if not workflow.graph.untold:
+            del self.untold[workflow]
+        self.become_ready(ready, now)
+        return tuple(ready)
 
     # --- the end of workflows ---
 
@@ -270,9 +279,9 @@ class WorkflowBook:
         its prefix hashes that is; (-1, ()) if there are none."""
         return self.tables.prefixes.company(node)
 
-    def validate(self) -> None:
-        """Every invariant of the book. AssertionError names what does not hold."""
-        self.tables.validate()
+    def validate(self, touched_since: float = float("-inf")) -> None:
+        """As `WorkflowTables.validate`."""
+        self.tables.validate(touched_since)
 
     # --- shared steps ---
 
@@ -285,32 +294,7 @@ class WorkflowBook:
         if self.tables.node_count < self.limits.nodes and self.tables.edge_count < self.limits.edges:
             return True
         self.tables.touch(workflow, now)  # not this one
-        return self.tables.has_room(workflow.origin, 1, 0, 0, now) and workflow.closed_at is None
-
-    def _bind(self, node: Node, event: CallArrived, now: float) -> None:
-        workflow, by_call = node.workflow, self.tables.by_call
-        if node.call_id is not None:
-            by_call.pop(node.call_id, None)
-        node.call_id = event.call_id
-        by_call[event.call_id] = node
-        node.attempts += 1
-        node.model = event.model
-        node.prompt_tokens_estimate = event.prompt_tokens_estimate
-        if event.max_output_tokens is not None:
-            node.max_output_tokens = event.max_output_tokens
-        if event.expected_output_tokens is not None:
-            node.expected_output_tokens = event.expected_output_tokens
-        if workflow.acting_since is not None:
-            if workflow.last_finished is not None:
-                self.templates.learn_pause(workflow, now - workflow.acting_since)
-            workflow.acting_since = None
-        if node.state == "ready" and node.ready_at is not None:
-            self.forecasts.learn_pause(node, now - node.ready_at)
-        elif node.ready_at is None and not node.waiting_for:
-            ended = [before.finished_at or now for before in workflow.graph.dag.predecessors(node)]
-            node.ready_at = max(ended, default=workflow.arrived_at)
-        if node.ready_at is not None and node.attempts == 1:
-            node.head_seconds += now - node.ready_at  # the client's own time is no holding back
+        return self.tables.has_room(workflow.key, workflow.origin, 1, 0, 0, now) and workflow.closed_at is None
 
     def _predict(self, node: Node) -> None:
         """The node's duration, and what its workflow's template says comes behind it."""
@@ -337,8 +321,9 @@ class WorkflowBook:
     def _finish(self, node: Node, now: float) -> tuple[Node, ...]:
         workflow = node.workflow
         ready = workflow.graph.finished(node, now)
-        if ready:
-            self.become_ready(ready, now)
+        if workflow.graph.untold:
+            self.untold[workflow] = None
+        self.become_ready(ready, now)
         if node.prefix:
             self.tables.prefixes.remove(node)
         if node.tool:

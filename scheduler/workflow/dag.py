@@ -39,16 +39,17 @@ class Dag(Base):
     def fill(self, nodes: Mapping[str, Node], specs: Iterable[NodeSpec]) -> int:
         """Into an empty graph: all nodes, in the order of their specifications, with their edges; counts the edges.
 
-        Notes in each node what it waits for, and its level. KeyError, and the graph is of no use, if one waits for a
-        name that is not there, or that does not come before it.
+        Notes in each node its number, what it waits for, and its level. KeyError, and the graph is of no use, if one
+        waits for a name that is not there, or that does not come before it.
         """
         successors, predecessors = self._succ, self._pred
         said, quoted = _SAID["declared"], _SAID["data"]
         behind: dict[str, tuple[Node, dict[Node, Reason]]] = {}
         """By name the nodes so far, each with what waits for it."""
         count = 0
-        for node, spec in zip(nodes.values(), specs, strict=True):
+        for number, (node, spec) in enumerate(zip(nodes.values(), specs, strict=True)):
             name, after, data_from = spec[:3]
+            node.number = node.order = number
             predecessors[node] = own = {}
             if after or data_from:
                 level = 0

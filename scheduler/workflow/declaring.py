@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import networkx as nx
 
-from scheduler.workflow.forecasts import pattern_of
+from scheduler.workflow.forecasts import pattern_of, patterns_of
 from scheduler.workflow.node import Node
 from scheduler.workflow.spec import GraphFault
 
@@ -116,7 +116,7 @@ def _filled(workflow: Workflow, spec: WorkflowSpec) -> tuple[dict[str, Node], Se
     """Most declarations are good, and each node stands behind those it waits for: so that is tried first. `check` finds
     the order of the others, or says what is wrong."""
     order: Sequence[NodeSpec] = spec.nodes
-    nodes = {node.id: make_node(workflow, node) for node in order}
+    nodes = _made(workflow, order)
     for index, name in enumerate(spec.outputs):
         if name not in nodes:
             raise GraphFault(400, "unknown_node", f"there is no node {shown(name)}", f"outputs[{index}]")
@@ -126,14 +126,20 @@ def _filled(workflow: Workflow, spec: WorkflowSpec) -> tuple[dict[str, Node], Se
             workflow.graph.fill(nodes, order)
             return nodes, order
     order = check(spec, workflow.limits)
-    nodes = {node.id: make_node(workflow, node) for node in order}
+    nodes = _made(workflow, order)
     workflow.graph.fill(nodes, order)
     return nodes, order
 
 
-def make_node(workflow: Workflow, spec: NodeSpec) -> Node:
-    """A node as specified, in no graph so far."""
-    node = Node(workflow, spec.id, pattern_of(spec.id))
+def _made(workflow: Workflow, specs: Sequence[NodeSpec]) -> dict[str, Node]:
+    patterns = patterns_of([spec[0] for spec in specs])
+    return {spec[0]: make_node(workflow, spec, pattern) for spec, pattern in zip(specs, patterns, strict=True)}
+
+
+def make_node(workflow: Workflow, spec: NodeSpec, pattern: str | None = None) -> Node:
+    """A node as specified, in no graph so far. `pattern`: of its name, where it is known."""
+    name = spec[0]
+    node = Node(workflow, name, pattern_of(name) if pattern is None else pattern)
     node.declared = True
     (  # a slice is a plain tuple, which is taken apart three times as fast as a named one
         node.expected_output_tokens, node.max_output_tokens, node.prompt_tokens_estimate, node.model,

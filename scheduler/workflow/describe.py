@@ -38,6 +38,9 @@ def head_json(workflow: Workflow, now: float) -> dict[str, Any]:
         "class": workflow.effective_class,
         "age_seconds": _seconds(now - arrived_at),
         "deadline_seconds": _since(workflow.deadline_at, arrived_at),
+        "deadline_too_short_by_seconds": None
+        if workflow.too_short_by_seconds is None
+        else _seconds(workflow.too_short_by_seconds),
         "ended_seconds": _since(workflow.closed_at, arrived_at),
         "projected_end_seconds": _seconds(workflow.projected_end(now) - arrived_at) if live else None,
         "isolated_seconds": _seconds(workflow.isolated_seconds()),

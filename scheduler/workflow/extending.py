@@ -42,7 +42,7 @@ def extend(book: WorkflowBook, key: str, workflow_id: str, specs: Sequence[NodeS
     if len(known) > limits.nodes_per_workflow or graph.edge_count + edge_count > limits.edges_per_workflow:
         message = f"the workflow would have {len(known)} nodes; at most {limits.nodes_per_workflow} are allowed"
         raise GraphFault(413, "too_many_nodes", message, "nodes")
-    if not tables.has_room("declared", len(specs), edge_count, 0, now) or workflow.closed_at is not None:
+    if not tables.has_room(workflow.key, "declared", len(specs), edge_count, 0, now) or workflow.closed_at is not None:
         raise GraphFault(503, "workflows_full", "too many workflows are under way; try again later")
     tables.touch(workflow, now)
     workflow.edges_max = tables.edges_allowed(workflow)
@@ -60,7 +60,6 @@ def extend(book: WorkflowBook, key: str, workflow_id: str, specs: Sequence[NodeS
         if node.prefix:
             tables.prefixes.add(node)
         added.append(node)
-    tables.node_count += len(added)
-    tables.edge_count += graph.edge_count + workflow.pending_count - edges
+    tables.count(workflow, len(added), graph.edge_count + workflow.pending_count - edges)
     book.become_ready([node for node in added if not node.waiting_for], now)
     return added

@@ -40,6 +40,14 @@ def pattern_of(name: str) -> str:
     return _NUMBERS.sub("#", name)
 
 
+def patterns_of(names: list[str]) -> list[str]:
+    """`pattern_of` each, in one go: no number or id goes over a line's end."""
+    patterns = _NUMBERS.sub("#", "\n".join(names)).split("\n")
+    if len(patterns) != len(names):  # a name has such an end in it
+        return [pattern_of(name) for name in names]
+    return patterns
+
+
 class History:
     """What calls of one place, or of one model, were like."""
 
@@ -76,21 +84,26 @@ class Forecasts:
 
     def predict(self, node: Node) -> SecondsForecast:
         """The node's duration; notes the forecast of its output tokens in it."""
-        if node.tool:
-            return self._predict_tool(node)
+        return self._predict_tool(node) if node.tool else self._predict_call(node, *self._histories(node))
+
+    def _histories(self, node: Node) -> tuple[History | None, History | None]:
+        """Of its place and of its model."""
         workflow = node.workflow
         place = self.places.get((workflow.key, workflow.name, node.pattern))
-        return self._predict_call(node, place, self.models.get((workflow.key, node.model)))
+        return place, self.models.get((workflow.key, node.model))
 
     def predict_all(self, nodes: Iterable[Node], specs: Iterable[NodeSpec]) -> None:
         """Durations and output tokens of all nodes of one workflow, just made as specified, noted in them. Siblings are
         often alike in all that counts here."""
         known: dict[tuple[object, ...], tuple[float, float, float, float]] = {}
+        histories: dict[tuple[str, str | None], tuple[History | None, History | None]] = {}
         for node, spec in zip(nodes, specs, strict=True):
             kind = (node.pattern, spec[3:9])  # tokens, model, whether it is a tool, its seconds
             same = known.get(kind)
             if same is None:
-                seconds, spread = self.predict(node)
+                if (of_kind := histories.get((node.pattern, node.model))) is None:
+                    of_kind = histories[node.pattern, node.model] = self._histories(node)
+                seconds, spread = self._predict_tool(node) if node.tool else self._predict_call(node, *of_kind)
                 same = known[kind] = (seconds, spread * spread, node.output_tokens_forecast, node.output_tokens_upper)
             node.seconds, node.variance, node.output_tokens_forecast, node.output_tokens_upper = same
 

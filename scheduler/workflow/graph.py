@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
 EDGE_RANK = {"inferred": 0, "declared": 1, "data": 2}
 """A stronger reason replaces a weaker one."""
+TOLD_AT_ONCE = 1000
+"""Nodes that are told that what they wait for has finished: 2 to 3 ms."""
 
 
 class WorkflowGraph:
     """Nodes by name, edges with their reasons. Every change keeps tails, the frontier and a topological order."""
 
     __slots__ = (
-        "_next_number", "critical", "dag", "edge_count", "forgotten_nodes", "nodes", "stopped_count", "unfinished",
-        "version",
+        "_next_number", "critical", "dag", "edge_count", "forgotten_nodes", "nodes", "stopped_count",
+        "unfinished", "untold", "version",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -42,6 +44,9 @@ class WorkflowGraph:
         """Changes with the structure: what was deduced from an older one is out of date."""
         self.forgotten_nodes = 0
         """Finished nodes that were taken out to make room."""
+        self.untold: dict[Node, dict[Node, None]] = {}
+        """Nodes that finished and that very many wait for, with those that still count them as unfinished; last first.
+        """
         self._next_number = 0
 
     # --- structure ---
@@ -65,8 +70,6 @@ class WorkflowGraph:
         except KeyError:
             self.dag.clear()
             raise
-        for number, node in enumerate(nodes.values()):
-            node.number = node.order = number
         self._next_number = self.unfinished = len(nodes)
         self.nodes = nodes
         self.version += 1
@@ -122,7 +125,8 @@ class WorkflowGraph:
         self.dag.remove_edge(before, after)
         self.edge_count -= 1
         self.version += 1
-        after.waiting_for -= before.state != "finished"
+        if before.state != "finished" or self._untold(before, after):
+            after.waiting_for -= 1
         if not before.over:
             self.critical.refresh(before)
 
@@ -132,6 +136,8 @@ class WorkflowGraph:
         for node in self.nodes.values():
             if len(old) == count:
                 break
+            if node in self.untold:
+                continue
             if node.state == "finished" or (node.over and all(after.over for after in self.dag.successors(node))):
                 old.append(node)
         for node in old:
@@ -157,13 +163,13 @@ class WorkflowGraph:
         """Let go of all nodes: without the circles through their workflow and groups they are freed at once."""
         for node in self.nodes.values():
             node.group = None
-        self.nodes = {}
+        self.nodes, self.untold = {}, {}
         self.dag.clear()
         self.critical = CriticalPath(self.dag)
 
     def absorb(self, other: WorkflowGraph, shift_seconds: float) -> None:
         """Take over all nodes of another graph, behind those that are here; names must differ. The other workflow came
-        `shift_seconds` later."""
+        `shift_seconds` later. All in it must have been told what has finished."""
         for node in sorted(other.dag, key=lambda node: node.order):
             assert node.name not in self.nodes, node.name
             node.number = node.order = self._next_number
@@ -220,21 +226,62 @@ class WorkflowGraph:
         self.critical.enter(node)
 
     def finished(self, node: Node, now: float) -> list[Node]:
-        """It is done; returns what waits for nothing any more (and is still `planned`)."""
-        free: list[Node] = []
+        """It is done; returns what waits for nothing any more (and is still `planned`). Of very many that wait for it,
+        the first are told; `tell_on` tells the others."""
         node.finished_at = now
         self._ends(node, "finished")
         done = node.head_seconds + node.lasted_seconds
         self.critical.done_seconds = max(self.critical.done_seconds, done)
-        for after in self.dag.successors(node):
-            if done > after.head_seconds:
-                after.head_seconds = done
-                if not after.over:
-                    self.critical.head_moved(after)
-            after.waiting_for -= 1
-            if not after.waiting_for and after.state == "planned":
-                free.append(after)
+        behind = self.dag.behind[node]
+        if len(behind) > TOLD_AT_ONCE:
+            self.untold[node] = dict.fromkeys(reversed(behind))
+            return self.tell_on()
+        return [after for after in behind if self._told(after, done)]
+
+    def tell_on(self) -> list[Node]:
+        """Tell some more of those in `untold`; returns what waits for nothing any more."""
+        free: list[Node] = []
+        left = TOLD_AT_ONCE
+        while self.untold and left:
+            node, waiting = next(iter(self.untold.items()))
+            behind, done = self.dag.behind[node], node.head_seconds + node.lasted_seconds
+            while waiting and left:
+                after, _ = waiting.popitem()
+                left -= 1
+                if after in behind and self._told(after, done):  # it may have been forgotten
+                    free.append(after)
+            if not waiting:
+                del self.untold[node]
         return free
+
+    def tell(self, after: Node) -> list[Node]:
+        """Tell this one now, out of turn: something happens to it. Returns it if it waits for nothing any more."""
+        free = False
+        for node in [node for node, waiting in self.untold.items() if after in waiting]:
+            del self.untold[node][after]
+            if not self.untold[node]:
+                del self.untold[node]
+            free = self._told(after, node.head_seconds + node.lasted_seconds)
+        return [after] if free else []
+
+    def _told(self, after: Node, done: float) -> bool:
+        """One that it waits for has finished; whether it is free now."""
+        if done > after.head_seconds:
+            after.head_seconds = done
+            if not after.over:
+                self.critical.head_moved(after)
+        after.waiting_for -= 1
+        return not after.waiting_for and after.state == "planned"
+
+    def _untold(self, before: Node, after: Node) -> bool:
+        """Whether `after` does not know that `before` has finished; it is told now, if so."""
+        waiting = self.untold.get(before)
+        if waiting is None or after not in waiting:
+            return False
+        del waiting[after]
+        if not waiting:
+            del self.untold[before]
+        return True
 
     def stopped(self, node: Node, now: float, state: NodeState, error: str | None) -> None:
         """It is over without a result: failed, skipped or cancelled. What waits for it waits on."""
@@ -244,6 +291,10 @@ class WorkflowGraph:
 
     def stop_all(self, now: float, state: NodeState, error: str) -> list[Node]:
         """Everything that is not over ends without a result; returns it."""
+        for before, waiting in self.untold.items():
+            for after in waiting.keys() & self.dag.behind[before].keys():
+                after.waiting_for -= 1
+        self.untold.clear()
         stopped = [node for node in self.nodes.values() if not node.over]
         for node in stopped:
             self.critical.leave(node)
@@ -295,7 +346,12 @@ class WorkflowGraph:
         for name, node in self.nodes.items():
             assert node.name == name and node in self.dag
             assert node.over == (node.state in OVER_STATES), node
-            assert node.waiting_for == sum(before.state != "finished" for before in self.dag.predecessors(node)), node
+            waits = [
+                one
+                for one in self.dag.predecessors(node)
+                if one.state != "finished" or node in self.untold.get(one, ())
+            ]
+            assert node.waiting_for == len(waits), node
             assert node.seconds >= 0.0 and node.variance >= 0.0
             if node.state in {"ready", "acting"}:
                 assert not node.waiting_for, node

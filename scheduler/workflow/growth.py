@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from scheduler.events import CallArrived
+    from scheduler.workflow.book import WorkflowBook
     from scheduler.workflow.workflow import Workflow
 
 DECLARED = Edge("declared")
@@ -166,6 +167,19 @@ def note_hints(workflow: Workflow, event: CallArrived, now: float) -> None:
         workflow.closing = True
 
 
+def judge_deadline(workflow: Workflow, needed_seconds: float, now: float) -> None:
+    """A deadline was given: could what is left of the workflow be done by then, were it alone on the engine?"""
+    if workflow.deadline_at is not None:
+        missing = needed_seconds - (workflow.deadline_at - now)
+        workflow.too_short_by_seconds = missing if missing > 0.0 else None
+
+
+def judge_hint(workflow: Workflow, node: Node, event: CallArrived, now: float) -> None:
+    """The same, if it was this call that gave the deadline in force."""
+    if event.deadline_ms is not None and workflow.deadline_at == now + event.deadline_ms / 1000.0:
+        judge_deadline(workflow, node.tail_seconds, now)
+
+
 def tools_before(node: Node) -> list[Node]:
     """The tools that a node waits for, and those that they wait for, in an order in which they can have ended."""
     dag = node.workflow.graph.dag
@@ -177,3 +191,30 @@ def tools_before(node: Node) -> list[Node]:
                 tools[before] = None
                 stack.append(before)
     return sorted(tools, key=lambda tool: tool.order)
+
+
+def bind(book: WorkflowBook, node: Node, event: CallArrived, now: float) -> None:
+    """A call of the node has come."""
+    workflow, by_call = node.workflow, book.tables.by_call
+    if node.call_id is not None:
+        by_call.pop(node.call_id, None)
+    node.call_id = event.call_id
+    by_call[event.call_id] = node
+    node.attempts += 1
+    node.model = event.model
+    node.prompt_tokens_estimate = event.prompt_tokens_estimate
+    if event.max_output_tokens is not None:
+        node.max_output_tokens = event.max_output_tokens
+    if event.expected_output_tokens is not None:
+        node.expected_output_tokens = event.expected_output_tokens
+    if workflow.acting_since is not None:
+        if workflow.last_finished is not None:
+            book.templates.learn_pause(workflow, now - workflow.acting_since)
+        workflow.acting_since = None
+    if node.state == "ready" and node.ready_at is not None:
+        book.forecasts.learn_pause(node, now - node.ready_at)
+    elif node.ready_at is None and not node.waiting_for:
+        ended = [before.finished_at or now for before in workflow.graph.dag.predecessors(node)]
+        node.ready_at = max(ended, default=workflow.arrived_at)
+    if node.ready_at is not None and node.attempts == 1:
+        node.head_seconds += now - node.ready_at  # the client's own time is no holding back

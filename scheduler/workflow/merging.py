@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scheduler.workflow.growth import ORDER_ALONE, connect, name_for_unnamed
+from scheduler.workflow.live import size_of
 from scheduler.workflow.node import Edge
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def place(
                 workflow.loose_ends[before] = None
     for other, confidence in sources:
         connect(workflow, other, node, Edge("inferred", confidence))
-    tables.edge_count += graph.edge_count - edges
+    tables.count(workflow, 0, graph.edge_count - edges)
 
 
 def _merged(tables: WorkflowTables, one: Workflow, other: Workflow, now: float) -> bool:
@@ -58,12 +59,16 @@ def _merged(tables: WorkflowTables, one: Workflow, other: Workflow, now: float) 
     if one.graph.edge_count + other.graph.edge_count > limits.edges_per_workflow:
         return False
     older, younger = (one, other) if one.number < other.number else (other, one)
-    graph = younger.graph
+    tables.take(younger)
+    graph, size = younger.graph, size_of(older)
+    for whose in (older.graph, graph):  # all of their nodes are calls that have come: none becomes ready
+        while whose.untold:
+            whose.tell_on()
     for node in sorted(graph.nodes.values(), key=lambda node: node.order):
         node.workflow, node.name = older, name_for_unnamed(older)
     older.graph.absorb(graph, younger.arrived_at - older.arrived_at)
     _take_over(older, younger)
-    del tables.unnamed[younger.key, younger.id]
+    tables.resize(older.key, size_of(older) - size)
     younger.closed_at, younger.outcome = now, "merged"
     tables.remember_alias(younger.key, younger.id, older.id)
     tables.touch(older, now)

@@ -86,6 +86,10 @@ class LruTable(Generic[KeyT, EntryT]):
             self._entries.move_to_end(key)
         return entry
 
+    def peek(self, key: KeyT) -> EntryT | None:
+        """The entry, which is kept no longer for it."""
+        return self._entries.get(key)
+
     def take(self, key: KeyT) -> EntryT:
         """The entry, made if there is none."""
         entry = self.get(key)

@@ -11,6 +11,9 @@ EdgeKind = Literal["declared", "data", "inferred"]
 Criterion = Literal["latency", "throughput"]
 """What matters of a call: that it ends soon, or that many end in little time (and energy)."""
 
+CLASSES = ("interactive", "standard", "batch")
+"""What a workflow without a deadline may take: no more than it needs, a multiple of it, or hours."""
+
 PREFIX_BYTES = (2048, 4096, 8192, 16_384, 32_768, 65_536)
 """How much of a prompt's leading text each hash of a `prefix` stands for."""
 

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from scheduler.workflow.closed import ClosedWorkflows
+from scheduler.workflow.live import Line, dispensable, size_of
 from scheduler.workflow.prefixes import PrefixGroups
 from scheduler.workflow.templates import Templates
 
@@ -23,11 +24,8 @@ if TYPE_CHECKING:
 
 Name = tuple[str, str]
 """(key, workflow id)"""
-LOOKED_AT_MAX = 64
-"""Workflows looked at to find one that can go; all of them busy: there is no room."""
 FORGOTTEN_SHARE = 8
 """A workflow that has reached its limit of nodes forgets one in so many, oldest first."""
-Line = OrderedDict[Name, "Workflow"]
 
 
 class WorkflowTables:
@@ -35,8 +33,8 @@ class WorkflowTables:
 
     def __init__(self, limits: WorkflowLimits) -> None:
         self.limits = limits
-        self.named: Line = OrderedDict()
-        self.unnamed: Line = OrderedDict()
+        self.named = Line()
+        self.unnamed = Line()
         self.closed = ClosedWorkflows()
         self.aliases: OrderedDict[Name, str] = OrderedDict()
         """Ids of workflows that became part of another, and that one's id."""
@@ -45,6 +43,8 @@ class WorkflowTables:
         self.node_count = 0
         self.edge_count = 0
         """Both of all workflows together, pending edges included."""
+        self._sizes: dict[str, int] = {}
+        """By key both together, of the live ones."""
         self._entered = 0
         self.prefixes = PrefixGroups(limits.prefix_hashes)
         self.templates = Templates(limits.templates)
@@ -68,59 +68,81 @@ class WorkflowTables:
         return self.unnamed if workflow.origin == "content" else self.named
 
     def enter(self, workflow: Workflow) -> None:
-        """A new live workflow; a closed one of the same id makes way for it."""
+        """A new live workflow, with the nodes it has; a closed one of the same id makes way for it."""
         name = (workflow.key, workflow.id)
         if (before := self.closed.take(name)) is not None:
             self.drop(before)
         self.aliases.pop(name, None)
         self._entered += 1
         workflow.number = self._entered
-        self._line(workflow)[name] = workflow
+        self._line(workflow).add(workflow)
+        self.count(workflow, len(workflow.graph.nodes), workflow.graph.edge_count)
+        for node in workflow.graph.nodes.values():
+            if node.prefix:
+                self.prefixes.add(node)
 
     def touch(self, workflow: Workflow, now: float) -> None:
         """Something was heard of it: it goes to the end of its line."""
         workflow.last_event_at = workflow.order_at = now
-        self._line(workflow).move_to_end((workflow.key, workflow.id))
+        self._line(workflow).touch(workflow)
+
+    def count(self, workflow: Workflow, nodes: int, edges: int) -> None:
+        """A live workflow has so many more, or less."""
+        self.node_count += nodes
+        self.edge_count += edges
+        self.resize(workflow.key, nodes + edges)
+
+    def resize(self, key: str, change: int) -> None:
+        """What a key has in its live workflows is so much more, though there is no more in all."""
+        self._sizes[key] = size = self._sizes.get(key, 0) + change
+        if not size:
+            del self._sizes[key]
+
+    def take(self, workflow: Workflow) -> None:
+        """It is live no more; its nodes and edges are kept, for now."""
+        self._line(workflow).take(workflow)
+        self.resize(workflow.key, -size_of(workflow))
 
     # --- room ---
 
-    def has_room(self, origin: str, nodes: int, edges: int, workflows: int, now: float) -> bool:
-        """Whether so much more can be taken, once what is dispensable has gone."""
+    def has_room(self, key: str, origin: str, nodes: int, edges: int, workflows: int, now: float) -> bool:
+        """Whether so much more of a key can be taken, once what is dispensable has gone."""
         limits = self.limits
         if nodes > limits.nodes or edges > limits.edges:
             return False
         while self.node_count + nodes > limits.nodes or self.edge_count + edges > limits.edges:
-            if (dispensable := self.closed.dispensable(nodes=True)) is not None:
-                self._drop_closed(dispensable)
-            elif not self._displace(self.unnamed, now) and not self._displace(self.named, now):
+            if (closed := self.closed.dispensable(nodes=True)) is not None:
+                self._drop_closed(closed)
+            elif not self._displace(dispensable((self.unnamed, self.named), key, nodes + edges, self._size), now):
                 return False
         line = self.unnamed if origin == "content" else self.named
-        return len(line) + workflows <= limits.workflows or self._displace(line, now)
+        if len(line) + workflows <= limits.workflows:
+            return True
+        return self._displace(dispensable((line,), key, workflows, lambda key: len(line.of(key))), now)
+
+    def _size(self, key: str) -> int:
+        return self._sizes.get(key, 0)
 
     def edges_allowed(self, workflow: Workflow) -> int:
         """How many edges a workflow may have, with what the others have."""
         most, left = self.limits.edges_per_workflow, self.limits.edges - self.edge_count
         return most if left >= most else min(most, left + workflow.graph.edge_count + workflow.pending_count)
 
-    def _displace(self, line: Line, now: float) -> bool:
-        """Close and drop the workflow of a line that has been silent for longest."""
-        for looked_at, workflow in enumerate(line.values()):
-            if not workflow.live_calls:
-                self.close(workflow, "displaced", now)
-                if self.closed.take((workflow.key, workflow.id)) is not None:
-                    self.drop(workflow)
-                return True
-            if looked_at == LOOKED_AT_MAX:
-                break
-        return False
+    def _displace(self, workflow: Workflow | None, now: float) -> bool:
+        """Close and drop it, if there is one that can go."""
+        if workflow is None:
+            return False
+        self.close(workflow, "displaced", now)
+        if self.closed.take((workflow.key, workflow.id)) is not None:
+            self.drop(workflow)
+        return True
 
     def forget_oldest(self, workflow: Workflow) -> bool:
         """A workflow that grows call by call is at its limit: its oldest finished calls go. False: there are none."""
         graph = workflow.graph
         edges = graph.edge_count
         old = graph.forget(max(1, self.limits.nodes_per_workflow // FORGOTTEN_SHARE))
-        self.edge_count += graph.edge_count - edges
-        self.node_count -= len(old)
+        self.count(workflow, -len(old), graph.edge_count - edges)
         gone = set(old)
         for node in old:
             self._forget_call(node)
@@ -128,7 +150,7 @@ class WorkflowTables:
         for name, waiting in list(workflow.pending.items()):
             left = [node for node in waiting if node not in gone]
             workflow.pending_count -= len(waiting) - len(left)
-            self.edge_count -= len(waiting) - len(left)
+            self.count(workflow, 0, len(left) - len(waiting))
             workflow.pending[name] = left
             if not left:
                 del workflow.pending[name]
@@ -147,8 +169,7 @@ class WorkflowTables:
 
     def close(self, workflow: Workflow, outcome: Outcome, now: float) -> None:
         """It is over: what has not finished never will. It is kept for reading unless it is a lone unnamed call."""
-        name = (workflow.key, workflow.id)
-        del self._line(workflow)[name]
+        self.take(workflow)
         if outcome not in {"cancelled", "merged"}:
             self.templates.learn(workflow)
         for node in workflow.graph.nodes.values():
@@ -168,9 +189,9 @@ class WorkflowTables:
             return
         self.closed.add(workflow)
         while len(self.closed) > self.limits.closed_workflows:
-            dispensable = self.closed.dispensable(nodes=False)
-            assert dispensable is not None
-            self._drop_closed(dispensable)
+            oldest = self.closed.dispensable(nodes=False)
+            assert oldest is not None
+            self._drop_closed(oldest)
 
     def _drop_closed(self, workflow: Workflow) -> None:
         self.closed.take((workflow.key, workflow.id))
@@ -187,8 +208,7 @@ class WorkflowTables:
         """Close what has been silent for too long, forget what was kept long enough; returns what was closed."""
         expired: list[Workflow] = []
         for line in (self.named, self.unnamed):
-            while line:
-                workflow = next(iter(line.values()))
+            while (workflow := line.oldest()) is not None:
                 if workflow.order_at + self.limits.idle_seconds > now:
                     break
                 promised = workflow.deadline_at is not None and now < workflow.deadline_at and workflow.graph.unfinished
@@ -196,7 +216,7 @@ class WorkflowTables:
                 run_here = workflow.run_here and now - workflow.last_event_at < self.limits.batch_seconds
                 if workflow.live_calls or promised or run_here:
                     workflow.order_at = now
-                    line.move_to_end((workflow.key, workflow.id))
+                    line.touch(workflow)
                 else:
                     self.close(workflow, "idle", now)
                     expired.append(workflow)
@@ -209,14 +229,12 @@ class WorkflowTables:
 
     def next_expiry(self) -> float | None:
         """The earliest time at which `expire` may have something to do."""
-        times = [next(iter(line.values())).order_at + self.limits.idle_seconds for line in self._lines() if line]
+        silent = [workflow for line in (self.named, self.unnamed) if (workflow := line.oldest()) is not None]
+        times = [workflow.order_at + self.limits.idle_seconds for workflow in silent]
         if (oldest := self.closed.oldest()) is not None:
             assert oldest.closed_at is not None
             times.append(oldest.closed_at + self.limits.closed_seconds)
         return min(times, default=None)
-
-    def _lines(self) -> tuple[Line, Line]:
-        return self.named, self.unnamed
 
     def remember_alias(self, key: str, merged_id: str, into_id: str) -> None:
         """A workflow became part of another of the same key."""
@@ -224,8 +242,9 @@ class WorkflowTables:
         if len(self.aliases) > self.limits.workflows:
             self.aliases.popitem(last=False)
 
-    def validate(self) -> None:
-        """Every invariant of the tables and all workflows in them. AssertionError names what does not hold."""
+    def validate(self, touched_since: float = float("-inf")) -> None:
+        """Every invariant of the tables, and of the workflows in them of which something was heard since then.
+        AssertionError names what does not hold."""
         limits = self.limits
         nodes = edges = 0
         calls: dict[str, Node] = {}
@@ -237,16 +256,23 @@ class WorkflowTables:
             for name, workflow in line.items():
                 assert (workflow.key, workflow.id) == name and workflow.origin in origins
                 assert workflow.closed_at is None
-                workflow.validate()
+                if workflow.last_event_at >= touched_since:
+                    workflow.validate()
                 nodes += len(workflow.graph.nodes)
                 edges += workflow.graph.edge_count + workflow.pending_count
                 calls.update((node.call_id, node) for node in workflow.graph.nodes.values() if node.call_id is not None)
                 unfinished.extend(node for node in workflow.graph.nodes.values() if not node.over)
-        assert not self.named.keys() & self.unnamed.keys()
+            line.validate()
+        assert not dict(self.named.items()).keys() & dict(self.unnamed.items()).keys()
+        sizes: dict[str, int] = {}
+        for workflow in self.live():
+            sizes[workflow.key] = sizes.get(workflow.key, 0) + size_of(workflow)
+        assert self._sizes == {key: size for key, size in sizes.items() if size}
         for name, workflow in self.closed.items():
             assert (workflow.key, workflow.id) == name and self.live_named(name) is None
             assert not workflow.graph.unfinished
-            workflow.validate()
+            if workflow.last_event_at >= touched_since:
+                workflow.validate()
             nodes += len(workflow.graph.nodes)
             edges += workflow.graph.edge_count
         assert self.by_call == calls, "a call is lost or left behind"

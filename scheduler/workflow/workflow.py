@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from scheduler.workflow.forecasts import Forecast
 from scheduler.workflow.graph import WorkflowGraph
+from scheduler.workflow.spec import CLASSES
 
 if TYPE_CHECKING:
     from scheduler.workflow.node import Node
@@ -25,7 +26,7 @@ class Workflow:
         "energy_budget_joules", "fingerprint", "forecast_calls", "graph", "id", "key", "last_event_at",
         "last_finished", "latest", "limits", "live_calls", "loose_ends", "name", "number", "order_at", "origin",
         "outcome", "outputs", "pending", "pending_count", "return_forecast", "run_here", "skipped_edges",
-        "template_key", "workflow_class",
+        "template_key", "too_short_by_seconds", "workflow_class",
     )  # fmt: skip
 
     def __init__(self, key: str, workflow_id: str, origin: Origin, now: float, limits: WorkflowLimits) -> None:
@@ -40,6 +41,8 @@ class Workflow:
         """Stands for the name where there is none: equal for runs of the same agent."""
         self.workflow_class: str | None = None
         self.deadline_at: float | None = None
+        self.too_short_by_seconds: float | None = None
+        """Its deadline was given so much less time than it would take alone, as it looked then; None: it was not."""
         self.energy_budget_joules: float | None = None
         self.run_here = False
         self.graph = WorkflowGraph()
@@ -88,7 +91,7 @@ class Workflow:
     def effective_class(self) -> str:
         """`interactive`, `standard` or `batch`."""
         given = self.workflow_class
-        return given if given in {"interactive", "standard", "batch"} else self.limits.default_class
+        return given if given in CLASSES else self.limits.default_class
 
     def projected_end(self, now: float) -> float:
         """When the workflow ends as things look (median). While the client acts: by its return and the template."""

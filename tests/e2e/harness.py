@@ -33,10 +33,10 @@ def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     return uvloop.run(bounded())
 
 
-async def until(condition: Callable[[], bool], what: str) -> None:
+async def until(condition: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
     """Wait until something that has no event of its own is true."""
     try:
-        async with asyncio.timeout(WAIT_SECONDS):
+        async with asyncio.timeout(seconds):
             while not condition():  # noqa: ASYNC110  # it is not ours to signal
                 await asyncio.sleep(0.005)
     except TimeoutError:

@@ -56,7 +56,8 @@ def results(folder: Path) -> dict[str, Any]:
 def test_an_engine_is_played_with_and_without_a_gateway(twin: str, tmp_path: Path) -> None:
     """The same work, with the gateway's words on it where there is one, and the twin's joules in both."""
     options = ("--workload", "map-reduce", "--policy", "none,fifo", "--engine", twin, "--seconds", "3")
-    code, said = bench("run", *options, *SMALL, "--stretch", "50", "--out", str(tmp_path))
+    logs = tmp_path / "logs"
+    code, said = bench("run", *options, *SMALL, "--stretch", "50", "--out", str(tmp_path), "--event-logs", str(logs))
     assert code == 0, said
     found = results(tmp_path)
     assert found.keys() == {"none", "fifo"}
@@ -83,6 +84,96 @@ def test_an_engine_is_played_with_and_without_a_gateway(twin: str, tmp_path: Pat
         assert call["prompt_tokens"] == pytest.approx(call["wanted_prompt_tokens"] + 25, rel=0.1, abs=25)
     code, said = bench("compare", *(str(found[policy].path) for policy in ("none", "fifo")))
     assert code == 0 and "workflow time, pair by pair" in said, said
+    is_as_the_twin_says(tmp_path)
+    foretells_its_log(logs)
+
+
+def is_as_the_twin_says(folder: Path) -> None:
+    """`beside`: the twin with the same sends is the same machine, whatever this one's clock did."""
+    code, said = bench("beside", str(folder), "--json", str(folder / "beside.json"))
+    assert code == 0, said
+    rows = {row["policy"]: row for row in json.loads((folder / "beside.json").read_text())}
+    assert (rows["none"]["baseline"], rows["fifo"]["baseline"]) == (None, "none")
+    for row in rows.values():
+        assert abs(row["same_sends_joules_per_workflow_error"]) < 0.05, row
+        assert row["twin_workflow_p50_s"] > 0 and row["failed_calls"] == 0
+    assert rows["none"]["ratio_joules"] is None
+    assert rows["fifo"]["ratio_joules"] == pytest.approx(1.0, abs=0.25)
+
+
+def foretells_its_log(logs: Path) -> None:
+    """`energy-log`: the one gateway's log has windows, predicted before they were seen."""
+    (log,) = logs.glob("*.jsonl")
+    code, said = bench("energy-log", str(log), "--after", "0", "--seconds", "2")
+    assert code == 0 and "joules simulated" in said, said
+    code, said = bench("energy-log", str(log), "--after", "1e6")
+    assert code == 1 and "no measured window later than" in said
+    log.write_text("not a log\n")
+    code, said = bench("energy-log", str(log))
+    assert code == 2 and "line 1: not a line of an event log" in said
+
+
+def test_beside_refuses_virtual_time(tmp_path: Path) -> None:
+    """There is nothing to set beside the twin's own results, or beside nothing."""
+    options = ("--workload", "copilot", "--seconds", "2", "--out", str(tmp_path))
+    assert bench("run", *options, *SMALL)[0] == 0
+    code, said = bench("beside", str(tmp_path))
+    assert code == 2 and "was played on the twin in virtual time" in said
+    code, said = bench("beside", str(tmp_path / "nowhere"))
+    assert code == 2 and "nowhere" in said
+
+
+def test_a_gateway_that_runs_already_is_measured_again_and_again(twin: str, tmp_path: Path) -> None:
+    """With its own policy, beside its engine without it. It outlives the plays, so no workflow may come twice."""
+    config = tmp_path / "joulegate.toml"
+    config.write_text(
+        f'[listen]\nport = 0\ncontrol_port = 0\n[policy]\nname = "fifo"\n[[engines]]\nname = "e"\nurl = "{twin}"\n'
+    )
+    command = [sys.executable, "-m", "proxy.cli", "serve", "--config", str(config)]
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ) as child:
+        try:
+            assert child.stdout is not None
+            said = next(
+                match for line in child.stdout if (match := re.search(r"joulegate: (http://\S+) in front", line))
+            )
+            options = ("--workload", "map-reduce", "--seconds", "2", *SMALL)
+            play = ("run", *options, "--gateway", said[1], "--engine", twin, "--way")
+            for way in ("native", "hinted"):
+                for _ in range(2):
+                    code, told = bench(*play, way, "--out", str(tmp_path / way))
+                    assert code == 0, told
+            code, told = bench(*play, "hinted", "--policy", "none", "--out", str(tmp_path / "hinted"))
+            assert code == 0, told
+        finally:
+            child.terminate()
+    found = results(tmp_path / "hinted")
+    assert found.keys() == {"none", "gateway"}
+    assert found["none"].meta["spec"]["gateway"] is None and found["gateway"].meta["spec"]["gateway"] == said[1]
+    for result in (*found.values(), *results(tmp_path / "native").values()):
+        (repeat,) = result.rows("repeat").to_pylist()
+        assert repeat["failed_calls"] == 0 and repeat["gpu_joules"] > 0
+    assert {call["engine"] for call in found["gateway"].rows("call").to_pylist()} == {"e"}
+    code, told = bench("compare", str(found["none"].path), str(found["gateway"].path))
+    assert code == 0, told  # the same workflows by the same names
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--gateway", "http://127.0.0.1:1"), "--gateway http://127.0.0.1:1: nobody answers"),
+        (("--gateway", "http://127.0.0.1:1", "--policy", "fifo"), "the running gateway has its own"),
+        (("--gateway", "http://127.0.0.1:1", "--in-flight", "3"), "the running gateway has its own limit"),
+        (("--gateway", "127.0.0.1:1"), "must be a URL"),
+        (("--policy", "gateway"), "say where"),
+    ],
+)
+def test_a_gateway_that_cannot_be_measured_is_said(
+    twin: str, tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    code, said = bench("run", "--engine", twin, *options, "--out", str(tmp_path / "out"))
+    assert code == 2 and words in said, said
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_was_answered_before_ctrl_c_is_kept_and_marked(twin: str, tmp_path: Path) -> None:

@@ -138,14 +138,15 @@ def test_actuate_without_targets_is_refused_with_the_keys_name() -> None:
 class Process(Child):
     """A gateway that sets the limits of two cards of the fake driver, which work for one engine."""
 
-    def __init__(self, twin: str, driver: FakeDriver, folder: Path) -> None:
+    def __init__(self, twin: str, driver: FakeDriver, folder: Path, actuator: str = "power") -> None:
         path = folder / "gateway.toml"
         self.leases = folder / "leases"
         table = "".join(f"{name} = {value}\n" for name, value in TARGETS.items())
         path.write_text(
             f'[[engines]]\nname = "e"\nurl = "{twin}"\ngpus = ["0", "1"]\nenergy_prior = "{CALIBRATION}"\n'
             f"[listen]\nport = 0\ncontrol_port = 0\n[health]\nprobe_seconds = 0.2\n"
-            f'[power]\nmode = "actuate"\nlease_dir = "{self.leases}"\n[caps]\nbudget_watts = 800.0\n{table}'
+            f'[power]\nmode = "actuate"\nlease_dir = "{self.leases}"\n[caps]\nbudget_watts = 800.0\n'
+            f'actuator = "{actuator}"\n{table}'
         )
         environment = {**driver.environment, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         super().__init__([*joulegate_command(), "serve", "--config", str(path)], folder / "process.log", environment)
@@ -200,6 +201,52 @@ def test_sigterm_restores_all_cards(process: Callable[[], Process], driver: Fake
     running.process.send_signal(signal.SIGTERM)
     assert running.wait_exit(WAIT_SECONDS) == 0
     assert limits(driver) == [700.0, 700.0] and leases(running.leases) == []
+
+
+# --- the second actuator: the SM clock ---
+
+CLOCK_MHZ = 1140
+"""The step above 400 W of the 700 W that an engine of unknown load may draw, of 1980 MHz."""
+
+
+@pytest.fixture
+def locking(twin: str, driver: FakeDriver, tmp_path: Path) -> Iterator[Process]:
+    process = Process(twin, driver, tmp_path, "clock")
+    try:
+        wait_locks(driver, CLOCK_MHZ, process)
+        yield process
+    finally:
+        process.end()
+
+
+def wait_locks(driver: FakeDriver, mhz: int, process: Process) -> None:
+    wait_until(
+        lambda: [driver.card(index).lock_high for index in (0, 1)] == [mhz, mhz], WAIT_SECONDS,
+        f"{mhz} MHz\n{process.tail()}",
+    )  # fmt: skip
+
+
+def test_clocks_are_locked_and_said(locking: Process, driver: FakeDriver) -> None:
+    wait_until(lambda: locking.caps()["current_watts"] == 400.0, WAIT_SECONDS, "it is confirmed")
+    told = locking.caps()
+    assert (told["actuator"], told["prior_watts"], told["yielded"], told["failures"]) == ("clock", 700.0, None, 0)
+    assert limits(driver) == [700.0, 700.0], "the power limit is left alone"
+    assert all(one["token"] is not None for one in told["devices"].values())
+    assert driver.card(2).touched == 0, "a card that nobody has named"
+
+
+def test_sigterm_frees_the_clocks(locking: Process, driver: FakeDriver) -> None:
+    locking.process.send_signal(signal.SIGTERM)
+    assert locking.wait_exit(WAIT_SECONDS) == 0
+    wait_locks(driver, 0, locking)
+    assert limits(driver) == [700.0, 700.0] and leases(locking.leases) == []
+
+
+def test_kill_9_frees_the_clocks(locking: Process, driver: FakeDriver) -> None:
+    locking.process.send_signal(signal.SIGKILL)
+    wait_locks(driver, 0, locking)
+    wait_until(lambda: leases(locking.leases) == [], WAIT_SECONDS, "the leases are removed")
+    assert limits(driver) == [700.0, 700.0]
 
 
 def test_who_moves_one_card_has_it_and_the_other_goes_back(process: Callable[[], Process], driver: FakeDriver) -> None:

@@ -82,10 +82,11 @@ def test_every_command_of_the_page_does_what_it_says(gateway: str) -> None:
 def test_the_page_names_every_limit_and_member() -> None:
     """Nothing that a submission may hold, and no key of the table [workflows], is left out."""
     from proxy.workflows.config import WorkflowsConfig
-    from proxy.workflows.submission import _MEMBERS, _NODE_MEMBERS
+    from proxy.workflows.nodes import MEMBERS
+    from proxy.workflows.submission import _MEMBERS
 
     text = PAGE.read_text()
-    for name in (*_MEMBERS, *_NODE_MEMBERS, *WorkflowsConfig.model_fields):
+    for name in (*_MEMBERS, *MEMBERS, *WorkflowsConfig.model_fields):
         assert f"`{name}`" in text, name
 
 

@@ -77,7 +77,7 @@ async def serving(twin: str, folder: Path, events: str) -> AsyncIterator[Running
 
 
 def status(running: RunningGateway) -> dict[str, Any]:
-    told = running.app.experiments.status()
+    told = running.app.experiments.status("worth-it")
     assert told is not None
     return told
 
@@ -149,13 +149,13 @@ def test_what_cannot_be_run_is_refused_with_its_numbers(
 
         async with serving(twin, tmp_path / "state", "events") as running:
             assert "wash-out of 60 s" in await refusal(running, washout_seconds=60.0)
-            assert "cap_mode" in await refusal(
+            assert '[power] mode = "actuate"' in await refusal(
                 running, arms=["passthrough", {"policy": "joule", "cap_mode": "actuate"}]
             )
             assert "both are" in await refusal(running, arms=["joule", "joule"])
             assert "did you mean" in await refusal(running, metric="joules_per_workfow")
             assert "other" in await refusal(running, engines=["other"])
-            assert "shadow" in await refusal(running, design="shadow")
+            assert "no wash-out" in await refusal(running, design="shadow", reset_prefix_cache="required")
             assert running.app.gateway.scheduler.policy.name == "passthrough"
             file.write_text(json.dumps(definition(id="one")))
             assert await command(running, "start", str(file)) == 0

@@ -202,6 +202,83 @@ def test_a_decision_is_told_and_explained(capsys: pytest.CaptureFixture[str]) ->
     run(main)
 
 
+def node(name: str) -> dict[str, Any]:
+    return {"id": name, "expected_output_tokens": 20, "request": CHAT}
+
+
+def test_what_joule_holds_is_told_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    async def main() -> None:
+        async def answer(request: EngineRequest) -> None:
+            await request.answer(b'{"usage":{"prompt_tokens":3,"completion_tokens":20,"total_tokens":23}}')
+
+        async with engine(answer) as vllm, gateway(vllm, policy={"name": "joule"}) as joulegate:
+            scheduler = joulegate.app.gateway.scheduler
+            calls: list[asyncio.Future[Answer]] = []
+            for name in "ab":  # the first one goes: nobody is expected
+                body = {"id": name, "mode": "declared", "deadline_ms": 2_500, "nodes": [node("n")]}
+                assert (await joulegate.post("/v1/workflows", body)).status == 201
+                headers = f"x-workflow-id: {name}\r\nx-workflow-node: n\r\n"
+                calls.append(asyncio.ensure_future(joulegate.post("/v1/chat/completions", CHAT, headers)))
+                await until(
+                    lambda: calls[0].done() and len(scheduler.calls) == len(calls) - 1, "it is answered, or held"
+                )
+            live = (await ask(joulegate, "GET", "/admin/decisions")).json["decisions"]
+            (told,) = [each for each in live if each["state"] == "held"]
+            why = told["held"]["first"]
+            assert why["rule"] == "company" and 0 < why["hold_seconds"] < why["slack_seconds"] < 2.5
+            assert why["now"]["seconds"] < why["later"]["seconds"] and why["now"]["joules"] is None
+            answers = await asyncio.gather(*calls)
+            assert [each.status for each in answers] == [200] * len(calls)
+            url = f"http://127.0.0.1:{joulegate.control_port}"
+            assert await asyncio.to_thread(joulegate_main, ["explain", told["call_id"], "--control", url]) == 0
+            said = capsys.readouterr().out
+            assert "at first: company; slack" in said and "by joule, rule" in said and "beyond what was" in said
+            metrics = (await ask(joulegate, "GET", "/metrics")).body.decode()
+            assert 'joulegate_decisions_judged_total{policy="joule",rule="company"} 1.0' in metrics
+
+    run(main)
+
+
+def test_impossible_deadlines_are_flagged_and_unknown_classes_are_refused() -> None:
+    async def main() -> None:
+        async def answer(request: EngineRequest) -> None:
+            await request.answer(b'{"usage":{"prompt_tokens":3,"completion_tokens":20,"total_tokens":23}}')
+
+        async with engine(answer) as vllm, gateway(vllm, policy={"name": "joule"}) as joulegate:
+            body = {"id": "w", "mode": "declared", "deadline_ms": 1, "nodes": [node("n")]}
+            said = await joulegate.post("/v1/workflows", body)
+            assert said.status == 201 and (said.header("x-joulegate-deadline") or "").startswith("impossible; ")
+            said = await joulegate.post("/v1/chat/completions", CHAT, "x-workflow-id: w\r\nx-workflow-node: n\r\n")
+            assert said.status == 200
+            flag, short = (said.header("x-joulegate-deadline") or "").split("; too_short_by_ms=")
+            assert flag == "impossible" and 0 < float(short) < 60_000
+            told = (await joulegate.request(b"GET /v1/workflows/w HTTP/1.1\r\nhost: a\r\n\r\n")).json
+            assert told["deadline_too_short_by_seconds"] > 0
+            hinted = await joulegate.post(
+                "/v1/chat/completions", CHAT, "x-workflow-id: v\r\nx-workflow-deadline-ms: 1\r\n"
+            )
+            assert (hinted.header("x-joulegate-deadline") or "").startswith("impossible; ")
+            fine = {"id": "fine", "mode": "declared", "deadline_ms": 600_000, "nodes": [node("n")]}
+            said = await joulegate.post("/v1/workflows", fine)
+            assert said.status == 201 and said.header("x-joulegate-deadline") is None
+            run_here = {"id": "short", "deadline_ms": 1, "nodes": [node("n")]}
+            said = await joulegate.post("/v1/workflows", run_here)
+            assert said.status == 200 and (said.header("x-joulegate-deadline") or "").startswith("impossible; ")
+            known = "interactive, standard, batch"
+            said = await joulegate.post("/v1/chat/completions", CHAT, "x-workflow-id: u\r\nx-workflow-class: swift\r\n")
+            assert said.status == 400 and known in said.json["error"]["message"]
+            for wanted, path in (
+                ({**CHAT, "workflow": {"id": "u", "class": "swift"}}, "/v1/chat/completions"),
+                ({"nodes": [node("n")], "class": "swift"}, "/v1/workflows"),
+            ):
+                said = await joulegate.post(path, wanted)
+                assert said.status == 400 and known in said.json["error"]["message"]
+            said = await ask(joulegate, "POST", "/admin/policy", {"name": "joule", "options": {"misses_share": 1.0}})
+            assert said.status == 400 and said.json["error"]["param"] == "options.misses_share"
+
+    run(main)
+
+
 def test_explain_puts_predictions_and_regret_in_words() -> None:
     way = {"seconds": 2.0, "joules": 5.0}
     why = {"rule": "slack", "slack_seconds": 9.0, "hold_seconds": 4.0, "now": way, "later": None}

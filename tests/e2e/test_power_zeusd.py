@@ -17,11 +17,13 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from backends.power.cap import Cap
-from backends.power.device import Unavailable
+from backends.power.cli import Options, status
+from backends.power.device import ENFORCED_UNTOLD, Unavailable
 from backends.power.lease import leases, open_folder
 from backends.power.opening import Where, open_device, reopen
 from backends.power.sample import take
 from backends.power.zeusd import ZeusdDevice
+from tests.e2e.harness import EngineRequest, engine, gateway, run, until
 from tests.native.devices import FakeDevice
 from tests.native.nvml import FakeDriver, uuid
 
@@ -165,11 +167,33 @@ def test_a_limit_is_set_and_put_back(zeusd: Zeusd, tmp_path: Path) -> None:
     assert (zeusd.limits_mw[0], zeusd.clocks[0], leases(tmp_path / "leases")) == (500_000, None, [])
 
 
+async def nothing(request: EngineRequest) -> None:
+    """An engine that nobody asks for anything."""
+
+
+def test_that_it_is_never_capped_is_said(zeusd: Zeusd, capsys: pytest.CaptureFixture[str]) -> None:
+    """zeusd alone does not tell which limit is in force: in `joulegate power status`, and at /admin/caps."""
+    where = Where(zeusd=f"unix:{zeusd.server_address!s}")
+    assert status(Options(("zeusd/1",), where, Path("/nowhere"))) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "700 W requested, not told enforced" in text and "caps never capped: nobody tells" in text
+
+    async def main() -> None:
+        async with engine(nothing) as scripted:
+            engines = [{"url": scripted.url, "gpus": ["zeusd/1"]}]
+            async with gateway(scripted, engines=engines, power={"zeusd": where.zeusd}) as running:
+                [name] = running.app.gateway.engines
+                capping = running.app.energy.capping
+                await until(lambda: capping.describe()["engines"][name]["why"] == ENFORCED_UNTOLD, "it is said")
+
+    run(main)
+
+
 @pytest.mark.parametrize(
-    ("status", "why"), [(403, "no_permission"), (404, "not_supported"), (400, "absent"), (500, "no_data")]
+    ("code", "why"), [(403, "no_permission"), (404, "not_supported"), (400, "absent"), (500, "no_data")]
 )
-def test_its_errors_are_states(zeusd: Zeusd, status: int, why: str) -> None:
-    zeusd.fault = status, "as the test wants"
+def test_its_errors_are_states(zeusd: Zeusd, code: int, why: str) -> None:
+    zeusd.fault = code, "as the test wants"
     device = gpu(zeusd)
     with pytest.raises(Unavailable, match="as the test wants") as refused:
         device.energy_joules()

@@ -9,8 +9,9 @@ import orjson
 import pytest
 
 from proxy.workflows.describing import whole
+from proxy.workflows.run import LINKED_A_TURN
 from tests.e2e.harness import EngineRequest, engine, gateway, post, run, until
-from tests.e2e.test_workflows_native import completion, echo, get, node
+from tests.e2e.test_workflows_native import completion, echo, events_of, get, node
 from tests.e2e.test_workflows_trouble import TOOL, waits
 
 # --- what is kept ---
@@ -138,6 +139,88 @@ def test_a_large_graph_is_described_between_other_peoples_turns() -> None:
             running.app.gateway.scheduler.workflows.tables.drop(workflow)
             shown = orjson.loads(orjson.dumps(await describing))
             assert 0 < len(shown["nodes"]) < 1_000  # what was forgotten meanwhile is left out
+
+    run(main)
+
+
+def large(**more: Any) -> dict[str, Any]:
+    """A run whose nodes are put together behind its answer, in several turns; nothing of it calls an engine."""
+    nodes = [TOOL, *[node(f"n{at}", after=["t" if at == 0 else f"n{at - 1}"]) for at in range(5 * LINKED_A_TURN)]]
+    return {"id": "w", "nodes": nodes, **more}
+
+
+def test_a_large_run_that_is_taken_is_there_whole() -> None:
+    """A client that goes on as soon as it is answered finds no gap."""
+
+    async def main() -> None:
+        async with engine(waits) as upstream, gateway(upstream) as running:
+            client = await running.connect()
+            tool = post("/v1/workflows/w/nodes/t", {"output": "x"})
+            await client.send(post("/v1/workflows", large(background=True)))
+            assert (await client.answer()).status == 202
+            run_ = running.app.own.workflows.table.get("-", "w")
+            assert run_ is not None and not run_.begun and not run_.calls
+            await client.send(tool)
+            assert (await client.answer()).json["state"] == "finished"
+            await until(lambda: len(upstream.requests) == 1, "the call behind the tool")
+            states = {item["id"]: item["state"] for item in (await get(running, "/v1/workflows/w")).json["nodes"]}
+            assert states.pop("t") == "finished" and states.pop("n0") in {"queued", "running", "ready"}
+            assert set(states.values()) == {"planned"} and len(states) == 5 * LINKED_A_TURN - 1
+            await get(running, "/v1/workflows/w", "DELETE")
+            client.close()
+
+    run(main)
+
+
+def test_a_large_run_can_be_cancelled_before_it_has_begun() -> None:
+    async def main() -> None:
+        async with engine(waits) as upstream, gateway(upstream) as running:
+            client = await running.connect()
+            await client.send(post("/v1/workflows", large(background=True)))
+            assert (await client.answer()).status == 202
+            ended = running.app.own.workflows.table.get("-", "w")
+            assert ended is not None and not ended.begun
+            shown = (await get(running, "/v1/workflows/w", "DELETE")).json
+            assert shown["status"] == "cancelled" and {item["state"] for item in shown["nodes"]} == {"cancelled"}
+            await asyncio.sleep(0)
+            assert not upstream.requests and not ended.ready and not ended.calls
+            client.close()
+
+    run(main)
+
+
+def test_a_large_run_is_streamed_from_its_beginning() -> None:
+    async def main() -> None:
+        async with engine(waits) as upstream, gateway(upstream) as running:
+            client = await running.connect()
+            await client.send(post("/v1/workflows", large(stream=True)))
+            await until(lambda: len(running.app.own.workflows.table) == 1, "the run")
+            streamed = running.app.own.workflows.table.get("-", "w")
+            assert streamed is not None
+            await until(lambda: streamed.begun, "its beginning")
+            await get(running, "/v1/workflows/w", "DELETE")
+            told = events_of((await client.answer()).body)
+            assert [name for name, _ in told[:2]] == ["workflow.started", "tool.started"]
+            assert told[0][1]["nodes"] == [item["id"] for item in large()["nodes"]]
+            assert {name for name, _ in told[2:-1]} == {"node.cancelled"} and len(told) == 5 * LINKED_A_TURN + 4
+            client.close()
+
+    run(main)
+
+
+def test_those_that_wait_for_one_node_are_told_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.workflows.run.TOLD_A_TURN", 2)
+    monkeypatch.setattr("scheduler.workflow.graph.TOLD_AT_ONCE", 2)
+
+    async def main() -> None:
+        async with engine(echo) as upstream, gateway(upstream) as running:
+            behind = [node(f"b{at}", "{{a}}") for at in range(9)]
+            nodes = [node("a"), *behind, node("c", "".join(f"{{{{b{at}}}}}" for at in range(9)))]
+            answer = (await running.post("/v1/workflows", {"id": "w", "nodes": nodes})).json
+            assert answer["status"] == "completed" and len(upstream.requests) == 11
+            workflow = running.app.gateway.scheduler.workflows.workflow("-", "w")
+            assert workflow is not None and not workflow.graph.untold
+            running.app.gateway.scheduler.workflows.validate()
 
     run(main)
 

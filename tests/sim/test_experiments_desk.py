@@ -60,12 +60,13 @@ class TriedWorld(FlowWorld):
         rng, desk, wall = self.random, self.scheduler.experiments, WALL + self.now
         if rng.random() < 0.02:
             wall += rng.choice([-30.0, 30.0])
-        if desk.running is None and not self.scheduler.draining and rng.random() < 0.2:
+        if not desk.running and not self.scheduler.draining and rng.random() < 0.2:
             self.experiments += 1
             self.begin(rng.choice(["switchback", "split_and_swap"]), wall)
         elif rng.random() < 0.02:
-            state = json.loads(json.dumps(desk.saved(self.now)))
-            if desk.running is not None and not self.scheduler.draining:
+            states = json.loads(json.dumps(desk.saved(self.now)))
+            if states and not self.scheduler.draining:
+                state = states[0]
                 self.tell(ExperimentStopped(f"e{self.experiments}", "for a restart"))
                 self.tell(ExperimentStarted(state["definition"], wall + rng.choice([0.0, 40.0]), state))
         elif rng.random() < 0.03:
@@ -155,8 +156,7 @@ def test_a_whole_experiment_before_a_metered_twin() -> None:
 def test_a_workflow_keeps_its_arm_over_the_edge_of_a_block() -> None:
     recorder = Recorder(seed=2)  # the control's block is first
     recorder.start()
-    experiment = recorder.scheduler.experiments.running
-    assert experiment is not None
+    experiment = recorder.scheduler.experiments.running["one"]
     recorder.call("1", "w", 20.0)
     recorder.answered("1", 22.9)
     recorder.tick(23.5)

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from backends.twin import calibration
 from backends.twin.prior import prior_of
+from bench.policies.cells import PROMISES, Cell
+from bench.policies.lab import Run, play
 from scheduler.actions import Dispatch, PolicyFailed, WakeAt
 from scheduler.core import Scheduler, SchedulerConfig
 from scheduler.energy.window import Counters, Energy, MeterSample
@@ -269,3 +271,13 @@ def test_parrot_sends_what_begins_alike_to_one_engine_and_groups_together() -> N
     mind.handle(WorkflowDeclared("g", WorkflowSpec("-", "g", nodes=nodes)), 0.0)
     said = [mind.handle(CallArrived(f"g{i}", "-", None, "g", 10, 10, f"m{i}"), 0.0)[0] for i in range(6)]
     assert len({action.engine for action in said if isinstance(action, Dispatch)}) == 1
+
+
+@pytest.mark.parametrize("policy", EVERY)
+@pytest.mark.parametrize("cell", [Cell("chain", 1.0), Cell("copilot", 0.5)], ids=lambda cell: cell.name)
+def test_no_deadline_is_missed_at_light_load_that_passthrough_meets(cell: Cell, policy: str) -> None:
+    """Up to the share that may be: of so few workflows, one."""
+    promise = next(promise for promise in PROMISES if promise.name == "3x")
+    base, mine = (play(Run(cell, promise, name, seconds=150.0)) for name in ("passthrough", policy))
+    assert base.missed == 0 and mine.workflows == base.workflows > 3
+    assert mine.missed <= 1 and mine.refused == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any, NamedTuple
 
 import pytest
@@ -235,3 +236,31 @@ def test_a_prompt_waits_until_all_of_it_fits() -> None:
     events = twin.advance(60.0)
     assert [event.request.id for event in events if isinstance(event, Finished)] == ["first", "large"]
     assert twin.totals.preemptions == 0
+
+
+@given(st.integers(0, 2**32), st.sampled_from(["fcfs", "priority"]))
+@settings(max_examples=25, deadline=None)
+def test_a_prefix_cache_that_is_emptied_at_any_time(seed: int, policy: Any) -> None:
+    """Nothing of before is found again, what ran begins again, and every call is answered in full."""
+    rng = random.Random(seed)
+    twin = TwinEngine(small(max_num_seqs=3, kv_cache_tokens=400 * 16), policy=policy)
+    now, ended = 0.0, []
+    for number in range(20):
+        now += rng.choice([0.0, 0.003, 0.05, 0.5])
+        ended += [event.request for event in twin.advance(now) if isinstance(event, Finished)]
+        pieces = runs_of_pieces([Piece("shared", 160), Piece(f"r{number}", 100)], 16)
+        twin.submit(Request(f"r{number}", 200, rng.randint(1, 60), pieces), now)
+        if rng.random() < 0.3:
+            twin.reset_prefix_cache(now)
+        twin.validate()
+    ended += [event.request for event in twin.advance(1000.0) if isinstance(event, Finished)]
+    assert sorted(request.id for request in ended) == sorted(f"r{number}" for number in range(20))
+    twin.reset_prefix_cache(1000.0)
+    pieces = runs_of_pieces([Piece("shared", 160), Piece("last", 100)], 16)
+    twin.submit(Request("last", 200, 5, pieces), 1000.0)
+    [last] = [event.request for event in twin.advance(2000.0) if isinstance(event, Finished)]
+    assert last.cached_tokens == 0
+    twin.submit(Request("again", 200, 5, pieces), 2000.0)
+    [again] = [event.request for event in twin.advance(3000.0) if isinstance(event, Finished)]
+    assert again.cached_tokens > 100
+    twin.validate()

@@ -96,6 +96,12 @@ def test_what_differs_by_less_than_a_hundredth_is_compared(tmp_path: Path, capsy
     assert '"J/workflow, equal horizons"' in figures.read_text()
 
 
+def test_figures_that_cannot_be_written_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = result(tmp_path / "a", 1.0)
+    assert main(["compare", str(a.path), str(a.path), "--json", str(tmp_path / "no" / "c.json")]) == 2
+    assert "--json" in capsys.readouterr().err
+
+
 def test_unmeasured_energy_is_no_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = result(tmp_path / "a", 1.0, changes={"gpu_joules": None})
     assert main(["compare", str(a.path), str(a.path)]) == 0

@@ -139,6 +139,19 @@ class TestRefused:
                 "2: tracing.otlp_endpoint: must be like http://host:4318, or empty",
             ),
             (
+                '[policy]\nname = "joule"\nmisses_share = 0\n',
+                "3: policy.misses_share: must be a number above 0 below 1, not 0",
+            ),
+            (f"[[keys]]\nname = 'a'\nweight = 0\nsha256 = '{'0' * 64}'\n", "3: keys[0].weight: must be above 0, not 0"),
+            (
+                f"[[keys]]\nname = 'a'\nweight = -2.5\nsha256 = '{'0' * 64}'\n",
+                "3: keys[0].weight: must be above 0, not -2.5",
+            ),
+            (
+                f"[[keys]]\nname = 'a'\nweight = nan\nsha256 = '{'0' * 64}'\n",
+                "3: keys[0].weight: must be at most 1000, not nan",
+            ),
+            (
                 "[listen]\nport = 8081\n",
                 "1: listen.control_port: must differ from listen.port, both are 8081",
             ),

@@ -107,3 +107,42 @@ def test_work_that_does_not_fit_says_so_and_is_charged_for_the_time_there_is() -
     assert cost.busy_seconds.value > 5.0
     assert cost.cap_state == "none"
     assert cost.joules.value < 5.0 * 1.1 * model.step(10, 5000).watts.value
+
+
+@given(
+    WINDOWS,
+    st.floats(1.0, 5000.0),
+    st.floats(0.0, 200.0),
+    st.floats(0.0, 100_000.0),
+    st.integers(0, 200),
+    st.floats(1.0, 8000.0),
+    st.floats(100.0, 1000.0),
+    st.floats(1.0, 60.0),
+)
+def test_means_of_a_window_are_the_values_of_its_prediction(
+    windows: list[tuple],  # type: ignore[type-arg]
+    steps: float,
+    batch: float,
+    context: float,
+    prompts: int,
+    prompt: float,
+    limit: float,
+    seconds: float,
+) -> None:
+    model = EnergyModel(PRIOR)
+    shown(model, windows)
+    tokens = prompts * prompt
+    work = Work(steps, steps * batch, steps * context, 0.0, tokens, tokens * prompt / 2, float(prompts))
+    long, short = model.predict_window(work, seconds, limit), model.means(work).within(seconds, steps, limit)
+    assert short.busy_seconds == pytest.approx(long.busy_seconds.value, rel=1e-6, abs=1e-9)
+    assert short.joules == pytest.approx(long.joules.value, rel=1e-6, abs=1e-6)
+    few = model.means(work._replace(steps=1.0)).within(seconds, steps, limit)
+    assert few == pytest.approx(short, rel=1e-9), "steps are asked for, not taken from the work"
+
+
+@given(BATCH, CONTEXT, st.floats(1.0, 16_000.0), st.floats(100.0, 1000.0))
+def test_a_prompts_step_is_as_long_as_the_model_says(batch: int, context: float, prompt: float, limit: float) -> None:
+    model = EnergyModel(PRIOR)
+    long = model.step(batch, batch * context, prompt, limit).seconds.value
+    short = model.prices().prompt_step(batch, batch * context, prompt, limit)
+    assert short == pytest.approx(long, rel=0.15), "all but the doubt of its demand, near the limit"

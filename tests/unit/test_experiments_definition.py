@@ -51,7 +51,10 @@ def test_what_is_wrong_is_said_with_its_field(changes: dict[str, Any], told: str
 def test_two_on_one_pool_are_refused_and_two_on_two_are_not() -> None:
     other = definition(id="other")
     assert problems(definition(), running=[other]) == [
-        'pool: "default" is taken by experiment "other"; stop that, or wait for its end'
+        (
+            'pool: "default" is taken by experiment "other"; stop that, wait for its end, or give this one a pool and'
+            " engines of its own"
+        )
     ]
     elsewhere = definition(id="other", pool="b", engines=("c",))
     assert problems(definition(engines=("a",)), running=[elsewhere]) == []

@@ -15,7 +15,7 @@ from bench.cli import main
 from bench.experiments import files
 from bench.experiments.pairs import differences, table_of
 from scheduler.experiments import METRICS, BlockRow, Definition, guardrail_of
-from scheduler.experiments.experiment import Shadow
+from scheduler.experiments.agreement import Agreement
 from scheduler.experiments.saved import head
 from tests.unit.experiment_rows import ARMS, definition, rows_of
 
@@ -32,7 +32,7 @@ from bench.experiments.page import page
 def written(path: Path, defined: Definition, rows: list[BlockRow], *, last: bool = True) -> Path:
     lines = [head(defined, 1.75e9), *(row.as_json() for row in rows)]
     if last:
-        lines.append({"ended_at": 1.0, "stopped_why": None, "shadow": [0, 0, 0.0, 0]})
+        lines.append({"ended_at": 1.0, "stopped_why": None, "shadow_dropped": None})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
@@ -66,7 +66,11 @@ def test_no_effect_is_not_called_one() -> None:
 def test_without_energy_there_is_latency_and_the_reason() -> None:
     defined = definition()
     found = analyse(defined, rows_of(defined, energy=False, effect=0.3), draws=499)
-    assert sentence(found) == "Nothing can be said of joules a workflow: no pair of blocks has its joules known."
+    said, times = sentence(found).split(" Of times: ")
+    assert said == "Nothing can be said of joules a workflow: no meter counted the joules of the engines."
+    assert (
+        times.startswith("fifo (max_in_flight=4) needs 33.5 %") and "more seconds a workflow than passthrough" in times
+    )
     told = as_json(found)
     assert told["effects"]["joules_per_workflow"]["estimate"] is None
     assert told["joules_per_workflow_by_component"]["gpu"]["unavailable"].startswith("no meter counted the GPU")
@@ -137,14 +141,21 @@ def test_all_can_be_computed_again_from_the_csv(tmp_path: Path) -> None:
 
 def test_a_shadow_says_how_often_it_agrees() -> None:
     defined = definition(design="shadow")
-    rows = [row._replace(arm=0) for row in rows_of(defined)]
-    found = analyse(defined, rows, Shadow(1000, 930, -250.0, 500))
+    agreed = Agreement(100, 93, 93, 100, 100, 50.0, 60.0, -250.0, 5000.0, 100)
+    rows = [row._replace(arm=0, shadow=agreed) for row in rows_of(defined)]
+    found = analyse(defined, rows)
     assert sentence(found) == (
-        "fifo (max_in_flight=4) would have decided as passthrough did in 93.0 % of 1000 decisions, and used -0.5 J a"
-        " decision by the energy model (modelled); nothing was run by it."
+        f"fifo (max_in_flight=4) would have decided as passthrough did for 93.0 % (93.0 to 93.0) of {100 * len(rows)}"
+        " calls, and sent them +0.5 s later on average; the energy model predicts -5.0 % (-5.0 to -5.0) joules for them"
+        " (modelled). Nothing was run by it."
     )
     assert found.warnings == []
-    assert page(found, files.Recording(defined, 0.0, rows, None, True))
+    told = page(found, files.Recording(defined, 0.0, rows, None, True))
+    assert "What it would have done" in told and "Effects" not in told
+    assert "shadow_same_time" in files.as_csv(rows, ["a", "b"]).splitlines()[0]
+    unknown = [row._replace(shadow=agreed._replace(joules=0.0, joules_of_control=0.0, predicted=0)) for row in rows]
+    assert "joules are not predicted" in sentence(analyse(defined, unknown))
+    assert "asked no more (next: no)" in sentence(analyse(defined, [], "next: no"))
 
 
 class Page(HTMLParser):

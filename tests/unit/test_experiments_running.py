@@ -28,6 +28,7 @@ from scheduler.experiments.guardrails import Guard, workflows_to_notice
 from scheduler.experiments.marks import pairs_of
 from scheduler.experiments.metrics import METRICS
 from scheduler.experiments.rows import row_of
+from scheduler.experiments.shadow import Comparison
 from tests.unit.experiment_rows import definition
 
 START = 1_700_000_000.0
@@ -210,9 +211,14 @@ def test_interleaved_and_shadow() -> None:
     assert len({row.arm for row in mixed.tick(at + 120.0) if row.number == 0}) == 2
     shadow = Experiment(definition(design="shadow"), START)
     assert {shadow.arm_at(START + 10.0 * number) for number in range(300)} == {CONTROL}
-    shadow.shadow_decision(True, -3.0)
-    shadow.shadow_decision(False)
-    assert shadow.status(START)["shadow"] == {"decisions": 2, "same": 1, "joules": -3.0, "predicted": 1}
+    shadow.tick(START)
+    shadow.shadow_decision(Comparison(True, True, True, 0.0, -3.0, 30.0, 0.0), START)
+    shadow.shadow_decision(Comparison(False, True, True, 2.0, None, None, 2.0), START)
+    assert shadow.status(START)["shadow"] == {
+        "decisions": 2, "same": 1, "same_time": 1, "same_engine": 2, "same_priority": 2, "later_seconds": 2.0,
+        "seconds": 2.0, "joules": -3.0, "joules_of_control": 30.0, "predicted": 1,
+    }  # fmt: skip
+    assert shadow.rows[-1, CONTROL].shadow == shadow.shadow
     assert resume(json.loads(json.dumps(saved(shadow, START))), START).shadow == shadow.shadow
 
 

@@ -12,12 +12,26 @@ from backends.twin import calibration as calibrations
 from backends.twin.prior import prior_of
 from scheduler.actions import Dispatch
 from scheduler.core import Scheduler, SchedulerConfig
-from scheduler.events import CallArrived, CallFinished, EnergyPrior, EngineSpec, PolicyChanged, Tick, WorkflowDeclared
+from scheduler.events import (
+    CallArrived,
+    CallFailed,
+    CallFinished,
+    EnergyPrior,
+    EngineSpec,
+    KeyQuota,
+    PolicyChanged,
+    Tick,
+    WorkflowDeclared,
+)
 from scheduler.holding.board import Board, bucket_of
 from scheduler.holding.flow import Flow
+from scheduler.holding.heaps import SPARE_ENTRIES, Sifted
 from scheduler.holding.margin import Margin
+from scheduler.holding.room import Rules
+from scheduler.holding.turns import Sent, Turns
 from scheduler.holding.work import IsolatedDurations
-from scheduler.policies.joule import Joule
+from scheduler.policies.joule import CHOICES_AT_ONCE, Joule
+from scheduler.state import CallState
 from scheduler.workflow.durations import LearnedDurations
 from scheduler.workflow.spec import NodeSpec, WorkflowSpec
 
@@ -108,11 +122,24 @@ class TestJoule:
 
     def test_so_many_that_steps_are_full_go_without_anyone_being_urgent(self) -> None:
         scheduler = mind()
+        now = with_company(scheduler) + Rules().people_seconds
+        went = []
+        for number in range(600):
+            went += sent(arrive(scheduler, f"w-{number}", now, deadline=500.0))
+        assert len(went) == CHOICES_AT_ONCE, "the loop has other things to do, too"
+        for tick in range(1, 20):
+            went += sent(scheduler.handle(Tick(), now + tick / 1e3))
+        assert len(went) == 256
+
+    def test_so_many_do_not_go_where_people_come_who_would_wait_behind_them(self) -> None:
+        scheduler = mind()
         now = with_company(scheduler)
         went = []
         for number in range(600):
             went += sent(arrive(scheduler, f"w-{number}", now, deadline=500.0))
-        assert len(went) == 256
+        went += sent(arrive(scheduler, "person", now + 1.0, kind="interactive"))
+        assert "person" in went and len(went) < 40
+        scheduler.validate()
 
     def test_what_nobody_knows_the_length_of_is_not_held(self) -> None:
         scheduler = mind()
@@ -133,6 +160,57 @@ class TestJoule:
             arrive(scheduler, name, 0.0, kind="interactive")
         assert sent(scheduler.handle(PolicyChanged("joule"), 1.0)) == ["two", "three"]
         scheduler.validate()
+
+    def test_the_log_of_decisions_hears_what_is_held_and_why(self) -> None:
+        scheduler = mind()
+        now = with_company(scheduler)
+        arrive(scheduler, "w", now, deadline=5.0)
+        held = scheduler.calls["w"].held
+        assert held is not None and held.first.rule == "company"
+        soon, later = held.first.now, held.first.later
+        assert soon is not None and later is not None
+        assert soon.seconds < later.seconds < 5.0  # type: ignore[operator]
+        assert 4.0 < held.first.hold_seconds < held.first.slack_seconds < 5.0  # type: ignore[operator]
+        arrive(scheduler, "x", now + 1.0, deadline=5.0)
+        second = scheduler.calls["x"].held
+        assert second is not None and second.first.later.joules < 0.6 * second.first.now.joules  # type: ignore[operator, union-attr]
+        for tick in range(40):
+            scheduler.handle(Tick(), now + 1.0 + tick / 10)
+        assert scheduler.calls["w"].engine == scheduler.calls["x"].engine == "a", "released as one"
+        finish(scheduler, "w", now + 4.9)
+        record = scheduler.decisions.find("w")
+        assert record is not None and record.joules is not None and (regret := record.regret()) is not None
+        assert abs(regret.seconds - (4.9 - soon.seconds)) < 1e-9  # type: ignore[operator]
+        assert regret.joules == record.joules - soon.joules  # type: ignore[operator]
+        assert scheduler.decisions.judged["joule", "company"].count == 1
+
+    def test_what_is_sent_at_once_is_not_said_to_be_held(self) -> None:
+        scheduler = mind()
+        arrive(scheduler, "w", 0.0, kind="interactive")
+        assert scheduler.calls["w"].held is None
+
+    def test_the_work_of_a_call_that_is_tried_again_is_still_to_do(self) -> None:
+        scheduler = mind()
+        nodes = tuple(NodeSpec(name, expected_output_tokens=OUTPUT, prompt_tokens_estimate=200) for name in "xyz")
+        scheduler.handle(WorkflowDeclared("w", WorkflowSpec("-", "w", workflow_class="interactive", nodes=nodes)), 0.0)
+        for name in "xyz":
+            scheduler.handle(CallArrived(name, "-", None, "w", 200, OUTPUT, name), 0.0)
+        (flow,) = {id(flow): flow for flow in scheduler.policy.rooms["a"].flow_of.values()}.values()  # type: ignore[attr-defined]
+        steps, marginal = flow.left_steps, flow.left_marginal
+        scheduler.handle(CallFailed("y", "reset", retryable=True, engine_fault=False), 0.1)
+        assert scheduler.calls["y"].attempts == 2
+        assert abs(flow.left_steps - steps) < 1e-9
+        assert abs(flow.left_marginal - marginal) < 1e-9, "the prompt is at the engine again"
+        scheduler.validate()
+
+    def test_an_impossible_deadline_is_taken_said_and_run_at_once(self) -> None:
+        scheduler = mind()
+        now = with_company(scheduler)
+        assert sent(arrive(scheduler, "w", now, deadline=0.05)) == ["w"]
+        workflow = scheduler.workflows.workflow("-", "w")
+        assert workflow is not None and 0.1 < workflow.too_short_by_seconds < 2.0  # type: ignore[operator]
+        arrive(scheduler, "x", now, deadline=5.0)
+        assert scheduler.workflows.workflow("-", "x").too_short_by_seconds is None  # type: ignore[union-attr]
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 500.0), st.floats(0.0, 10.0), st.booleans()), min_size=1, max_size=40))
@@ -183,3 +261,125 @@ def test_nothing_is_left_behind_where_nobody_waits() -> None:
     assert room is not None and len(room.flow_of) == 20
     assert room.entries < 8 * (1024 + 5 * 21)
     scheduler.policy.validate()
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 1000)), min_size=1, max_size=3000))
+def test_a_sifted_heap_has_the_smallest_true_entry_at_hand_and_does_not_grow(puts: list[tuple[int, int]]) -> None:
+    keys: dict[int, int] = {}
+    heap = Sifted(lambda entry: keys.get(entry[1]) == entry[0])
+    for name, key in puts:
+        keys[name] = key
+        heap.push((key, name))
+        assert heap.top()[0] == min(keys.values())
+        assert len(heap) <= 2 * SPARE_ENTRIES + 8 * 31
+    while keys:
+        key, name = heap.top()
+        assert keys.pop(name) == key
+        heap.pop()
+    assert heap.top() is None
+
+
+class TestTurns:
+    @given(
+        st.lists(st.floats(0.1, 10.0), min_size=2, max_size=5),
+        st.lists(st.tuples(st.floats(0.0, 100.0), st.floats(0.001, 1.0)), min_size=40, max_size=120),
+        st.randoms(use_true_random=False),
+    )
+    def test_keys_that_wait_get_work_by_their_weights_whatever_deadlines_they_claim(
+        self, weights: list[float], calls: list[tuple[float, float]], rng: random.Random
+    ) -> None:
+        turns = Turns(lambda key: weights[int(key)], apart_seconds=2.0)
+        queued: dict[CallState, float] = {}
+        for number, (order, work) in enumerate(calls):
+            for key in range(len(weights)):
+                call = CallState(CallArrived(f"{key}/{number}", str(key), None, "", 1), 0.0, number * 9 + key)
+                queued[call] = work
+                turns.push(Sent(order * (1 + 50 * (key == 0)), call.sequence, call, "urgent"))
+        served = [0.0] * len(weights)
+        while queued:
+            first = turns.first(queued)
+            assert first is not None
+            key = int(first.call.arrived.key)
+            turns.serve(first.call, work := queued.pop(first.call))
+            turns.validate(queued)
+            served[key] += work / weights[key]
+            waiting = {int(call.arrived.key) for call in queued}
+            if len(waiting) == len(weights):
+                assert max(served) - min(served) <= 2.0 + 1.0 / min(weights) + 1e-6
+        assert turns.first(queued) is None and turns.entries == 0
+
+    def test_within_its_share_a_key_is_served_by_slack(self) -> None:
+        turns = Turns()
+        calls = [CallState(CallArrived(f"c{i}", "ab"[i % 2], None, "", 1), 0.0, i) for i in range(6)]
+        for call, order in zip(calls, (5.0, 1.0, 4.0, 2.0, 9.0, 3.0), strict=True):
+            turns.push(Sent(order, call.sequence, call, "urgent"))
+        queued, went = set(calls), []
+        while (first := turns.first(queued)) is not None:
+            queued.remove(first.call)
+            turns.serve(first.call, 0.1)
+            went.append(first.order)
+        assert went == sorted(went)
+
+    def test_a_key_that_comes_back_is_not_paid_for_its_absence(self) -> None:
+        turns = Turns(apart_seconds=0.5)
+        calls = [CallState(CallArrived(f"c{i}", "a", None, "", 1), 0.0, i) for i in range(10)]
+        late = [CallState(CallArrived(f"d{i}", "b", None, "", 1), 0.0, 100 + i) for i in range(10)]
+        queued = set(calls)
+        for call in calls:
+            turns.push(Sent(1.0, call.sequence, call, "urgent"))
+        for _ in range(5):
+            first = turns.first(queued)
+            assert first is not None
+            queued.remove(first.call)
+            turns.serve(first.call, 1.0)
+        for call in late:
+            turns.push(Sent(2.0, call.sequence, call, "urgent"))
+        queued.update(late)
+        went = []
+        for _ in range(6):
+            first = turns.first(queued)
+            assert first is not None
+            queued.remove(first.call)
+            turns.serve(first.call, 1.0)
+            went.append(first.call.arrived.key)
+        assert sorted(went) == ["a"] * 3 + ["b"] * 3
+
+
+def test_under_load_joule_shares_an_engine_by_the_weights_of_keys() -> None:
+    quotas = (KeyQuota("big", weight=3.0), KeyQuota("small"))
+    config = SchedulerConfig(
+        (EngineSpec("a", 512),), "joule", (("keys_apart_seconds", 0.01), ("max_in_flight", 2)), quotas=quotas
+    )
+    scheduler = Scheduler(config, 0.0)
+    scheduler.handle(EnergyPrior("a", prior_of(calibrations.load("h200-llama-3.1-8b")), simulated=True), 0.0)
+    running: list[str] = []
+    for number in range(200):
+        for key in ("big", "small"):
+            call = CallArrived(f"{key}/{number}", key, None, "", 200, OUTPUT)
+            running += sent(scheduler.handle(call, 0.0))
+    share = {"big": 0, "small": 0}
+    for step in range(200):
+        call_id = running.pop(0)
+        share[call_id.partition("/")[0]] += 1
+        running += sent(scheduler.handle(CallFinished(call_id, 200, 0, OUTPUT), 0.1 * step))
+        scheduler.validate()
+    assert 2.5 < share["big"] / share["small"] < 3.5
+
+
+def test_nothing_starves_under_joule_however_many_come_that_need_less() -> None:
+    """A bound: who is late or has no deadline is passed by nobody that comes `ageing_seconds` after it did."""
+    config = SchedulerConfig((EngineSpec("a", 512),), "joule", (("max_in_flight", 1),), queue_seconds=1e6)
+    scheduler = Scheduler(config, 0.0)
+    scheduler.handle(EnergyPrior("a", prior_of(calibrations.load("h200-llama-3.1-8b")), simulated=True), 0.0)
+    running = sent(scheduler.handle(CallArrived("busy/0", "-", None, "", 200, 50), 0.0))
+    scheduler.handle(CallArrived("long", "-", None, "", 200, 100_000), 0.0)
+    now = 0.0
+    while running != ["long"]:
+        now += 1.0
+        assert float(running[0].partition("/")[2]) <= Rules().ageing_seconds, "one that came too late passes it"
+        assert now < 1000.0
+        for number in range(2):  # twice what the engine does
+            assert not sent(scheduler.handle(CallArrived(f"{number}/{now}", "-", None, "", 20, 10), now))
+        running = sent(scheduler.handle(CallFinished(running[0], 20, 0, 10), now))
+    assert now > 100.0, "who needs less goes first, for a while"
+    scheduler.validate()

@@ -241,11 +241,12 @@ def test_the_sieve_forgets_what_it_was_told() -> None:
     data, other = (random.Random(seed).randbytes(STEP * 50) for seed in (1, 2))
     for _ in range(300):
         sieve.add(window_hashes(data, STEP)[:1])
-    assert sieve.survivors(data) == ([1], keys_of(sampled(data)[1:2]))
+    hits, hash_of = sieve.survivors(data)
+    assert hits == [1] and hash_of(1) == sampled(data).tolist()[1]
     sieve.add(window_hashes(other, 0))
     assert sieve.survivors(other)[0] == [0]
     sieve.remove(keys_of(window_hashes(other, 0)))
-    assert sieve.survivors(other) == ([], [])
+    assert sieve.survivors(other)[0] == []
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=60), st.data())

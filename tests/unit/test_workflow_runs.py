@@ -10,9 +10,10 @@ import pytest
 
 from proxy.errors import RequestFault
 from proxy.workflows.config import WorkflowsConfig
-from proxy.workflows.run import HeldBytes, NodeStatus, WorkflowRun, linked
+from proxy.workflows.nodes import Bounds
+from proxy.workflows.run import TOLD_A_TURN, HeldBytes, NodeStatus, WorkflowRun
 from proxy.workflows.stream import RunStream
-from proxy.workflows.submission import Bounds, parse
+from proxy.workflows.submission import parse
 from proxy.workflows.table import RunTable
 from proxy.workflows.turns import Turns
 
@@ -25,7 +26,7 @@ BOUNDS = Bounds(nodes=100, request_bytes=100_000, all_bytes=1_000_000)
 def run_of(run_id: str, key: str = "k", held: HeldBytes | None = None, **node: Any) -> WorkflowRun:
     nodes = [{"id": "a", **(node or {"request": {"messages": []}})}]
     submission = parse({"nodes": nodes}, BOUNDS)
-    return WorkflowRun(run_id, key, submission, linked(submission.plans), 0.0, held or HeldBytes())
+    return WorkflowRun(run_id, key, submission, 0.0, held or HeldBytes())
 
 
 # --- turns ---
@@ -185,6 +186,24 @@ def test_who_comes_later_is_told_what_goes_on(tool: bool, event: str) -> None:
         assert [name for name, _ in reader.told()][-2:] == ["node.cancelled", "workflow.finished"]
 
     asyncio.run(main())
+
+
+def test_of_very_many_that_wait_for_a_node_some_are_told_at_a_time() -> None:
+    count = 2 * TOLD_A_TURN + 1
+    nodes = [{"id": "a", "tool": True}, *[{"id": f"t{at}", "tool": True, "after": ["a"]} for at in range(count)]]
+    submission = parse({"nodes": nodes}, Bounds(count + 1, 1, 1))
+    run = WorkflowRun("w", "k", submission, 0.0, HeldBytes())
+    run.begin(0.0)
+    run.tool_done("a", "x", None, 1.0)
+    told = []
+    while True:
+        told.append(sum(node.status is NodeStatus.ACTING for node in run.nodes.values()))
+        if not run.untold:
+            break
+        run.tell_on(2.0)
+    assert told == [TOLD_A_TURN, 2 * TOLD_A_TURN, count]
+    run.cancel(3.0)
+    assert run.over and not run.untold
 
 
 def test_cancelling_ends_all_whatever_a_listener_does() -> None:

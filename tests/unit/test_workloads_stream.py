@@ -202,7 +202,26 @@ def test_lengths_are_told_in_the_body_in_the_headers_place() -> None:
     asyncio.run(serve(handle, use))
     ((heads, body),) = seen
     told = {"id": "w", "node": "a", "after": [], "deadline_ms": 2000.0, "class": "standard"}
-    assert body["workflow"] == told | {"expected_output_tokens": 7}
+    assert body["workflow"] == told | {"expected_output_tokens": 7, "final": True}
     assert not any(name.lower().startswith("x-workflow") for name in heads)
     (node,) = submission(Arrival(0.0, shape, 2.0, "standard"), "m", Manner(tell_lengths=True))["nodes"]
     assert node["expected_output_tokens"] == 7
+
+
+def test_the_call_behind_which_none_comes_says_so() -> None:
+    """Whichever of two that run beside each other is sent last."""
+    finals: dict[str, str | None] = {}
+
+    async def handle(request: web.Request, body: Any) -> web.StreamResponse:
+        finals[request.headers["x-workflow-node"]] = request.headers.get("x-workflow-final")
+        return web.json_response({"choices": [{"message": {"content": "x"}}]})
+
+    part = (Part("p", 5),)
+    calls = (CallShape("a", (), part, 2), CallShape("b", ("a",), part, 2), CallShape("c", ("a",), part, 2))
+
+    async def use(url: str) -> None:
+        await Player(url, "m").play([Arrival(0.0, WorkflowShape("w", "k", calls))])
+
+    asyncio.run(serve(handle, use))
+    assert finals.keys() == {"a", "b", "c"} and finals["a"] is None
+    assert sorted(map(str, (finals["b"], finals["c"]))) == ["None", "true"]

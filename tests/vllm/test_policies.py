@@ -69,7 +69,7 @@ def test_vllms_own_queue_keeps_the_order_of_las(idle_engine: str, gateway: Gatew
 
     def call(name: str) -> tuple[float, str]:
         answer = ask(
-            gateway.url, "POST", "/v1/chat/completions", chat_body(name, max_tokens=8, ignore_eos=True), headers[name]
+            gateway.url, "POST", "/v1/chat/completions", chat_body(name, max_tokens=128, ignore_eos=True), headers[name]
         )
         assert answer.status == 200
         return time.monotonic(), answer.header("x-joulegate-decision") or ""

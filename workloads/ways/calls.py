@@ -38,6 +38,7 @@ class _Play:
         self._calls: list[PlayedCall] = []
         self._waits = {call.node: len(call.after) for call in arrival.workflow.calls}
         self._workflow_id = ""
+        self._unsent = len(arrival.workflow.calls)
 
     async def play(self, intended_at: float) -> PlayedWorkflow:
         try:
@@ -59,11 +60,13 @@ class _Play:
         if call.pause_seconds > 0:
             since += call.pause_seconds
             await asyncio.sleep(since - monotonic())
-        headers, body = request_of(self._arrival, call, self._answers, line.model, line.manner)
+        self._unsent -= 1
+        last = not self._unsent
+        headers, body = request_of(self._arrival, call, self._answers, line.model, line.manner, last=last)
         if not self._hints:
             headers = {}
         elif line.manner.tell_lengths:
-            headers, body["workflow"] = {}, _told(self._arrival, call)
+            headers, body["workflow"] = {}, _told(self._arrival, call, line.manner.tag, last=last)
         reply = await line.ask("POST", "/v1/chat/completions", body, headers, streamed=line.manner.streamed)
         text, tokens, error = "", Tokens(), reply.error
         if not error:
@@ -98,18 +101,26 @@ def played_call(node: str, since: float, reply: Reply, error: str, tokens: Token
 
 
 def request_of(
-    arrival: Arrival, call: CallShape, answers: Mapping[str, str], model: str, manner: Manner = PLAIN
+    arrival: Arrival,
+    call: CallShape,
+    answers: Mapping[str, str],
+    model: str,
+    manner: Manner = PLAIN,
+    *,
+    last: bool = False,
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Headers and body of a call, with the earlier answers that it quotes."""
+    """Headers and body of a call, with the earlier answers that it quotes. `last`: none of its workflow comes after."""
     body = chat_body(model, prompt_of(call, answers.__getitem__, manner), call.output_tokens, manner)
     if manner.streamed:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-    return _hints(arrival, call), body
+    return _hints(arrival, call, manner.tag, last=last), body
 
 
-def _hints(arrival: Arrival, call: CallShape) -> dict[str, str]:
+def _hints(arrival: Arrival, call: CallShape, tag: str, *, last: bool) -> dict[str, str]:
     """As headers."""
-    headers = {"x-workflow-id": arrival.workflow.id, "x-workflow-node": call.node}
+    headers = {"x-workflow-id": tag + arrival.workflow.id, "x-workflow-node": call.node}
+    if last:
+        headers["x-workflow-final"] = "true"
     if call.after:
         headers["x-workflow-after"] = ",".join(call.after)
     if arrival.deadline_seconds is not None:
@@ -119,13 +130,15 @@ def _hints(arrival: Arrival, call: CallShape) -> dict[str, str]:
     return headers
 
 
-def _told(arrival: Arrival, call: CallShape) -> dict[str, Any]:
+def _told(arrival: Arrival, call: CallShape, tag: str, *, last: bool) -> dict[str, Any]:
     """As the body's `workflow`, which says the length as well and takes the headers' place."""
-    said: dict[str, Any] = {"id": arrival.workflow.id, "node": call.node, "after": list(call.after)}
+    said: dict[str, Any] = {"id": tag + arrival.workflow.id, "node": call.node, "after": list(call.after)}
     if arrival.deadline_seconds is not None:
         said["deadline_ms"] = arrival.deadline_seconds * 1e3
     if arrival.workflow_class is not None:
         said["class"] = arrival.workflow_class
+    if last:
+        said["final"] = True
     return said | {"expected_output_tokens": call.output_tokens}
 
 

@@ -48,7 +48,7 @@ def submission(arrival: Arrival, model: str, manner: Manner = PLAIN) -> dict[str
         }
         for call in workflow.calls
     ]
-    body: dict[str, Any] = {"id": workflow.id, "name": workflow.kind, "nodes": nodes}
+    body: dict[str, Any] = {"id": manner.tag + workflow.id, "name": workflow.kind, "nodes": nodes}
     if arrival.deadline_seconds is not None:
         body["deadline_ms"] = arrival.deadline_seconds * 1e3
     if arrival.workflow_class is not None:

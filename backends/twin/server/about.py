@@ -102,6 +102,16 @@ async def load(service: Service, request: web.Request) -> web.Response:
     return json_answer({"server_load": service.load})
 
 
+async def reset_prefix_cache(service: Service, request: web.Request) -> web.Response:
+    """POST /reset_prefix_cache, as vLLM has it with VLLM_SERVER_DEV_MODE=1: while calls run it is done only if they may
+    begin again."""
+    again = request.query.get("reset_running_requests", "false").lower() in ("true", "1")
+    done = again or not service.runtime.engine.requests
+    if done:
+        service.runtime.reset_prefix_cache()
+    return json_answer({"success": done})
+
+
 def metrics_route(metrics: Metrics) -> Any:
     """GET /metrics."""
 

@@ -60,6 +60,7 @@ def application(service: Service, metrics: Metrics) -> web.Application:
         ("GET", "/version", about.version, False),
         ("GET", "/load", about.load, False),
         ("GET", "/metrics", about.metrics_route(metrics), False),
+        ("POST", "/reset_prefix_cache", about.reset_prefix_cache, False),
         ("GET", "/power", power.power, False),
         ("POST", "/power/limit", power.set_limit, False),
     ]

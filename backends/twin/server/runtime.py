@@ -164,6 +164,11 @@ class Runtime:
         self.engine.set_limit_watts(watts, self.look())
         self._arm()
 
+    def reset_prefix_cache(self) -> None:
+        """Whatever runs begins again."""
+        self.engine.reset_prefix_cache(self.look())
+        self._arm()
+
     def generation_tokens(self) -> int:
         """Output tokens since the start, those of calls under way included. After `look`."""
         return self._observed.ended_tokens + sum(map(self.engine.generated, self._calls))

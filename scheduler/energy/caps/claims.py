@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scheduler.energy.caps.price import price
+from scheduler.energy.caps.price import Offered, price, sure
 from scheduler.energy.caps.standing import same
 from scheduler.energy.caps.view import Load
 from scheduler.energy.model.results import Interval
@@ -80,11 +80,13 @@ class Savings:
         load = Load(work, seconds, busy, limit)
         if work.steps < 1 or load.useful_tokens < 1 or busy <= 0:
             return None
-        under = price(model, load, limit / self._gpus, self._gpus, 1 << 30)
-        without = price(model, load, prior_watts, self._gpus, 1 << 30)
+        offered = Offered(model, load)
+        under = price(offered, limit / self._gpus, self._gpus, 1 << 30)
+        without = sure(offered, price(offered, prior_watts, self._gpus, 1 << 30), self._gpus)
+        assert without.bounds is not None
         # What the model is wrong by in both, measured here and counterfactual, goes out of the ratio.
         scale = joules / max(under.draw_watts * seconds, 1e-9)
-        half = (without.joules_per_token.high - without.joules_per_token.value) * load.useful_tokens * scale
+        half = (without.bounds.high - without.bounds.value) * load.useful_tokens * scale
         saved = (without.draw_watts - under.draw_watts) * seconds * scale
         claim = Claim(seconds, joules, Interval(saved, saved - half, saved + half))
         self.claimed_seconds += seconds

@@ -9,7 +9,7 @@ from scheduler.energy.caps.clock import clock_for
 from scheduler.energy.caps.danger import DangerWatch
 from scheduler.energy.caps.decision import Decision, Move, Why
 from scheduler.energy.caps.ladder import RUNGS_A_STEP, Ladder, Prices
-from scheduler.energy.caps.promises import LATE, Promises
+from scheduler.energy.caps.promises import LATE, POLICY, Promises
 from scheduler.energy.caps.standing import Standing
 
 if TYPE_CHECKING:
@@ -78,10 +78,10 @@ class CapController:
 
     def divert(self, view: EngineView, plan: Decision, watts: float, words: str) -> Decision:
         """The plan with other watts, because of a budget: it binds at once, whatever the rule for steps says."""
-        decision = self._to(
-            plan.at, view, watts, "budget", f"{words}; by itself: {plan.words}", target=plan.target_watts
-        )
-        return decision._replace(without=plan.without)
+        return self._to(
+            plan.at, view, watts, "budget", f"{words}; by itself: {plan.words}", free=plan.without,
+            target=plan.target_watts,
+        )  # fmt: skip
 
     def plan(self, now: float, view: EngineView, model: CostModel) -> Decision:
         """As `decide`, but nothing is asked for until `commit`."""
@@ -96,6 +96,10 @@ class CapController:
         current, prior = standing.current_watts, standing.prior_watts
         if current is None or prior is None:
             return Decision(self.engine, now, "stay", "missing", "the card's limit is not known", None)
+        if view.mode != "actuate" and standing.ours and current < prior:
+            return self._to(now, view, prior, "arm", "the experiment's arm sets no limits: back to the one before")
+        if view.mode == "off":
+            return self._to(now, view, current, "arm", "the experiment's arm has cap decisions off")
         if danger is not None:
             if current < prior:
                 self._calm_until = now + self.rules.calm_seconds
@@ -120,18 +124,18 @@ class CapController:
         assert current is not None and view.limits is not None
         self._lift_bar(now, load)
         rung = ladder.nearest(current)
-        here, free = prices[rung], prices[0]
-        promises = Promises(self.rules, view, prices, here, free)
-        if rung > 0 and (broken := promises.broken(here, spare=False)) is not None:
+        here, free = prices.sure(rung), prices.sure(0)
+        promises = Promises(self.rules, view, prices, rung)
+        if rung > 0 and (broken := promises.broken(rung)) is not None:
             late = broken.promise == LATE
-            if not late:  # one workflow's lateness says nothing of what the others bear
+            if not late and broken.promise != POLICY:  # one workflow's slack says nothing of what the others bear
                 self._set_bar(current, now, load)
             up = rung - 1
-            while up > 0 and promises.broken(prices[up], spare=True) is not None:
+            while up > 0 and promises.would_break(up) is not None:
                 up -= 1
             self._searched = None
             why: Why = "late" if late else "not_kept"
-            return self._to(now, view, ladder.watts(up), why, str(broken), here=prices[up], free=free)
+            return self._to(now, view, ladder.watts(up), why, str(broken), here=prices.sure(up), free=free)
         decision = self._as_before(now, view, here, free)
         if decision is None:
             decision = self._searched = self._search(now, view, ladder, prices, promises)
@@ -157,22 +161,22 @@ class CapController:
         current = self.standing.current_watts
         assert current is not None and view.limits is not None
         rung = ladder.nearest(current)
-        here, free = prices[rung], prices[0]
+        here, free = prices.sure(rung), prices.sure(0)
         target, stop = self._target(rung, prices, promises, ladder)
-        saved = 1.0 - prices[target].joules_per_token.value / here.joules_per_token.value
+        saved = 1.0 - prices[target].joules_per_token / here.joules_per_token
         heading = ladder.watts(target)
         if target == rung or saved < self.rules.hysteresis_share:
             binds = here.binding or prices[target].binding
             why: Why = "best" if binds else "not_binding"
-            words = f"{here.joules_per_token.value:.4g} J a token; " + (
+            words = f"{here.joules_per_token:.4g} J a token; " + (
                 f"lower: {stop}" if stop is not None else f"lower caps save under {self.rules.hysteresis_share:.1%}"
             )
             if not binds:
                 words = f"it draws {here.demand_watts / view.gpus:.0f} W of {current:.0f} W; nothing is claimed"
             return self._to(now, view, current, why, words, here=here, free=free, target=heading)
-        words = f"{heading:.0f} W would save {saved:.1%} of {here.joules_per_token.value:.4g} J a token"
+        words = f"{heading:.0f} W would save {saved:.1%} of {here.joules_per_token:.4g} J a token"
         if target < rung:  # less time saves more than less power: the engine idles sooner
-            return self._to(now, view, ladder.watts(rung - 1), "cheaper", words, here=prices[rung - 1], free=free,
+            return self._to(now, view, ladder.watts(rung - 1), "cheaper", words, here=prices.sure(rung - 1), free=free,
                             target=heading)  # fmt: skip
         held = self._held_back(now, view)
         if held is not None:
@@ -180,34 +184,47 @@ class CapController:
         next_rung = min(target, rung + RUNGS_A_STEP)
         # A budget may have left the cap between two rungs: the step is measured from where it stands.
         watts = max(ladder.watts(next_rung), current - self.rules.step_share * view.limits.default)
-        return self._to(now, view, watts, "cheaper", words, here=prices[next_rung], free=free, target=heading)
+        return self._to(now, view, watts, "cheaper", words, here=prices.sure(next_rung), free=free, target=heading)
 
     def _target(self, rung: int, prices: Prices, promises: Promises, ladder: Ladder) -> tuple[int, Broken | str | None]:
         """(the rung of least predicted joules that keeps all, what stands against the first one below it).
 
-        Looks one rung up, and down until a promise would break: lower caps are slower still. Every second rung first.
+        Looks one rung up, and down until a promise would break: lower caps are slower still.
         """
+        if rung > 0:
+            above = prices[rung - 1].joules_per_token
+            if above < prices[rung].joules_per_token * (1.0 - self.rules.hysteresis_share):
+                return rung - 1, None
+        kept, stop = self._furthest(rung, promises, ladder)
+        if kept > rung and (broken := promises.would_break(kept)) is not None:
+            # Intervals are dear: they are asked for only where the likely values hold, and of few rungs.
+            low, stop = rung, broken
+            while kept - low > 1:
+                middle = (low + kept) // 2
+                if (broken := promises.would_break(middle)) is None:
+                    low = middle
+                else:
+                    kept, stop = middle, broken
+            kept = low
+        tried = {rung, kept, *range(rung, kept, RUNGS_A_STEP)}
+        return min(sorted(tried), key=lambda each: prices[each].joules_per_token), stop
+
+    def _furthest(self, rung: int, promises: Promises, ladder: Ladder) -> tuple[int, Broken | str | None]:
+        """(the lowest rung down to which likely values keep all, what stands against the next one)."""
         lowest = self._lowest_allowed(ladder)
         stop: Broken | str | None = None
-        best = rung
-        if rung > 0:
-            above = prices[rung - 1].joules_per_token.value
-            if above < prices[rung].joules_per_token.value * (1.0 - self.rules.hysteresis_share):
-                return rung - 1, None
-        down, stride = rung, RUNGS_A_STEP
+        stride = RUNGS_A_STEP
         while stride:
-            candidate = down + stride
+            candidate = rung + stride
             if candidate > lowest:
                 stop = stop or (f"the floor, {ladder.watts(lowest):.0f} W" if lowest == ladder.rungs else "barred")
-            elif (broken := promises.broken(prices[candidate], spare=True)) is not None:
+            elif (broken := promises.would_break(candidate, pessimistic=False)) is not None:
                 stop = broken
             else:
-                down = candidate
-                if prices[down].joules_per_token.value < prices[best].joules_per_token.value:
-                    best = down
+                rung = candidate
                 continue
             stride //= 2
-        return best, stop
+        return rung, stop
 
     def _lowest_allowed(self, ladder: Ladder) -> int:
         """Rung, where a bar holds the one above it."""
@@ -250,7 +267,8 @@ class CapController:
         assert current is not None and prior is not None
         move: Move = "stay" if watts == current else "down" if watts < current else "up"
         action: SetCap | SetClock | None = None
-        if move != "stay" and self.rules.mode == "actuate" and view.may_set:
+        allowed = view.mode == "actuate" or watts >= prior
+        if move != "stay" and allowed and self.rules.mode == "actuate" and view.may_set:
             action = self._action(view, watts, prior, f"{why}: {words}", free)
         return Decision(
             self.engine, now, move, why, words, watts, current, target if target is not None else watts, prior,
@@ -264,11 +282,11 @@ class CapController:
             return SetCap(self.engine, watts, reason)
         if watts >= prior:
             return SetClock(self.engine, None, watts, reason)
-        if free is None or view.sm_clock_max_mhz is None:
+        if view.sm_clock_max_mhz is None:
             return None
-        return SetClock(
-            self.engine, clock_for(watts * view.gpus, free.demand_watts, view.sm_clock_max_mhz), watts, reason
-        )
+        # Of an engine without a load it is not known what it would draw: as much as it may, so that a budget holds.
+        demand = prior * view.gpus if free is None else free.demand_watts
+        return SetClock(self.engine, clock_for(watts * view.gpus, demand, view.sm_clock_max_mhz), watts, reason)
 
     def describe(self) -> dict[str, Any]:
         """JSON types, for GET /admin/caps."""

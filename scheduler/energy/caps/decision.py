@@ -25,6 +25,7 @@ Why = Literal[
     "yielded",  # somebody else moved the cap
     "failing",  # changes are not carried out
     "limited",  # another, stricter limit is in force than ours
+    "arm",  # an experiment's arm sets no limits
 ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from scheduler.actions import Action
     from scheduler.energy.caps.decision import Decision
-    from scheduler.energy.caps.rules import CapRules
+    from scheduler.energy.caps.rules import CapRules, EngineMode
     from scheduler.energy.caps.view import CostModel
     from scheduler.energy.desk import EnergyDesk
     from scheduler.energy.window import Counters, MeterSample, Window
@@ -73,6 +73,8 @@ class CapsDesk:
         self._energy = energy
         self._calls = calls
         self._table = engines
+        self._modes: dict[str, EngineMode] = {}
+        """Of engines that an experiment has given another mode than the rules'."""
         self._next_at: float | None = None
         self._stopped = False
         energy.listener = self
@@ -91,6 +93,25 @@ class CapsDesk:
         """
         if (sight := self.engines.get(engine)) is not None:
             sight.proposal = _Proposal(now, max(stretch, 1.0))
+
+    # --- what an experiment says ---
+
+    def mode_of(self, engine: str) -> EngineMode:
+        """What may be done with this engine's caps now."""
+        return self._modes.get(engine, self.rules.mode)
+
+    def set_mode(self, engine: str, mode: EngineMode, now: float, actions: list[Action]) -> None:
+        """From now on. Caps that were set go back at once where the mode does not set any. `actuate` is of effect only
+        where the rules' mode is that, too."""
+        if mode == self.mode_of(engine):
+            return
+        if mode == self.rules.mode:
+            del self._modes[engine]
+        else:
+            self._modes[engine] = mode
+        if self._next_at is not None:
+            self._next_at = now
+            self.tick(now, actions)
 
     # --- what the energy desk hears ---
 
@@ -141,6 +162,19 @@ class CapsDesk:
         controller = self.fleet.controllers.get(engine)
         ours = controller is not None and controller.standing.ours
         sight.savings.saw(window, controller.standing.prior_watts if controller and ours else None, model)
+
+    def as_limited(self, engine: str, sample: MeterSample) -> MeterSample:
+        """A reading under a clock that we have locked: it stands for a limit of so many watts, and the model learns
+        steps under that one, not under a limit that does not bind."""
+        controller, sight = self.fleet.controllers.get(engine), self.engines.get(engine)
+        if self.rules.actuator != "clock" or controller is None or sight is None or sight.cards is None:
+            return sample
+        standing, limit = controller.standing, sample.limit_watts
+        watts = standing.current_watts
+        if not standing.ours or watts is None or standing.prior_watts is None or watts >= standing.prior_watts:
+            return sample
+        watts *= sight.cards.gpus
+        return sample._replace(limit_watts=watts if limit is None else min(limit, watts), throttled=True)
 
     # --- the scheduler's events ---
 
@@ -210,6 +244,7 @@ class CapsDesk:
             sm_clock_max_mhz=cards.sm_clock_max_mhz,
             limits_at=sight.limits_at,
             may_set=cards.may_set,
+            mode=self._modes.get(name, "actuate"),
             stretch_allowed=None if proposal is None else proposal.stretch,
         )
 
@@ -243,11 +278,11 @@ class CapsDesk:
         """Of one engine, JSON types, for GET /admin/caps. Watts of each GPU."""
         sight, controller = self.engines.get(engine), self.fleet.controllers.get(engine)
         if sight is None or sight.cards is None:
-            return {"mode": self.rules.mode, "why": "its cards' limits are not known"}
+            return {"mode": self.mode_of(engine), "why": "its cards' limits are not known"}
         cards, standing = sight.cards, None if controller is None else controller.standing
         last = None if controller is None else controller.last
         return {
-            "mode": self.rules.mode if cards.may_set else "observe",
+            "mode": self.mode_of(engine) if cards.may_set or self.mode_of(engine) == "off" else "observe",
             "actuator": self.rules.actuator,
             "gpus": cards.gpus,
             "limits_watts": None if cards.limits is None else cards.limits._asdict(),

@@ -77,10 +77,9 @@ class CapFleet:
         if prices is None or ladder is None:
             # Nothing is known of its load: it is taken for a busy one, slower as the watts are fewer.
             return Bid(view.engine, view.gpus, least, wanted, wanted, lambda watts: view.gpus * wanted / watts)
-        here = prices[ladder.nearest(decision.from_watts or wanted)]
-        promises = Promises(self.rules, view, prices, here, prices[0])
+        promises = Promises(self.rules, view, prices, ladder.nearest(decision.from_watts or wanted))
         needed = ladder.at_least(wanted)
-        while needed < ladder.rungs and promises.broken(prices[needed + 1], spare=False) is None:
+        while needed < ladder.rungs and promises.broken(needed + 1) is None:
             needed += 1
 
         def busy_gpus(watts: float) -> float:

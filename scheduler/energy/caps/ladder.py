@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scheduler.energy.caps.price import own_step_seconds, price
+from scheduler.energy.caps.price import Offered, price, sure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,13 +44,12 @@ class Prices:
     """Of one load on one ladder."""
 
     def __init__(self, model: CostModel, load: Load, ladder: Ladder, gpus: int, sequences_max: int) -> None:
-        self._model = model
-        self._load = load
+        self._offered = Offered(model, load)
         self._ladder = ladder
         self._gpus = gpus
         self._sequences_max = sequences_max
-        self._own = own_step_seconds(model, load)
         self._known: dict[int, Price] = {}
+        self._sure: dict[int, Price] = {}
 
     def __getitem__(self, rung: int) -> Price:
         """Of the load under this rung's cap."""
@@ -59,8 +58,15 @@ class Prices:
             watts = self._ladder.watts(rung)
             near = min(self._known, key=lambda known: abs(known - rung), default=None)
             steps = 0.0 if near is None else self._known[near].steps
-            found = price(self._model, self._load, watts, self._gpus, self._sequences_max, steps=steps, own=self._own)
+            found = price(self._offered, watts, self._gpus, self._sequences_max, steps=steps)
             self._known[rung] = found
+        return found
+
+    def sure(self, rung: int) -> Price:
+        """The same with the model's intervals, for few rungs."""
+        found = self._sure.get(rung)
+        if found is None:
+            found = self._sure[rung] = sure(self._offered, self[rung], self._gpus)
         return found
 
     def under(self, limit_watts: float, measure: Callable[[Price], float]) -> float:

@@ -28,7 +28,7 @@ class Price(NamedTuple):
 
     watts: float
     """The cap, of each GPU."""
-    joules_per_token: Interval
+    joules_per_token: float
     """Of a useful token, idle power included."""
     draw_watts: float
     """Mean over all the time, of all GPUs."""
@@ -40,8 +40,6 @@ class Price(NamedTuple):
     """Times as long as the load's own steps were."""
     steps: float
     """In the load's time."""
-    unsure: float
-    """≥ 1: the pessimistic time over the predicted."""
     first_token: float
     """Grows as a first token's time does: prompt step ÷ share of the time in which no other prompt is computed."""
     busy_share: float
@@ -50,15 +48,30 @@ class Price(NamedTuple):
     binding: bool
     fits: bool
     """The engine can do that much under this cap."""
+    bounds: Interval | None = None
+    """Of `joules_per_token`; None: not asked for."""
+    unsure: float = 1.0
+    """≥ 1: the pessimistic time over the predicted, where bounds were asked for."""
 
     def describe(self) -> dict[str, Any]:
         """JSON types."""
-        return {**self._asdict(), "joules_per_token": self.joules_per_token._asdict()}
+        told = self._asdict()
+        bounds = told.pop("bounds")
+        return {**told, "joules_per_token": self.joules_per_token if bounds is None else bounds._asdict()}
 
 
-def own_step_seconds(model: CostModel, load: Load) -> float:
-    """Mean of the load's own steps, as the model has it."""
-    return model.predict_window(load.work, load.seconds, load.limit_watts).busy_seconds.value / load.work.steps
+class Offered:
+    """A load, and what the model believes of its work: what all prices of one decision have in common."""
+
+    def __init__(self, model: CostModel, load: Load) -> None:
+        """The load must have steps and useful tokens."""
+        self.model = model
+        self.load = load
+        self.means = model.means(load.work)
+        self.steps = model.prices()
+        own = self.means.within(load.seconds, load.work.steps, load.limit_watts)
+        self.own_step_seconds = own.busy_seconds / load.work.steps
+        """Mean of the load's own steps, as the model has it."""
 
 
 def _nearer(before: tuple[float, float] | None, steps: float, found: float) -> float:
@@ -71,45 +84,45 @@ def _nearer(before: tuple[float, float] | None, steps: float, found: float) -> f
     return steps + (found - steps) / (1.0 - slope)
 
 
-def price(
-    model: CostModel, load: Load, watts: float, gpus: int, sequences_max: int, *, steps: float = 0.0, own: float = 0.0
-) -> Price:
-    """The load under a cap of so many watts on each GPU. `steps`: a first guess, as of a neighbouring cap; `own`:
-    `own_step_seconds` of the load, where it is known already.
-
-    The load must have steps and useful tokens.
-    """
-    work, seconds, limit = load.work, load.seconds, watts * gpus
-    own = own or own_step_seconds(model, load)
+def price(offered: Offered, watts: float, gpus: int, sequences_max: int, *, steps: float = 0.0) -> Price:
+    """The load under a cap of so many watts on each GPU. `steps`: a first guess, as of a neighbouring cap."""
+    load, limit, own = offered.load, watts * gpus, offered.own_step_seconds
+    work, seconds = load.work, load.seconds
     share = min(load.busy_seconds / seconds, BUSY_MOST)
     steps = steps or work.steps
     tried: tuple[float, float] | None = None
     for _ in range(ROUNDS_MAX):
-        cost = model.predict_window(work._replace(steps=steps), seconds, limit)
-        stretch = min(cost.busy_seconds.value / steps / own, STRETCH_MOST)
+        cost = offered.means.within(seconds, steps, limit)
+        stretch = min(cost.busy_seconds / steps / own, STRETCH_MOST)
         busy_share = 1.0 - (1.0 - share) ** stretch
         found = max(work.steps * busy_share / share / stretch, 1.0)
         if abs(found - steps) <= CLOSE_ENOUGH * steps:
             break
         tried, steps = (steps, found), max(_nearer(tried, steps, found), 1.0)
-    busy = max(cost.busy_seconds.value, 1e-9)
+    busy = max(cost.busy_seconds, 1e-9)
     batch = work.decode_tokens / steps
-    prompts = max(work.prompts, 1.0)
-    one = model.step(batch, work.context_tokens / work.steps * batch / max(load.batch, 1e-9),
-                     work.prefill_tokens / prompts, limit).seconds.value  # fmt: skip
+    context = work.context_tokens / work.steps * batch / max(load.batch, 1e-9)
+    one = offered.steps.prompt_step(batch, context, work.prefill_tokens / max(work.prompts, 1.0), limit)
     others = min(work.prompts * one / seconds, 0.95)
     return Price(
         watts,
-        cost.joules.times(1.0 / load.useful_tokens),
-        cost.joules.value / seconds,
-        (cost.joules.value - model.idle_watts.value * max(seconds - busy, 0.0)) / busy,
+        cost.joules / load.useful_tokens,
+        cost.joules / seconds,
+        (cost.joules - offered.means.idle_watts * max(seconds - busy, 0.0)) / busy,
         own * stretch,
         stretch,
         steps,
-        max(cost.busy_seconds.high / busy, 1.0),
         one / (1.0 - others),
         busy_share,
         batch,
-        cost.cap_state == "binding",
+        cost.binding,
         stretch < STRETCH_MOST and batch < sequences_max,
     )
+
+
+def sure(offered: Offered, price: Price, gpus: int) -> Price:
+    """With the model's intervals, which cost twenty times as much as the rest."""
+    load = offered.load
+    cost = offered.model.predict_window(load.work._replace(steps=price.steps), load.seconds, price.watts * gpus)
+    unsure = max(cost.busy_seconds.high / max(cost.busy_seconds.value, 1e-9), 1.0)
+    return price._replace(bounds=cost.joules.times(1.0 / load.useful_tokens), unsure=unsure)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from math import ceil
 from typing import Literal
 
 Mode = Literal["observe", "actuate"]
+EngineMode = Literal["off", "observe", "actuate"]
+"""Of one engine, while an experiment says so; off: nothing is decided."""
 Actuator = Literal["power", "clock"]
 
 
@@ -82,6 +85,11 @@ class CapRules:
     # --- several engines ---
     budget_watts: float | None = None
     """For the GPUs of all engines together; None = no budget."""
+
+    @property
+    def descent_seconds(self) -> float:
+        """How long it takes at the least to step down to the floor: until a cap has settled, whatever it comes to."""
+        return ceil((1.0 - self.floor_share) / self.step_share - 1e-9) * self.step_seconds + self.interval_seconds
 
     def __post_init__(self) -> None:
         """CapRulesError, with the key's name, for a value that cannot be used."""

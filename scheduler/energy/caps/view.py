@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from scheduler.energy.caps.answers import Answers
-    from scheduler.energy.model.results import Interval, StepCost, WindowCost
+    from scheduler.energy.caps.rules import EngineMode
+    from scheduler.energy.model.means import Means
+    from scheduler.energy.model.results import Interval, WindowCost
+    from scheduler.energy.model.steps import StepPrices
     from scheduler.energy.work import Work
 
 
@@ -16,13 +19,14 @@ class CostModel(Protocol):
     Watts and joules are of all its GPUs together.
     """
 
-    def step(
-        self, batch: float, context_tokens: float, prefill_tokens: float = 0.0, limit_watts: float | None = None
-    ) -> StepCost:
-        """An engine step of `batch` sequences that read `context_tokens` in all, with a prompt of so many tokens."""
+    def means(self, work: Work) -> Means:
+        """The same without intervals, for many step counts and limits."""
 
     def predict_window(self, work: Work, seconds: float, limit_watts: float | None = None) -> WindowCost:
         """Joules and busy time of work within so many seconds under a limit."""
+
+    def prices(self) -> StepPrices:
+        """What is believed of single steps."""
 
     @property
     def idle_watts(self) -> Interval:
@@ -110,5 +114,7 @@ class EngineView(NamedTuple):
     """When `limits` were read; None: just now."""
     may_set: bool = True
     """False: these cards are only looked at, whatever the mode."""
+    mode: EngineMode = "actuate"
+    """Of this engine, where `CapRules.mode` is `actuate`: what an experiment's arm allows."""
     stretch_allowed: float | None = None
     """By how much the policy lets steps grow: so many times as long as under the prior limit. None: it has not said."""

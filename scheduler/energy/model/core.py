@@ -9,6 +9,7 @@ import numpy as np
 from scheduler.energy.model.astray import Astray
 from scheduler.energy.model.equations import CAP, DRAW, ENERGY, IDLE, SIZE, Limits, most_watts, new_filter, step_prices
 from scheduler.energy.model.expect import Expected, expect, interval
+from scheduler.energy.model.means import BINDS_LEAST, OVER_LIMIT, Means
 from scheduler.energy.model.noise import EDGE_SECONDS, Noise
 from scheduler.energy.model.results import CallCost, CapState, Interval, Learned, StepCost, TokenCost, WindowCost
 from scheduler.energy.model.state import JOULES_LEAST, ModelState, describe, exported, restored
@@ -35,8 +36,6 @@ SURELY_BOUND = 0.98
 SHARE_SECONDS = 0.08
 MOVED_NOISE = 4.0
 """A window in which the limit moved teaches with so many times the variance."""
-OVER_LIMIT = 1.5
-"""Times the limit, for as long as a window is, nothing draws on average: bursts that the limiter is too slow for do."""
 USUAL_WINDOWS = 100
 """Until so many were seen, intervals may be wide for want of knowledge."""
 CLOSE_SECONDS = 1e-6
@@ -261,7 +260,9 @@ class EnergyModel:
         if not (work.steps or work.prefill_tokens or work.decode_tokens) and not busy_seconds:
             error = self._idle_error(seconds)
             quantile = state.idle.quantile
-        cap: CapState = "none" if limit_watts is None else "binding" if expected.binding > 0.01 else "not_binding"
+        cap: CapState = (
+            "none" if limit_watts is None else "binding" if expected.binding > BINDS_LEAST else "not_binding"
+        )
         return WindowCost(
             interval(joules, quantile * error, *self._possible(seconds, limit_watts)),
             interval(expected.busy_seconds, state.busy.quantile * expected.busy_error),
@@ -298,6 +299,10 @@ class EnergyModel:
             beliefs = self._state.beliefs
             self._prices = step_prices(beliefs.values, beliefs.scale, beliefs.covariance, self._most_watts)
         return self._prices
+
+    def means(self, work: Work) -> Means:
+        """What is believed now of this work, for whoever tries many step counts and limits and wants no intervals."""
+        return Means(self._state.beliefs, work, self._most_watts)
 
     def decode(self, batch: float, context_tokens: float, limit_watts: float | None = None) -> TokenCost:
         """A token of one among `batch` sequences of `context_tokens` each. ValueError for a batch below 1."""

@@ -72,6 +72,22 @@ class StepPrices(NamedTuple):
         seconds *= (1 + slow) ** cap.decode_exponent
         return seconds, max(above - over, 0.0) * seconds
 
+    def prompt_step(self, batch: float, context_tokens: float, prompt_tokens: float, limit_watts: float) -> float:
+        """Seconds of a step that computes a prompt of so many new tokens beside what `batch` sequences decode, under a
+        limit on all GPUs together that is felt at once. As `EnergyModel.step`, without its doubt of the demand."""
+        time, energy, cap = self.time, self.energy, self.cap
+        pairs = prompt_tokens * prompt_tokens / 2
+        prefill = time.prefill_token * prompt_tokens + time.attention_pair * pairs + self.prompt_seconds
+        seconds = prefill + time.step + time.decode_token * batch + time.context_token * context_tokens
+        joules = energy.step + energy.decode_token * batch + energy.context_token * context_tokens
+        joules += energy.prefill_token * prompt_tokens + energy.attention_pair * pairs
+        demand = min(self.idle_watts + joules / max(seconds, TINY), self.most_watts)
+        slow = positive_part((cap.onset * demand / limit_watts - 1) / BLUR_LEAST) * BLUR_LEAST
+        share = prefill / max(seconds, TINY)
+        exponent = cap.decode_exponent * (1 - share) + cap.prefill_exponent * share
+        slower: float = (1 + slow) ** exponent
+        return seconds * slower
+
     def _blur(self, batch: float, context: float, seconds: float, joules: float) -> float:
         """Relative standard error of the demand, of energy over time: see `demand_error` in equations.py."""
         twice_batch, twice_context = 2 * batch, 2 * context

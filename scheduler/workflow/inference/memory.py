@@ -152,7 +152,8 @@ class Memory:
             key = self.keys[key_name] = KeyMemory(key_name)
             self.bytes += KEY_BYTES
             self._by_size.setdefault(KEY_BYTES.bit_length(), {})[key] = None
-        call = Call(call_id, key, self.count(), now)
+        self._events += 1
+        call = Call(call_id, key, self._events, now)
         self.calls[call_id] = key.calls[call_id] = call
         return call
 

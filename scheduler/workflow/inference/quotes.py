@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.workflow.inference.memory import Text
-from scheduler.workflow.inference.sampling import SHORTEST, STEP
+from scheduler.workflow.inference.sampling import DROPPED_BITS, SHORTEST, STEP
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +20,7 @@ COMPARED_BYTES_MAX = 4 << 20
 SCANNED_BYTES_MAX = 1 << 20
 """Of one message: what stands behind is not searched."""
 
+_new = tuple.__new__
 _ESCAPED = re.compile(rb"\\[nu\"']")
 _UNICODE = re.compile(rb"(?:\\u[0-9a-fA-F]{4})+")
 
@@ -74,19 +75,19 @@ def _matches(data: bytes, windows: Mapping[int, Text | list[Text]], sieve: Sieve
     counters.scanned_bytes += len(data)
     if len(data) < SHORTEST:
         return found
-    samples, keys = sieve.survivors(data)
-    if windows.keys().isdisjoint(keys):
-        return found
+    get = windows.get
     places, compared = 0, 0
-    for sample, key in zip(samples, keys, strict=True):
-        owners = windows.get(key)
+    samples, hash_of = sieve.survivors(data)
+    for sample in samples:
+        owners = get(hash_of(sample) >> DROPPED_BITS)
         if owners is None:
             continue
         for text in (owners,) if isinstance(owners, Text) else owners:
             tried, starts = text.occurrences(data, sample * STEP)
             places += tried
             compared += tried * text.length
-            found += [Quote(start, start + text.length, text) for start in starts]
+            if starts:  # `_new` is what `Quote(…)` comes to, in half the time
+                found += [_new(Quote, (start, start + text.length, text, False)) for start in starts]
         if places > CANDIDATES_MAX or compared > COMPARED_BYTES_MAX:
             counters.cut_short += 1
             break

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,12 +25,14 @@ KEY_BITS: Final = 60
 """Of a window's 64-bit hash these are kept: Python's integers of that size are the smallest that do."""
 
 _WORD = np.dtype("<u8")
+_SLOT, _TAG = np.dtype(np.int64), np.dtype(np.uint16)
 _WORDS: Final = 3
 _APART: Final = STEP
 """Bytes from one of a window's words to the next: samples have their words in common, and each is read once."""
 _WEIGHT = np.array(0x9E3779B97F4A7C15, _WORD)
 _WEIGHTS = np.full(_WORDS, _WEIGHT, _WORD)
-_DROPPED = np.array(64 - KEY_BITS, _WORD)
+DROPPED_BITS: Final = 64 - KEY_BITS
+_DROPPED = np.array(DROPPED_BITS, _WORD)
 _FEW: Final = 12
 """Samples that are looked up sooner than sieved."""
 _ONE = np.array(1, np.uint32)
@@ -50,7 +52,7 @@ def keys_of(hashed: NDArray[np.uint64]) -> list[int]:
 
 def sampled(data: bytes) -> NDArray[np.uint64]:
     """Hashes of the windows at each STEP-th byte; data has WINDOW bytes at least."""
-    words: NDArray[np.uint64] = np.ndarray(((len(data) - 8) // STEP + 1,), _WORD, data, 0, (STEP,))
+    words: NDArray[np.uint64] = np.frombuffer(data, _WORD, len(data) >> 3)[:: STEP >> 3]
     sums = words[:-2] + words[1:-1]
     sums += words[2:]
     sums *= _WEIGHT
@@ -88,17 +90,17 @@ class Sieve:
         np.subtract.at(self._counts, slots, _ONE)
         self._lacks[slots[self._counts[slots] == 0]] = 0xFFFF
 
-    def survivors(self, data: bytes) -> tuple[list[int], list[int]]:
-        """The samples of `data` (at least SHORTEST bytes) that may be known: their numbers, and their keys."""
+    def survivors(self, data: bytes) -> tuple[Sequence[int], Callable[[int], int]]:
+        """The samples of `data` (at least SHORTEST bytes) that may be known: their numbers; and their hashes by number,
+        whose upper KEY_BITS are what tables know windows by."""
         samples = sampled(data)
         if len(samples) <= _FEW:
-            return list(range(len(samples))), keys_of(samples)
-        slots, tags = self._where(samples)
-        lacks = self._lacks.take(slots, mode="wrap")  # all are within: this is the quickest check
-        lacks &= tags
-        hits = np.logical_not(lacks).nonzero()[0]
-        return hits.tolist(), keys_of(samples.take(hits))
+            return range(len(samples)), samples.item
+        # As `_where` has it. All slots are within: to wrap them is the quickest check.
+        lacks = self._lacks.take((samples >> self._shift).view(_SLOT), None, None, "wrap")
+        lacks &= samples.view(_TAG)[1::4]
+        return np.logical_not(lacks).nonzero()[0].tolist(), samples.item
 
     def _where(self, hashed: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
         """Slots and tags: a hash's highest bits, and its bits 16 to 31."""
-        return (hashed >> self._shift).view(np.int64), hashed.view(np.uint16)[1::4]
+        return (hashed >> self._shift).view(_SLOT), hashed.view(_TAG)[1::4]

@@ -1,0 +1,349 @@
+"""Do the six findings of the characterisation that this continues hold here? By rules that stand beside each answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from bench.load.compare import ratio_of
+from bench.load.figures import Interval
+from bench.load.report_data import policy_name
+from bench.load.report_ratios import ratio
+from bench.load.spec import AS_IS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bench.load.report_data import Run
+
+HOLDS, PARTLY, NOT, OPEN = "holds", "holds in part", "does not hold", "cannot be tested here"
+SAVES, NOTHING_SAVED = 0.7, 0.95
+"""J ÷ J: at most the first is a saving worth the name, above the second is none."""
+MODEST = 0.75
+PREDICTABLE = 0.05
+LINEAR = 0.98
+LITTLE = 0.1
+NONE = Interval(None, None, None, 0)
+Table = dict[str, dict[str, Interval]]
+"""Workload → setting or policy → ratio."""
+
+
+class Finding(NamedTuple):
+    """`claim`: the paper's, in other words. `rule`: when it is said to hold. `table`: what its figure shows."""
+
+    number: int
+    claim: str
+    rule: str
+    verdict: str
+    measured: tuple[str, ...]
+    table: Table
+    axis: str
+    """Of the figure: what its values are."""
+
+
+class Study:
+    """A characterisation's results, by what they are for."""
+
+    def __init__(self, runs: Iterable[Run]) -> None:
+        self.runs = list(runs)
+        self.users = max((run.spec["users"] for run in self.runs if run.spec["arrivals"] == "closed"), default=0)
+        self.batch = max((run.spec["in_flight"] or 0 for run in self.runs), default=0)
+        usual = ("chain", "copilot", "coding", "composite")
+        there = {run.workload for run in self.runs}
+        self.workloads = [*(name for name in usual if name in there), *sorted(there - set(usual))]
+
+    def closed(self, workload: str, policy: str = AS_IS, users: int | None = None) -> list[Run]:
+        """Of users who take one workflow after the other; all caps, batches and lengths."""
+        return [run for run in self._of(workload, policy) if run.spec["arrivals"] == "closed"
+                and run.spec["users"] == (self.users if users is None else users)]  # fmt: skip
+
+    def opened(self, workload: str, policy: str = AS_IS) -> list[Run]:
+        """Of workflows with times of their own."""
+        return [run for run in self._of(workload, policy) if run.spec["arrivals"] != "closed"]
+
+    def _of(self, workload: str, policy: str) -> list[Run]:
+        return [run for run in self.runs if run.workload == workload and run.spec["policy"] == policy]
+
+    def full(self, workload: str, policy: str = AS_IS) -> Run | None:
+        """The largest batch, the workload's own lengths, no cap."""
+        return next((run for run in self.closed(workload, policy)
+                     if run.spec["in_flight"] == self.batch and own_lengths(run) and uncapped(run)), None)  # fmt: skip
+
+    def by_batch(self, workload: str, policy: str = AS_IS, users: int | None = None) -> list[Run]:
+        """From the smallest on."""
+        found = [run for run in self.closed(workload, policy, users) if own_lengths(run) and uncapped(run)]
+        return sorted(found, key=lambda run: run.spec["in_flight"])
+
+    def by_cap(self, workload: str, policy: str = AS_IS) -> list[Run]:
+        """At the largest batch, from the strictest on; without a cap last."""
+        found = [run for run in self.closed(workload, policy)
+                 if own_lengths(run) and run.spec["in_flight"] == self.batch]  # fmt: skip
+        return sorted(found, key=_cap)
+
+    def by_length(self, workload: str, name: str) -> list[Run]:
+        """`name`: input_scale or output_scale, at the largest batch."""
+        other = "output_scale" if name == "input_scale" else "input_scale"
+        found = [run for run in self.closed(workload)
+                 if uncapped(run) and run.spec["in_flight"] == self.batch and run.spec[other] == 1.0]  # fmt: skip
+        return sorted(found, key=lambda run: run.spec[name])
+
+
+def own_lengths(run: Run) -> bool:
+    """As the workload has them."""
+    return bool(run.spec["input_scale"] == 1.0 and run.spec["output_scale"] == 1.0)
+
+
+def uncapped(run: Run) -> bool:
+    """The card's own limit holds."""
+    return run.spec["cap_watts"] is None
+
+
+def _cap(run: Run) -> float:
+    return float("inf") if run.spec["cap_watts"] is None else float(run.spec["cap_watts"])
+
+
+def over(run: Run, base: Run, name: str) -> Interval:
+    """A figure ÷ the same of another result, repeat by repeat."""
+    common = sorted(run.repeats.keys() & base.repeats.keys())
+    return ratio_of([base.repeats[n].get(name) for n in common], [run.repeats[n].get(name) for n in common])
+
+
+def findings(study: Study) -> list[Finding]:
+    """All six."""
+    return [_lever(study), _sharing(study), _caps(study), _output(study), _utilisation(study), _aware(study)]
+
+
+LEVERS = ("batch", "power cap", "prompt lengths", "answer lengths")
+
+
+def _lever(study: Study) -> Finding:
+    """1: the best setting of each lever ÷ its worst, in joules a token, vLLM as it is."""
+    table: Table = {}
+    for workload in study.workloads:
+        ways = (study.by_batch(workload), study.by_cap(workload), study.by_length(workload, "input_scale"),
+                study.by_length(workload, "output_scale"))  # fmt: skip
+        found = {name: _reach(runs) for name, runs in zip(LEVERS, ways, strict=True) if len(runs) > 1}
+        table[workload] = {name: each for name, each in found.items() if each.mean is not None}
+    table = {workload: each for workload, each in table.items() if "batch" in each and len(each) > 1}
+    first = [workload for workload, each in table.items() if min(each, key=lambda name: _mean(each[name])) == "batch"]
+    said = [f"{workload}: {_listed(each, ', ')}" for workload, each in table.items()]
+    missing = [name for name in LEVERS if not any(name in each for each in table.values())]
+    if missing and table:
+        said.append(f"Not played here: {', '.join(missing)}.")
+    return Finding(
+        1, "Of all knobs the batch size moves the energy of a token most.",
+        "It holds where the best batch ÷ the worst is a lower ratio of J/token than any other lever's best ÷ worst.",
+        _verdict(len(first), len(table)), tuple(said), table, "best ÷ worst setting, GPU J a token",
+    )  # fmt: skip
+
+
+def _reach(runs: list[Run]) -> Interval:
+    known = [run for run in runs if run.over("joules_per_output_token").mean is not None]
+    if len(known) < 2:
+        return NONE
+    known.sort(key=lambda run: run.over("joules_per_output_token").mean or 0.0)
+    return over(known[0], known[-1], "joules_per_output_token")
+
+
+def _sharing(study: Study) -> Finding:
+    """2: the largest batch ÷ the smallest, for many users and for one alone."""
+    many, one = f"{study.users} users", "one user"
+    table: Table = {}
+    for workload in study.workloads:
+        table[workload] = {}
+        for name, users in ((many, study.users), (one, 1)):
+            runs = study.by_batch(workload, users=users)
+            if len(runs) > 1 and (found := ratio(runs[-1], runs[0]).joules).mean is not None:
+                table[workload][name] = found
+    table = {workload: each for workload, each in table.items() if each}
+    said = [f"{workload}: {_listed(each, '; ')}{_cached(study, workload)}" for workload, each in table.items()]
+    needed = [table.get(workload, {}) for workload in ("chain", "copilot", "coding")]
+    verdict = OPEN
+    if all(many in each for each in needed):
+        chain, copilot, coding = (_mean(each[many]) for each in needed)
+        alone = needed[0].get(one)
+        if copilot <= SAVES and chain > NOTHING_SAVED and copilot < coding < chain:
+            verdict = HOLDS
+        elif copilot <= SAVES and alone is not None and _mean(alone) > NOTHING_SAVED:
+            verdict = PARTLY
+            said.append(
+                "Within one workflow it is as the paper says: calls that wait for each other fill no batch. Between"
+                " users it is not: other people's calls fill it, whatever the workflow's shape."
+            )
+        else:
+            verdict = NOT
+    return Finding(
+        2, "A larger batch pays with large shared prompts (copilot), not in sequential summaries (chain), and partly in"
+        " multi-agent coding.",
+        f"It holds if the largest batch ÷ the smallest is at most {SAVES:g} in J/workflow for copilot, above"
+        f" {NOTHING_SAVED:g} for chain, and in between for coding; in part if chain saves nothing only with one user.",
+        verdict, tuple(said), table, "largest batch ÷ smallest, GPU J a workflow",
+    )  # fmt: skip
+
+
+def _cached(study: Study, workload: str) -> str:
+    run = study.full(workload)
+    share = None if run is None else run.over("cached_share").mean
+    return "" if share is None else f" (of its prompts {share:.0%} came from the prefix cache, at any batch)"
+
+
+def _caps(study: Study) -> Finding:
+    """3: each cap ÷ none, at the largest batch, vLLM as it is."""
+    claim = "Power caps save a modest and predictable share of energy."
+    rule = (
+        f"It holds where the best cap ÷ none lies between {MODEST:g} and {NOTHING_SAVED:g} in J/workflow, and all"
+        f" intervals of those ratios are within ± {PREDICTABLE:.0%}; in part if only the latter is so."
+    )
+    table: Table = {}
+    said, good, steady = [], 0, 0
+    for workload in study.workloads:
+        runs = study.by_cap(workload)
+        base = runs[-1] if runs and uncapped(runs[-1]) else None
+        if base is None or len(runs) < 2:
+            continue
+        found = {f"{run.spec['cap_watts']:g} W": ratio(run, base) for run in runs[:-1]}
+        table[workload] = {name: each.joules for name, each in found.items() if each.joules.mean is not None}
+        if not table[workload]:
+            continue
+        best = min(table[workload].values(), key=_mean)
+        predictable = all(_half(each) <= PREDICTABLE for each in table[workload].values())
+        good += MODEST <= _mean(best) <= NOTHING_SAVED and predictable
+        steady += predictable
+        told = (
+            f"{name} {_text(one.joules)} J at {_text(one.seconds)} of the median time" for name, one in found.items()
+        )
+        said.append(f"{workload}: {'; '.join(told)}")
+    table = {workload: each for workload, each in table.items() if each}
+    verdict = _verdict(good, len(table))
+    if verdict == NOT and steady == len(table):
+        verdict = f"{PARTLY}: predictable, and not modest"
+    if not table:
+        said.append("No cap was played: limits of a real card are never set by this command.")
+    return Finding(3, claim, rule, verdict, tuple(said), table, "with the cap ÷ without, GPU J a workflow")
+
+
+def _output(study: Study) -> Finding:
+    """4: joules of a workflow over its output tokens, and joules of a token."""
+    table: Table = {}
+    said, good, linear = [], 0, 0
+    for workload in study.workloads:
+        runs = study.by_length(workload, "output_scale")
+        base = next((run for run in runs if own_lengths(run)), None)
+        points = [(run.over("output_tokens_per_workflow").mean, run.over("joules_per_workflow").mean) for run in runs]
+        known = [(x, y) for x, y in points if x is not None and y is not None]
+        if base is None or len(known) < 3:
+            continue
+        table[workload] = {f"answers ×{run.spec['output_scale']:g}": over(run, base, "joules_per_output_token")
+                           for run in runs if run is not base}  # fmt: skip
+        fit = r_squared(known)
+        gain = max(abs(_mean(each) - 1) for each in table[workload].values())
+        good += fit >= LINEAR and gain <= LITTLE
+        linear += fit >= LINEAR
+        said.append(f"{workload}: R² {fit:.3f}; J/token to the usual lengths: {_listed(table[workload], ', ')}")
+    verdict = _verdict(good, len(table))
+    if verdict == NOT and linear == len(table):
+        verdict = f"{PARTLY}: linear, but the joules of a token change with it"
+    return Finding(
+        4, "Output length costs energy linearly, so there is little to gain from it.",
+        f"It holds where a straight line through joules of a workflow over its output tokens has R² ≥ {LINEAR:g}, and"
+        f" J/token stays within {LITTLE:.0%} of that of the usual lengths; in part if only the former is so.",
+        verdict, tuple(said), table, "÷ usual lengths, GPU J a token",
+    )  # fmt: skip
+
+
+def r_squared(points: list[tuple[float, float]]) -> float:
+    """Of the least-squares line through points of at least two places; 1 where y does not change."""
+    n = len(points)
+    mean_x, mean_y = sum(x for x, _ in points) / n, sum(y for _, y in points) / n
+    sxx = sum((x - mean_x) ** 2 for x, _ in points)
+    syy = sum((y - mean_y) ** 2 for _, y in points)
+    sxy = sum((x - mean_x) * (y - mean_y) for x, y in points)
+    return 1.0 if syy == 0 or sxx == 0 else sxy**2 / (sxx * syy)
+
+
+def _utilisation(study: Study) -> Finding:
+    """5: how full the batch is, at the largest limit."""
+    table: Table = {}
+    said = []
+    for workload in study.workloads:
+        runs = [run for policy in policies(study) if (run := study.full(workload, policy)) is not None]
+        found = {policy_name(run): run.over("mean_running") for run in runs}
+        table[workload] = {name: each for name, each in found.items() if each.mean is not None}
+        busy = ", ".join(f"{policy_name(run)} {share:.0%}" for run in runs if (share := run.over("busy_share").mean))
+        if table[workload]:
+            tell = ", ".join(f"{name} {each.mean:.1f}" for name, each in table[workload].items())
+            said.append(f"{workload}: calls in the batch {tell}" + (f"; steps ran {busy} of the time" if busy else ""))
+    table = {workload: each for workload, each in table.items() if each}
+    said.append(
+        "Here parrot is Parrot's order of calls before the same engine, which batches continuously for all; Parrot's"
+        " own engine is not part of this. So the figures show what the order alone does."
+    )
+    return Finding(
+        5,
+        "vLLM's continuous batching keeps utilisation higher than Parrot's engine, most where decoding dominates.",
+        "It would need Parrot's own engine beside vLLM's.",
+        OPEN, tuple(said), table, "calls in the batch, mean",
+    )  # fmt: skip
+
+
+def policies(study: Study) -> list[str]:
+    """vLLM as it is first, joule last."""
+    return sorted({run.spec["policy"] for run in study.runs}, key=lambda name: (name != AS_IS, name == "joule", name))
+
+
+def _aware(study: Study) -> Finding:
+    """6: workflow-aware policies ÷ vLLM as it is at the strictest cap, same deadlines."""
+    claim = "Under strict power caps workflow-aware scheduling needs less energy."
+    rule = (
+        "It holds where, at the strictest cap and with times of their own, a workflow-aware policy ÷ vLLM as it is lies"
+        " below 1 in J/workflow with its whole interval, and at most 1 % of deadlines more are missed."
+    )
+    table: Table = {}
+    said, good = [], 0
+    for workload in study.workloads:
+        capped = [run for run in study.opened(workload) if not uncapped(run)]
+        base = min(capped, key=_cap, default=None)
+        if base is None:
+            continue
+        table[workload], better = {}, False
+        for policy in policies(study):
+            run = next((each for each in study.opened(workload, policy) if policy != AS_IS
+                        and each.spec["cap_watts"] == base.spec["cap_watts"]), None)  # fmt: skip
+            if run is None or (found := ratio(run, base)).joules.mean is None:
+                continue
+            more = (run.over("missed_share").mean or 0.0) - (base.over("missed_share").mean or 0.0)
+            table[workload][policy_name(run)] = found.joules
+            better |= found.joules.high is not None and found.joules.high < 1 and more <= 0.01
+            said.append(
+                f"{workload} at {base.spec['cap_watts']:g} W, {policy_name(run)}: {_text(found.joules)} J, median time"
+                f" {_text(found.seconds)}, deadlines missed {more:+.1%}"
+            )
+        good += better
+    table = {workload: each for workload, each in table.items() if each}
+    if not table:
+        said.append("No cap was played: limits of a real card are never set by this command.")
+    return Finding(6, claim, rule, _verdict(good, len(table)), tuple(said), table, "÷ vLLM as is, GPU J a workflow")
+
+
+def _verdict(good: int, of: int) -> str:
+    """All workloads, some or none."""
+    if not of:
+        return OPEN
+    return HOLDS if good == of else f"{PARTLY}: {good} of {of} workloads" if good else NOT
+
+
+def _mean(value: Interval) -> float:
+    return float("inf") if value.mean is None else value.mean
+
+
+def _half(value: Interval) -> float:
+    return 0.0 if value.low is None or value.high is None else (value.high - value.low) / 2
+
+
+def _listed(values: dict[str, Interval], between: str) -> str:
+    return between.join(f"{name} {_text(value)}" for name, value in values.items())
+
+
+def _text(value: Interval) -> str:
+    if value.mean is None:
+        return "unavailable"
+    return f"{value.mean:.2f}" + ("" if value.low is None else f" ({value.low:.2f} to {value.high:.2f})")

@@ -1,0 +1,163 @@
+"""How do several experiments, each on engines of its own, and the gateway's policy on the others, decide together?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scheduler.experiments.among import Among
+from scheduler.policies.base import Choice, Policy, View
+from scheduler.state import ReadyCalls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from scheduler.state import CallState, EngineState
+
+REST = ""
+"""Name of the part that no experiment has."""
+
+
+class Part:
+    """A policy with the calls and the engines that are its own."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.ready = ReadyCalls()
+        self.calls: dict[str, CallState] = {}
+
+
+class PoolPolicies(Policy):
+    """A part for each experiment, and the rest. `pool_of` says which a call belongs to when it arrives (REST: no
+    experiment's); `engines` names the engines of an experiment.
+
+    Experiments come and go while the others' policies go on undisturbed: only the rest's is made anew each time
+    (`rest`), since what it sees has changed.
+    """
+
+    name = "experiment"
+
+    def __init__(self, pool_of: Callable[[CallState], str], rest: Callable[[], Policy]) -> None:
+        self.parts: dict[str, Part] = {}
+        self._pool_of = pool_of
+        self._make_rest = rest
+        self._engines: dict[str, frozenset[str] | None] = {}
+        self._part_of: dict[str, Part] = {}
+
+    @property
+    def uses_workflows(self) -> bool:  # type: ignore[override]
+        """Any of them."""
+        return any(part.policy.uses_workflows for part in self.parts.values())
+
+    # --- experiments come and go ---
+
+    def add(self, name: str, policy: Policy, engines: frozenset[str] | None) -> None:
+        """One more, before `begin` or followed by `take`. `engines` None: all, also those to come."""
+        self._engines[name] = engines
+        self.parts[name] = Part(policy)
+
+    def begin(self, view: View, now: float) -> None:
+        """All of them."""
+        self._view = view
+        for name in list(self.parts):
+            self.take(name, now)
+
+    def take(self, name: str, now: float) -> None:
+        """An experiment that was added begins."""
+        self._leave_rest(now)
+        part = self.parts[name]
+        for call in sorted(self._view.calls.values(), key=lambda call: call.sequence):
+            if call.arrived.call_id not in self._part_of and self._pool_of(call) == name:
+                self._enter(part, call)
+        part.policy.begin(self._part_view(name, part), now)
+        self._begin_rest(now)
+
+    def drop(self, name: str, now: float) -> None:
+        """An experiment is over: its calls and engines are the rest's."""
+        self._leave_rest(now)
+        part = self.parts.pop(name)
+        del self._engines[name]
+        for call_id in part.calls:
+            del self._part_of[call_id]
+        part.policy.end(now)
+        self._begin_rest(now)
+
+    def _leave_rest(self, now: float) -> None:
+        if (rest := self.parts.pop(REST, None)) is not None:
+            for call_id in rest.calls:
+                del self._part_of[call_id]
+            rest.policy.end(now)
+
+    def _begin_rest(self, now: float) -> None:
+        rest = self.parts[REST] = Part(self._make_rest())
+        for call in sorted(self._view.calls.values(), key=lambda call: call.sequence):
+            if call.arrived.call_id not in self._part_of:
+                self._enter(rest, call)
+        rest.policy.begin(self._part_view(REST, rest), now)
+
+    def _enter(self, part: Part, call: CallState, *, front: bool = False) -> None:
+        self._part_of[call.arrived.call_id] = part
+        part.calls[call.arrived.call_id] = call
+        if call.engine is None:
+            part.ready.add(call, front=front)
+
+    def _part_view(self, name: str, part: Part) -> View:
+        engines = Among(self._view.engines, lambda engine: self._has(name, engine))
+        return self._view._replace(calls=part.calls, ready=part.ready, engines=engines)
+
+    def _has(self, name: str, engine: str) -> bool:
+        if name != REST:
+            names = self._engines[name]
+            return names is None or engine in names
+        return not any(names is None or engine in names for names in self._engines.values())
+
+    # --- a call's life ---
+
+    def arrived(self, call: CallState, now: float) -> None:
+        """To its part."""
+        part = self.parts.get(self._pool_of(call)) or self.parts[REST]
+        self._enter(part, call, front=call.attempts > 0)
+        part.policy.arrived(call, now)
+
+    def sent(self, call: CallState, engine: EngineState, now: float) -> None:
+        """To its part."""
+        part = self._part_of[call.arrived.call_id]
+        part.ready.remove(call)
+        part.policy.sent(call, engine, now)
+
+    def ended(self, call: CallState, now: float) -> None:
+        """To its part."""
+        part = self._part_of.pop(call.arrived.call_id)
+        part.policy.ended(call, now)
+        del part.calls[call.arrived.call_id]
+        if call.engine is None:
+            part.ready.remove(call)
+
+    def end(self, now: float) -> None:
+        """To all, the last to begin first: what each changed outside is as it was."""
+        for part in reversed(self.parts.values()):
+            part.policy.end(now)
+
+    def said_by(self, call: CallState) -> str:
+        """Its part's word."""
+        return self._part_of[call.arrived.call_id].policy.said_by(call)
+
+    def next(self, ready: ReadyCalls, engines: Sequence[EngineState], now: float) -> Choice | float | None:
+        """The first choice that a part has; else the earliest time at which one wants to look again."""
+        again: float | None = None
+        for name, part in self.parts.items():
+            if not part.ready.count:
+                continue
+            mine = [engine for engine in engines if self._has(name, engine.name)]
+            choice = part.policy.next(part.ready, mine, now)
+            if isinstance(choice, Choice):
+                return choice
+            if choice is not None:
+                again = choice if again is None else min(again, choice)
+        return again
+
+    def validate(self) -> None:
+        """Each call is in one part, and the parts are whole. AssertionError otherwise."""
+        assert sum(len(part.calls) for part in self.parts.values()) == len(self._part_of)
+        for part in self.parts.values():
+            assert part.ready.count == sum(call.engine is None for call in part.calls.values())
+            part.policy.validate()
