@@ -16,6 +16,8 @@ COEFFICIENT_FACTOR = 1.5
 IDLE_UNCERTAINTY = 0.15
 CAP_UNCERTAINTY = 0.15
 PROMPT_SECONDS_LEAST = 1e-3
+AVERAGE_SECONDS = CapPrior().average_seconds
+"""Of a card whose calibration does not say how long its limiter takes: none acts at once."""
 SMALLEST = 1e-15
 """A price of 0 could never be learned: it is this much instead."""
 
@@ -31,7 +33,13 @@ def prior_of(calibration: Calibration) -> Prior:
         time=_prices(calibration.time),
         energy=_prices(energy_terms),
         idle_watts=calibration.card.idle_watts,
-        cap=CapPrior(cap.onset, max(cap.decode_exponent, 0.05), max(cap.prefill_exponent, 0.05), cap.draw),
+        cap=CapPrior(
+            cap.onset,
+            max(cap.decode_exponent, 0.05),
+            max(cap.prefill_exponent, 0.05),
+            cap.draw,
+            cap.average_seconds or AVERAGE_SECONDS,
+        ),
         prompt_seconds=max(prompt_seconds / 2, PROMPT_SECONDS_LEAST),
         time_uncertainty=max(UNCERTAINTY_LEAST, COEFFICIENT_FACTOR * uncertainty.time),
         energy_uncertainty=max(UNCERTAINTY_LEAST, COEFFICIENT_FACTOR * uncertainty.energy),

@@ -104,7 +104,6 @@ class Scenes:
         self.sides: list[Side] = []
         self.told = Told()
         front = calibration.frontend.input_seconds + calibration.frontend.output_seconds
-        self._random = random.Random(scene.seed + 11)
         self._maker = maker = WindowMaker("twin", 0.0, WindowRule(2.4, front))
         scheduler = Scheduler(SchedulerConfig((EngineSpec("twin", 4096),), "passthrough"), 0.0)
         self.watch = Watch(scheduler, engine, maker, scene.sight, scene.seed + 7, self._window)
@@ -137,9 +136,7 @@ class Scenes:
                 arrived = self._arrived.pop(action.call_id)
                 marks = self._marks[action.call_id] if self.scene.sight.prefixes_known else ()
                 started = time.process_time()
-                self.bill.dispatched(
-                    action.call_id, "-", arrived.workflow_id, "m", "twin", now, marks, self._estimate(arrived)
-                )
+                self.bill.dispatched(action.call_id, "-", arrived.workflow_id, "m", "twin", now, marks)
                 self.seconds += time.process_time() - started
         if isinstance(event, CallFinished):
             cached = event.cached_tokens if self.scene.sight.cached_reported else None
@@ -151,20 +148,15 @@ class Scenes:
                 self.estimates[event.call_id] = guess.joules
         return actions
 
-    def _estimate(self, arrived: CallArrived) -> float:
-        """Of the prompt's length: as wrong as the windows' own."""
-        sight = self.scene.sight
-        wrong = sight.estimate_bias * self._random.lognormvariate(0.0, sight.estimate_spread)
-        return arrived.prompt_tokens_estimate * wrong * self._maker.prompt_ratio
-
     def _window(self, window: Window) -> None:
         if self.scene.prices != "given":
             self.model.learn(window)
         tariff = tariff_of(self.model, window)
-        self.told.window(window, tariff, self.bill.known_at_end(window))
+        self.told.window(window, tariff)
         started = time.process_time()
         closed = self.bill.close(window, tariff)
         self.seconds += time.process_time() - started
+        self._maker.paced(self.bill.engines["twin"].pace(window))
         closed.bill.validate()
         if window.end > WARM_SECONDS:
             self.sides.append(closed.bill.gpu)

@@ -11,7 +11,6 @@ from scheduler.energy.bill_prices import tariff_of
 if TYPE_CHECKING:
     from bench.energy.bill import Scenes
     from scheduler.energy.bill_prices import Tariff
-    from scheduler.energy.bill_split import AtEnd
     from scheduler.energy.window import Window
 
 FEATURES = 6
@@ -32,16 +31,14 @@ class Told:
         self.work: dict[str, list[float]] = defaultdict(lambda: [0.0] * FEATURES)
         self.left: dict[str, float] = {}
 
-    def window(self, window: Window, tariff: Tariff, at_end: dict[int, AtEnd]) -> None:
+    def window(self, window: Window, tariff: Tariff) -> None:
         """One that is billed now."""
-        for place, (call_id, work, correction, _, _) in enumerate(window.calls):
+        for call_id, work, correction, _, ended, more_steps, computed in window.calls:
             told = self.work[call_id]
             for feature in range(FEATURES):
                 told[feature] += work[feature] + correction[feature]
-            tokens = work.prefill_tokens + correction.prefill_tokens
-            if (known := at_end.get(place)) is not None:
-                told[0] += known.more_steps
-                tokens = known.prompt_tokens
+            told[0] += more_steps
+            tokens = computed if ended else work.prefill_tokens + correction.prefill_tokens
             if tokens > 0:
                 self.left[call_id] = left_of(tariff, tokens)
 

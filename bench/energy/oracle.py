@@ -39,9 +39,9 @@ class Oracle:
     def learn(self, window: Window) -> None:
         """How noisy it was."""
         joules = window.energy.gpu
-        if joules is None or not window.whole or window.limit_moved or not window.work.steps:
+        if joules is None or not window.whole or window.limit_moved or not window.seen.steps:
             return
-        expected = self._expect(window.work, window.seconds, window.limit_watts)
+        expected = self._expect(window.seen, window.seconds, window.limit_watts)
         residual = np.array([window.busy_seconds - expected.busy_seconds, joules - expected.joules])
         distance = float(residual @ np.linalg.solve(expected.total, residual))
         self._noise.saw(residual, expected.total, expected.noise, min(6 / (4 + distance), 1.0), bound=expected.bound)

@@ -62,7 +62,11 @@ def off(prior: Prior, share: float, rng: random.Random) -> Prior:
         idle_watts=wrong(prior.idle_watts),
         prompt_seconds=wrong(prior.prompt_seconds),
         cap=CapPrior(
-            prior.cap.onset, wrong(prior.cap.decode_exponent), wrong(prior.cap.prefill_exponent), prior.cap.draw
+            prior.cap.onset,
+            wrong(prior.cap.decode_exponent),
+            wrong(prior.cap.prefill_exponent),
+            prior.cap.draw,
+            prior.cap.average_seconds * (1 + share),
         ),
         time_uncertainty=max(share, prior.time_uncertainty),
         energy_uncertainty=max(share, prior.energy_uncertainty),

@@ -55,9 +55,9 @@ class Reporter:
         self._held = []
 
     def _report(self, held: list[Window]) -> None:
-        work, busy, measured = held[0].work, held[0].busy_seconds, held[0].energy.gpu
+        work, busy, measured = held[0].seen, held[0].busy_seconds, held[0].energy.gpu
         for window in held[1:]:
-            work += window.work
+            work += window.seen
             busy += window.busy_seconds
             more = window.energy.gpu
             measured = None if measured is None or more is None else measured + more

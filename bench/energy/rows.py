@@ -12,7 +12,7 @@ from backends.twin.prior import prior_of
 from backends.twin.roofline import prior as roofline_prior
 from bench.energy.play import off
 from scheduler.energy.model import EnergyModel
-from scheduler.energy.window import Energy, Window
+from scheduler.energy.window import Energy, Shares, Window
 from scheduler.energy.work import NOTHING, Work, call_work
 
 if TYPE_CHECKING:
@@ -78,7 +78,20 @@ def _windows(rows: list[dict[str, Any]]) -> Iterator[tuple[str, Window]]:
 
 def _window(work: Work, seconds: float, joules: float, throttled: bool) -> Window:
     return Window(
-        "h200", 0, 0.0, seconds, (), work, NOTHING, seconds, Energy(joules), 700.0, False, throttled, "measured", True
+        "h200",
+        0,
+        0.0,
+        seconds,
+        Shares.of(()),
+        work,
+        NOTHING,
+        seconds,
+        Energy(joules),
+        700.0,
+        False,
+        throttled,
+        "measured",
+        True,
     )
 
 

@@ -1,23 +1,17 @@
-"""Who shared the engine's steps with whom? Integrals over time that cost O(1) an event, however many calls decode."""
+"""Who shared the engine's steps with whom? Integrals over the calls' stays, for all of a window at once."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterable
 
+    import numpy.typing as npt
 
-class Marks(NamedTuple):
-    """The integrals as they stood at some moment: what a member has of them is the difference of two."""
-
-    shared_seconds: float
-    """∫ dt / members: a member's part of the time."""
-    member_seconds: float
-    """∫ dt while there are members."""
-    repeated_tokens_seconds: float
-    """∫ Σ tokens · (n − 1) / n dt over the member's groups of n each: read by each step, but from the L2 cache."""
-
+    Floats = npt.NDArray[np.float64]
 
 Prefixes = tuple[tuple["Hashable", float], ...]
 """Growing beginnings of a prompt that other calls may have too: (what names it, its tokens) each."""
@@ -25,91 +19,72 @@ DEPTH_MAX = 8
 """Beginnings of one prompt that are told apart; of more, the first and the last."""
 
 
-class Group:
-    """Members whose prompts have the same stretch of `tokens` tokens behind the same beginning: the first reads it from
-    memory, n − 1 again."""
+class Shared(NamedTuple):
+    """Of members that decode from `start` to `end`, shape (members,) each."""
 
-    __slots__ = ("at", "integral", "key", "members", "tokens")
-
-    def __init__(self, key: Hashable, tokens: float, at: float) -> None:
-        self.key = key
-        self.tokens = tokens
-        self.members = 0
-        self.integral = 0.0
-        self.at = at
-
-    def advance(self, member_seconds: float) -> None:
-        """Up to this mark of the clock."""
-        if self.members > 1:
-            self.integral += (member_seconds - self.at) * self.tokens * (self.members - 1) / self.members
-        self.at = member_seconds
+    seconds: Floats
+    """∫ dt / members: a member's part of the time."""
+    at_joining: Floats
+    """How many there were when it had joined, itself among them."""
+    occupied_seconds: float
+    """∫ dt while there was one at all."""
 
 
-class BatchClock:
-    """Members are the sequences that decode, as the gateway knows them. Time never goes back: earlier is as now."""
+def shared(start: Floats, end: Floats) -> Shared:
+    """Each member's part of the time."""
+    count = len(start)
+    if not count:
+        return Shared(start, start, 0.0)
+    times = np.concatenate([start, end])
+    order = np.argsort(times, kind="stable")  # who joins at the same time as another leaves meets it
+    signs = np.ones(2 * count)
+    signs[count:] = -1.0
+    members = np.cumsum(signs[order])
+    passed = np.diff(times[order], append=times[order[-1]])
+    integral = np.zeros(2 * count)
+    np.cumsum(passed[:-1] / np.maximum(members[:-1], 1.0), out=integral[1:])
+    # Where nobody is there nothing is shared: no stay reaches over such a time.
+    at = np.empty(2 * count, dtype=np.intp)
+    at[order] = np.arange(2 * count)
+    seconds = integral[at[count:]] - integral[at[:count]]
+    return Shared(seconds, members[at[:count]], float(passed[members > 0].sum()))
 
-    def __init__(self, now: float) -> None:
-        self.now = now
-        self.members = 0
-        self.in_flight = 0
-        self.busy_seconds = 0.0
-        """∫ dt while a call is in flight, less `frontend_seconds` of each stretch."""
-        self.shared_seconds = self.member_seconds = 0.0
-        self._groups: dict[Hashable, Group] = {}
 
-    def advance(self, now: float) -> None:
-        """Up to this time."""
-        passed = now - self.now
-        if passed <= 0:
-            return
-        self.now = now
-        if self.in_flight:
-            self.busy_seconds += passed
-        if self.members:
-            self.member_seconds += passed
-            self.shared_seconds += passed / self.members
+def read_again(prefixes: Iterable[tuple[int, Prefixes]], start: Floats, end: Floats) -> Floats:
+    """∫ Σ tokens · (n − 1) / n dt over each member's groups of n each: read by each step, but from the L2 cache.
 
-    def sent(self, frontend_seconds: float) -> None:
-        """One more in flight."""
-        if not self.in_flight:
-            self.busy_seconds -= frontend_seconds
-        self.in_flight += 1
-
-    def left(self) -> None:
-        """One fewer."""
-        self.in_flight -= 1
-
-    def join(self, prefixes: Prefixes) -> list[Group] | None:
-        """One more member, with its prompt's beginnings; returns its groups, which it gives back when it leaves."""
-        self.members += 1
-        if not prefixes:
-            return None
-        if len(prefixes) > DEPTH_MAX:
-            prefixes = (*prefixes[: DEPTH_MAX // 2], *prefixes[-DEPTH_MAX // 2 :])
-        groups, before = [], 0.0
-        for key, tokens in prefixes:
-            group = self._groups.get(key)
+    `prefixes`: of some of the members, by their place. Members whose prompts have the same stretch of tokens behind the
+    same beginning are a group: the first reads it from memory, n − 1 again.
+    """
+    groups: dict[Hashable, tuple[int, float]] = {}
+    who, which, tokens = [], [], []
+    for place, marks in prefixes:
+        if len(marks) > DEPTH_MAX:
+            marks = (*marks[: DEPTH_MAX // 2], *marks[-DEPTH_MAX // 2 :])
+        before = 0.0
+        for key, length in marks:
+            group = groups.get(key)
             if group is None:
-                group = self._groups[key] = Group(key, tokens - before, self.member_seconds)
-            group.advance(self.member_seconds)
-            group.members += 1
-            groups.append(group)
-            before = tokens
-        return groups
-
-    def leave(self, groups: list[Group] | None) -> None:
-        """One fewer."""
-        self.members -= 1
-        for group in groups or ():
-            group.advance(self.member_seconds)
-            group.members -= 1
-            if not group.members:
-                del self._groups[group.key]
-
-    def marks(self, groups: list[Group] | None) -> Marks:
-        """As they stand now for a member of these groups."""
-        again = 0.0
-        for group in groups or ():
-            group.advance(self.member_seconds)
-            again += group.integral
-        return Marks(self.shared_seconds, self.member_seconds, again)
+                group = groups[key] = (len(groups), length - before)
+            who.append(place)
+            which.append(group[0])
+            tokens.append(group[1])
+            before = length
+    found = np.zeros(len(start))
+    if not who:
+        return found
+    count, places = len(who), np.array(who)
+    times = np.concatenate([start[places], end[places]])
+    group_of = np.tile(np.array(which), 2)
+    order = np.lexsort((times, group_of))  # within a group by time, joining before leaving
+    signs = np.ones(2 * count)
+    signs[count:] = -1.0
+    members = np.cumsum(signs[order])  # each group ends at 0, so that one sum does for all
+    passed = np.diff(times[order], append=0.0)
+    again = np.where(members > 1, (members - 1) / np.maximum(members, 1.0) * passed, 0.0)
+    integral = np.zeros(2 * count)
+    np.cumsum(again[:-1], out=integral[1:])
+    at = np.empty(2 * count, dtype=np.intp)
+    at[order] = np.arange(2 * count)
+    of_each = np.array(tokens) * (integral[at[count:]] - integral[at[:count]])
+    return found + np.bincount(places, of_each, len(start))

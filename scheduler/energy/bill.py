@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from scheduler.energy.bill_accounts import PREFILL, AccountTable, Name, add, add_to_both, figure, weakest
-from scheduler.energy.bill_calls import CallBill, estimate, shown
+from scheduler.energy.bill_accounts import NAME_MAX, PREFILL, AccountTable, add, figure, sums_of, weakest
+from scheduler.energy.bill_calls import PARTS_MAX, UNKNOWN, CallBill, Estimate, joules_of, shown
 from scheduler.energy.bill_engine import EngineBook
 from scheduler.energy.bill_prefix import SharedPrefixes
 from scheduler.energy.bill_prices import MICRO
-from scheduler.energy.bill_split import AtEnd
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from scheduler.energy.batch import Prefixes
     from scheduler.energy.bill_accounts import Account, Change, Figure, Source
-    from scheduler.energy.bill_calls import Call, Estimate
+    from scheduler.energy.bill_calls import Call
     from scheduler.energy.bill_engine import EngineChange
     from scheduler.energy.bill_prices import Tariff
     from scheduler.energy.bill_split import WindowBill
     from scheduler.energy.window import Window
 
-NAME_MAX = 256
-"""Characters of a model's or workflow's name that tell accounts apart."""
+GIVEN_UP_SHARE = 64
+"""One of so many calls that are not settled is given up at once where there are too many."""
 
 
 class BillLimits(NamedTuple):
@@ -65,8 +67,10 @@ class Bill:
         self.prefixes = SharedPrefixes(self.limits.prefixes)
         self.given_up = 0
         """Calls that were dropped because there were too many."""
-        self._live: OrderedDict[str, CallBill] = OrderedDict()
-        self._settled: OrderedDict[str, CallBill] = OrderedDict()
+        self._live: dict[str, CallBill] = {}
+        self._settled: dict[str, CallBill] = {}
+        self._in_order: deque[str] = deque()
+        """Settled calls, the first ones first."""
         self._news: list[CallBill] = []
         self._moved: dict[tuple[str, str], int] = {}
 
@@ -74,37 +78,39 @@ class Bill:
 
     def dispatched(
         self, call_id: str, key: str, workflow_id: str, model: str | None, engine: str,
-        now: float | None = None, marks: Prefixes = (), prompt_tokens: float = 0.0,
+        now: float | None = None, marks: Prefixes = (),
     ) -> None:  # fmt: skip
         """A call is given to an engine, for its first time or again. Named as in CallArrived and Dispatch.
 
-        `now`: without it nobody knows with whom it shared its steps, and its share of them is what windows say.
-
         `marks`: beginnings of its prompt, growing, that other calls may share; none: its prefill is its own.
         """
-        name = Name(engine, key, workflow_id[:NAME_MAX], (model or "")[:NAME_MAX])
-        account = self.accounts.open(name)
-        call = self._live.get(call_id)
-        if call is None:
-            call = self._live[call_id] = CallBill(call_id, key, name.workflow, name.model, marks, account)
-            if len(self._live) > self.limits.live_calls:
-                self._give_up()
-        else:
-            self._leave(call, self.engines[call.account.name.engine], now)
-            call.account, call.guess = account, None
-        call.open_at.append(engine)
-        book = self._engine(engine)
-        if now is not None:
-            call.place = book.crowd.enter(now, prompt_tokens - book.cached(prompt_tokens, marks))
+        book = self.engines.get(engine) or self._engine(engine)
+        account = self.accounts.open((engine, key, workflow_id, model or ""))
         account.calls += 1
         self.accounts.touched[account] = None
+        since = book.at if now is None else now
+        if since > book.at:
+            book.shared_until(since)
+        shared = book.shared_seconds
+        book.calls += 1
+        live = self._live
+        call = live.get(call_id)
+        if call is None:
+            live[call_id] = CallBill(call_id, marks, account, book, since, shared)
+            if len(live) > self.limits.live_calls:
+                self._give_up()
+            return
+        if call.over_at is None:
+            call.book.calls -= 1
+        call.book = book
+        call.account, call.guess, call.open_at = account, None, (*call.open_at, engine)
+        call.since, call.shared = since, shared
 
     def placed(self, call_id: str, marks: Prefixes) -> None:
         """A call's prompt was looked at since it was dispatched. `marks`: as in `dispatched`."""
         call = self._live.get(call_id)
         if call is not None and not call.marks:
             call.marks = marks
-            self._engine(call.account.name.engine).cached(0.0, marks)
 
     def guess(
         self, call_id: str, prompt_tokens: float | None, cached_tokens: float | None, output_tokens: float | None,
@@ -121,13 +127,26 @@ class Bill:
         if call.over_at is not None:
             return call.estimate
         tokens = prompt_tokens, cached_tokens, output_tokens
-        if call.guess is not None and call.guess[0] == tokens:
-            return call.guess[1]
-        book = self.engines[call.account.name.engine]
-        call.guess_part = part = self._part(call, book, now)
-        guess = estimate(call, *tokens, book.tariff, book.company, part)
-        call.guess = tokens, guess
-        return guess
+        guess = call.guess
+        if guess is not None and guess[0] == tokens:
+            return guess[1]
+        book = call.book
+        quoted = book.quote
+        if quoted is None or prompt_tokens is None or output_tokens is None or call.unknown:
+            made = UNKNOWN
+        else:
+            if cached_tokens is None:
+                cached_tokens = prompt_tokens * (1.0 - book.company.computed_share)
+            elif cached_tokens > prompt_tokens:
+                cached_tokens = prompt_tokens
+            at = book.at if now is None else now
+            shared, stay = book.shared_until(at) - call.shared, at - call.since
+            part = shared / stay if stay > 0 else 1.0 / book.calls
+            joules = joules_of(quoted, prompt_tokens, cached_tokens, output_tokens, part)
+            half = (quoted.doubt + book.company.error) * joules
+            made = Estimate(joules, joules - half if half < joules else 0.0, joules + half, quoted.source)
+        call.guess = tokens, made
+        return made
 
     def ended(
         self, call_id: str, prompt_tokens: float | None, cached_tokens: float | None, output_tokens: float | None,
@@ -137,27 +156,28 @@ class Bill:
         call = self._live.get(call_id)
         if call is None:
             return None
-        book = self.engines[call.account.name.engine]
-        call.over_at = now
+        if call.over_at is not None:
+            return call.estimate
+        book, made = call.book, call.guess
+        if made is not None and made[0] == (prompt_tokens, cached_tokens, output_tokens):
+            guess = made[1]
+        else:
+            guess = self.guess(call_id, prompt_tokens, cached_tokens, output_tokens, now) or UNKNOWN
+        if now > book.at:
+            book.shared_until(now)
+        book.calls -= 1
+        call.over_at, call.estimate = now, guess
         if prompt_tokens is not None:
             call.prompt_tokens = prompt_tokens
-            known = prompt_tokens * (1.0 - book.company.computed_share) if cached_tokens is None else cached_tokens
-            call.cached_tokens = min(prompt_tokens, known)
-        tokens = prompt_tokens, cached_tokens, output_tokens
-        part, guess = call.guess_part, call.guess
-        if guess is None or guess[0] != tokens:  # else as its client was told
-            part = self._part(call, book, now)
-            guess = tokens, estimate(call, *tokens, book.tariff, book.company, part)
-        self._leave(call, book, now)
+            if cached_tokens is None:
+                cached_tokens = prompt_tokens * (1.0 - book.company.computed_share)
+            call.cached_tokens = min(prompt_tokens, cached_tokens)
         open_at = call.open_at
-        if output_tokens is not None and part is not None and len(open_at) == 1:
-            call.steps = output_tokens * part
-        call.estimate = guess[1]
         for name in open_at:
-            self.engines[name].over[call_id] = now
+            self.engines[name].over.append((now, call))
         if not open_at:
-            self._settle(call, book)
-        return guess[1]
+            self._settle([call], book)
+        return guess
 
     def preliminary(self, call_id: str) -> Estimate | None:
         """What `ended` said, as long as the call is remembered."""
@@ -172,16 +192,15 @@ class Bill:
         Each engine's windows in their order. What is returned is of interest to budgets.
         """
         book = self._engine(window.engine)
-        bill = book.split(window, tariff, self.known_at_end(window))
+        bill = book.split(window, tariff)
         book.book(bill)
         over: list[CallBill] = []
         if bill.source == "unavailable":
             self._book_unknown(window, book, over)
-        else:
+        elif len(window.calls):
             self._book(bill, bill.source, book, over)
         over += self._overdue(book, window)
-        for call in over:
-            self._settle(call, book)
+        self._settle(over, book)
         self.prefixes.even_out(self._move)
         settled, self._news = tuple(self._news), []
         moved = tuple(Moved(*whose, value / MICRO) for whose, value in self._moved.items() if value)
@@ -190,40 +209,45 @@ class Bill:
 
     def priced(self, engine: str, tariff: Tariff | None, *, simulated: bool = False) -> None:
         """What the engine's model believes before any window has closed: for estimates."""
-        book = self._engine(engine)
-        book.tariff = tariff
-        book.company.source = "simulated" if simulated else "modelled"
-
-    def known_at_end(self, window: Window) -> dict[int, AtEnd]:
-        """Of calls that have ended, by their place in the window, before that is billed: their share of steps is known
-        better than window by window, and how much of their prompts was computed."""
-        found = {}
-        live, alone = self._live, [window.engine]
-        for place, (call_id, work, correction, _, ended) in enumerate(window.calls):
-            if ended and (call := live.get(call_id)) is not None and call.steps is not None and call.open_at == alone:
-                tokens = call.told_prefill_tokens + work[4] + correction[4]
-                found[place] = AtEnd(call.steps - call.told_steps - work[0] - correction[0], tokens)
-        return found
+        self._engine(engine).priced(tariff, "simulated" if simulated else "modelled")
 
     def _book(self, bill: WindowBill, source: Source, book: EngineBook, over: list[CallBill]) -> None:
-        live, engine, touched = self._live, book.name, self.accounts.touched
-        for (call_id, work, correction, _, ended), row in zip(bill.window.calls, bill.rows, strict=True):
-            call = live.get(call_id)
+        """Shares to calls one by one, and to accounts in sums."""
+        shares, engine, alone = bill.window.calls, book.name, book.alone
+        rows = bill.rows
+        places: dict[Account, int] = {}
+        place_of = []
+        marginals = rows[:, :4].sum(axis=1).tolist()
+        ended_and_computed = zip(shares.ended.tolist(), shares.prompt_tokens.tolist(), strict=True)
+        for number, (call, marginal, (ended, computed)) in enumerate(
+            zip(map(self._live.get, shares.ids), marginals, ended_and_computed, strict=True)
+        ):
             if call is None:
-                add(self.accounts.touch(self.accounts.others(engine)).amounts(source), row)
-                continue
-            account = call.account
-            if account.into is not None or account.name[0] != engine:
-                account = self._account(call, engine)
-            touched[account] = None
-            amounts = account.by_source.get(source)
-            add_to_both(call.amounts, account.amounts(source) if amounts is None else amounts, row)
-            if call.source != source:
-                call.source = source if call.source == "unavailable" else weakest((call.source, source))
-            if ended:
-                self._window_ended(call, engine, over)
-            call.told_steps += work[0] + correction[0]
-            call.told_prefill_tokens += work[4] + correction[4]
+                account = self.accounts.others(engine)
+            else:
+                account = call.account
+                if account.into is not None or account.name[0] != engine:
+                    account = self._account(call, engine)
+                call.marginal += marginal
+                call.parts += (rows, number)
+                if len(call.parts) > PARTS_MAX:
+                    _ = call.amounts
+                if call.source != source:
+                    call.source = source if call.source == "unavailable" else weakest((call.source, source))
+                if ended:
+                    call.computed_tokens += computed
+                    if call.open_at is alone:
+                        call.open_at = ()
+                        if call.over_at is not None:
+                            over.append(call)
+                    else:
+                        self._window_ended(call, engine, over)
+            place = places.get(account)
+            if place is None:
+                place = places[account] = len(places)
+            place_of.append(place)
+        for account, sums in zip(places, sums_of(rows, place_of), strict=True):
+            add(self.accounts.touch(account).amounts(source), sums)
 
     def _book_unknown(self, window: Window, book: EngineBook, over: list[CallBill]) -> None:
         """Nobody can tell whose joules these are; but whose time it was."""
@@ -239,66 +263,54 @@ class Bill:
     @staticmethod
     def _window_ended(call: CallBill, engine: str, over: list[CallBill]) -> None:
         """This engine's windows name it no more."""
-        if engine in call.open_at:
-            call.open_at.remove(engine)
+        open_at = call.open_at
+        if engine in open_at:
+            place = open_at.index(engine)
+            call.open_at = (*open_at[:place], *open_at[place + 1 :])
             if not call.open_at and call.over_at is not None:
                 over.append(call)
 
     def _overdue(self, book: EngineBook, window: Window) -> list[CallBill]:
         """Calls that were over before this window began, and whose end no window has named: none will."""
-        late = []
-        while book.over:
-            call_id, over_at = next(iter(book.over.items()))
-            if over_at >= window.start:
-                break
-            del book.over[call_id]
-            call = self._live.get(call_id)
-            if call is None or book.name not in call.open_at:
-                continue
-            call.open_at = [engine for engine in call.open_at if engine != book.name]
-            if not call.open_at:
-                late.append(call)
+        late, over, name = [], book.over, book.name
+        while over and over[0][0] < window.start:
+            _, call = over.popleft()
+            if name in call.open_at and call.id in self._live:
+                call.open_at = tuple([engine for engine in call.open_at if engine != name])
+                if not call.open_at:
+                    late.append(call)
         return late
 
-    def _settle(self, call: CallBill, book: EngineBook) -> None:
-        """All its windows have closed: what it comes to is known, and of its prefill what others use too is shared."""
-        if self._live.pop(call.id, None) is None:
-            return
-        book.judge(call)
-        call.settled = True
-        self._news.append(call)
-        self._settled[call.id] = call
-        if call.marks and book.tariff is not None and call.source != "unavailable":
-            self.prefixes.joined(call, book.tariff, across_keys=self.limits.prefixes_across_keys)
-        while len(self._settled) > self.limits.settled_calls:
-            self._settled.popitem(last=False)
+    def _settle(self, calls: Iterable[CallBill], book: EngineBook) -> None:
+        """All their windows have closed: what they come to is known, and of their prefill what others use is shared."""
+        live, settled = self._live, self._settled
+        some = [call for call in calls if live.pop(call.id, None) is not None]
+        book.judge(some)
+        self._news += some
+        across = self.limits.prefixes_across_keys
+        for call in some:
+            call.settled = True
+            settled[call.id] = call
+            if call.marks and book.tariff is not None and call.source != "unavailable":
+                self.prefixes.joined(call, book.tariff, across_keys=across)
+        order = self._in_order
+        order.extend([call.id for call in some])
+        while len(order) > self.limits.settled_calls:
+            settled.pop(order.popleft(), None)
 
     def _move(self, call: CallBill, account: Account, microjoules: int) -> None:
         """Of a shared prefix, from one that paid more to one that paid less. Of no effect on any engine's sums."""
         account = self.accounts.touch(account)
         account.amounts(self._engine(account.name.engine).source)[PREFILL] += microjoules
-        call.amounts[PREFILL] += microjoules
-        whose = call.key, call.workflow
+        call.moved(microjoules)
+        whose = call.account.name[1:3]
         self._moved[whose] = self._moved.get(whose, 0) + microjoules
 
     def _account(self, call: CallBill, engine: str) -> Account:
         account = call.account
         if account.name.engine != engine:  # it was given to another engine since
-            account = self.accounts.open(Name(engine, call.key, call.workflow, call.model))
+            account = self.accounts.open((engine, *account.name[1:]))
         return self.accounts.touch(account)
-
-    @staticmethod
-    def _part(call: CallBill, book: EngineBook, now: float | None) -> float | None:
-        """Of the steps of the engine that it was given to last; None: not known."""
-        place = call.place
-        return None if place is None else book.crowd.part(place, book.crowd.at if now is None else now)
-
-    @staticmethod
-    def _leave(call: CallBill, book: EngineBook, now: float | None) -> None:
-        """It is no more at the engine that it was given to last."""
-        place, call.place = call.place, None
-        if place is not None:
-            book.crowd.leave(place, book.crowd.at if now is None else now)
 
     def _engine(self, name: str) -> EngineBook:
         book = self.engines.get(name)
@@ -307,10 +319,13 @@ class Bill:
         return book
 
     def _give_up(self) -> None:
-        """The oldest call is not followed any more: what it has used so far is its bill."""
-        call = self._live.popitem(last=False)[1]
-        self.given_up += 1
-        self._news.append(call)
+        """The oldest calls are not followed any more: what they have used so far is their bill."""
+        for call_id in [*islice(self._live, 1 + self.limits.live_calls // GIVEN_UP_SHARE)]:
+            call = self._live.pop(call_id)
+            if call.over_at is None:
+                call.book.calls -= 1
+            self.given_up += 1
+            self._news.append(call)
 
     # --- reading ---
 
@@ -322,9 +337,8 @@ class Bill:
     def workflow(self, key: str, workflow_id: str) -> Figure:
         """A workflow's; `unavailable` if it is not kept apart (any more)."""
         name = workflow_id[:NAME_MAX]
-        over = {call_id for book in self.engines.values() for call_id in book.over}
-        calls = [call for call_id in over if (call := self._live.get(call_id)) is not None]
-        pending = sum(_pending(call) for call in calls if call.workflow == name and call.key == key)
+        calls = {call for book in self.engines.values() for _, call in book.over if not call.settled}
+        pending = sum(_pending(call) for call in calls if call.account.name[1:3] == (key, name))
         return figure(self.accounts.workflow(key, name), pending)
 
     def drain(self) -> tuple[list[Change], list[EngineChange]]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from scheduler.energy.bill_accounts import COMPONENTS, UNCERTAINTY, named
+from scheduler.energy.bill_accounts import PREFILL, UNCERTAINTY, ZERO, named
 from scheduler.energy.bill_limit import left_of
 from scheduler.energy.bill_prices import MICRO
-from scheduler.energy.work import call_work
 
 if TYPE_CHECKING:
     from scheduler.energy.batch import Prefixes
-    from scheduler.energy.bill_accounts import Account, Amounts, Source
-    from scheduler.energy.bill_crowd import Place
+    from scheduler.energy.bill_accounts import Account, Amounts, Microjoules, Source
+    from scheduler.energy.bill_engine import EngineBook
     from scheduler.energy.bill_prices import Tariff
 
 
@@ -25,46 +24,47 @@ class Estimate(NamedTuple):
     source: Source
 
 
+PARTS_MAX = 8
+"""Two for each of a call's windows that are not added up so far: they keep those of all calls of the window."""
 UNKNOWN = Estimate(None, None, None, "unavailable")
 
 
 class CallBill:
     """One call. What `__init__` does not set has its default in the class: one is made for each call."""
 
-    place: Place | None = None
-    """While it is at an engine."""
     over_at: float | None = None
     prompt_tokens: float | None = None
     cached_tokens = 0.0
-    told_steps = 0.0
-    told_prefill_tokens = 0.0
-    """What windows have named of its work."""
+    computed_tokens = 0.0
+    """Of its prompt, as windows have named them."""
     guess: tuple[tuple[float | None, float | None, float | None], Estimate] | None = None
     """What was said last, and of which tokens."""
-    guess_part: float | None = None
-    """Of its engine's steps, as was thought then."""
     estimate = UNKNOWN
-    steps: float | None = None
-    """Its share of steps, all in all, once it has ended: a step for each output token (the first is its prefill's), its
-    part of each the mean over its stay. A window's shares are by time, and steps are not of one length."""
+    marginal = 0
+    """Microjoules billed for what it caused."""
+    summed: Amounts = ZERO
+    parts: tuple[Microjoules | int, ...] = ()
+    """Of its windows: rows of all calls and its place among them, in turn; what was added up already is in `summed`,
+    which is never changed in place. Adding them up is left to whoever reads it: see `amounts`."""
     source: Source = "unavailable"
     """The weakest of its windows'."""
     settled = False
     unknown = False
     """Of some of its time nobody knows the energy."""
 
-    def __init__(self, call_id: str, key: str, workflow: str, model: str, marks: Prefixes, account: Account) -> None:
+    def __init__(
+        self, call_id: str, marks: Prefixes, account: Account, book: EngineBook, since: float, shared: float
+    ) -> None:
         self.id = call_id
-        self.key = key
-        self.workflow = workflow
-        self.model = model
         self.marks = marks
         self.account = account
+        self.book = book
         """Of the engine that it was given to last."""
-        self.amounts: Amounts = [0] * len(COMPONENTS)
-        """As in its account; they move on with corrections after it is settled, too."""
-        self.open_at: list[str] = []
+        self.open_at: tuple[str, ...] = book.alone
         """Engines that have not closed its last window."""
+        self.since = since
+        self.shared = shared
+        """When it was given to that, and what `EngineBook.shared_seconds` were then."""
 
     @property
     def joules(self) -> float | None:
@@ -72,10 +72,20 @@ class CallBill:
         return None if self.source == "unavailable" or self.unknown else self.marginal / MICRO
 
     @property
-    def marginal(self) -> int:
-        """Microjoules billed for what it caused."""
-        amounts = self.amounts
-        return amounts[0] + amounts[1] + amounts[2] + amounts[3]
+    def amounts(self) -> Amounts:
+        """As in its account; they move on with corrections after it is settled, too."""
+        if parts := self.parts:
+            rows = [parts[at][parts[at + 1]].tolist() for at in range(0, len(parts), 2)]  # type: ignore[index]
+            self.summed = [sum(column) for column in zip(self.summed, *rows, strict=True)]
+            self.parts = ()
+        return self.summed
+
+    def moved(self, microjoules: int) -> None:
+        """So much of its prefill was taken over by others, or from them."""
+        amounts = self.amounts.copy()
+        amounts[PREFILL] += microjoules
+        self.summed = amounts
+        self.marginal += microjoules
 
 
 class Call(NamedTuple):
@@ -109,27 +119,46 @@ class Company:
         """Nine of ten estimates of what windows have not billed yet lie within this share of it."""
 
 
-def estimate(
-    call: CallBill, prompt: float | None, cached: float | None, output: float | None, tariff: Tariff | None,
-    company: Company, part: float | None,
-) -> Estimate:  # fmt: skip
-    """All of it at the engine's prices of now: what windows have billed so far may have been guessed.
+class Quote(NamedTuple):
+    """An engine's prices as estimates need them, made once a window: joules above idle for one of each."""
 
-    Tokens; None = not known. `part`: of each step that it was in, as `Crowd` says; None: not known, and it is taken to
-    have been alone.
-    """
-    if tariff is None or prompt is None or output is None or call.unknown:
-        return UNKNOWN
-    if cached is None or cached > prompt:
-        cached = prompt * (1.0 - company.computed_share) if cached is None else prompt
-    _, decoded, context, _, computed, pairs, _ = call_work(prompt, cached, output)
-    step, decode, read, read_again, prefill, pair, _, doubt, left, *_ = tariff
-    again = context * company.repeated_share
-    steps = output if part is None else output * part
-    joules = left * (step * steps + decode * decoded + read * (context - again) + read_again * again)
-    joules = company.scale * (joules + left_of(tariff, computed) * (prefill * computed + pair * pairs))
-    half = (doubt + company.error) * joules
-    return Estimate(joules, max(joules - half, 0.0), joules + half, company.source)
+    step: float
+    decode_token: float
+    context_token: float
+    prefill_token: float
+    attention_pair: float
+    doubt: float
+    source: Source
+    tariff: Tariff
+
+
+def quote(tariff: Tariff, company: Company) -> Quote:
+    """At the scale, and with the part of the context that others read too, of the last window."""
+    scale = company.scale
+    rest = scale * tariff.decode_left
+    again = company.repeated_share
+    context = (1.0 - again) * tariff.context_token + again * tariff.repeated_token
+    own = scale if tariff.prefill_curve else scale * tariff.prefill_left
+    return Quote(
+        rest * tariff.step, rest * tariff.decode_token, rest * context,
+        own * tariff.prefill_token, own * tariff.attention_pair, tariff.relative_error, company.source, tariff,
+    )  # fmt: skip
+
+
+def joules_of(quoted: Quote, prompt: float, cached: float, output: float, part: float) -> float:
+    """All of a call at the engine's prices of now: what windows have billed so far may have been guessed. `part`: of
+    each step that it was in. The features are `call_work`'s."""
+    if output <= 0:
+        return 0.0
+    step, decode, context, prefill, pair, _, _, tariff = quoted
+    computed = prompt - cached
+    own = computed * (prefill + pair * (cached + computed / 2))
+    if tariff.prefill_curve:
+        own *= left_of(tariff, computed)
+    if output <= 1.0:
+        return own + step * output * part + context * cached
+    decoded = output - 1.0
+    return own + step * output * part + decode * decoded + context * (cached + decoded * (prompt + output / 2))
 
 
 def shown(call: CallBill) -> Call:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.energy.bill_accounts import COMPONENTS, ENGINE_COMPONENTS, ZERO, add
-from scheduler.energy.bill_calls import Company
-from scheduler.energy.bill_crowd import Crowd, Pace
+from scheduler.energy.bill_calls import Company, quote
 from scheduler.energy.bill_limit import SteadyLimit
 from scheduler.energy.bill_prices import MICRO
 from scheduler.energy.bill_scale import IdleWatch, Scale
-from scheduler.energy.bill_split import split
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Mapping
+    from collections.abc import Iterable
 
-    from scheduler.energy.batch import Prefixes
     from scheduler.energy.bill_accounts import Account, Amounts, Source
-    from scheduler.energy.bill_calls import CallBill
+    from scheduler.energy.bill_calls import CallBill, Quote
     from scheduler.energy.bill_prices import Tariff
-    from scheduler.energy.bill_split import AtEnd, Side, WindowBill
+    from scheduler.energy.bill_split import Side, WindowBill
+    from scheduler.energy.stays import Pace
     from scheduler.energy.window import Window
-    from scheduler.energy.work import Work
 
 RECENT = 0.3
 """Weight of the last window, or call, in what an engine has been like lately."""
-SEEN_MAX = 4_096
-ERROR_RATE = 0.05
+GROWS, FALLS = 1.0 + 0.05 * 0.9, 1.0 - 0.05 * 0.1
 ERROR_LOWEST, ERROR_HIGHEST = 0.02, 2.0
 
 
@@ -45,6 +41,7 @@ class EngineBook:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.alone = (name,)
         self.by_source: dict[Source, Amounts] = {}
         """Microjoules in the order of ENGINE_COMPONENTS."""
         self.billed: dict[Source, Amounts] = {}
@@ -52,49 +49,50 @@ class EngineBook:
         self._idle = IdleWatch()
 
         self.company = Company()
-        self.crowd = Crowd()
+        self.quote: Quote | None = None
+        """Prices for estimates; None: nothing is believed of it."""
+        self.calls = 0
+        self.at = self.shared_seconds = 0.0
+        """Calls at it, and ∫ dt / calls up to a time: for estimates, where O(1) an event is all that may be spent."""
         self.tariff: Tariff | None = None
         self.source: Source = "modelled"
         """Of the last window that has figures."""
-        self.over: dict[str, float] = {}
-        """Calls that are over and whose last window has perhaps not closed → when they ended, in this order."""
+        self.over: deque[tuple[float, CallBill]] = deque()
+        """When calls ended whose last window has perhaps not closed, in this order."""
         self.windows = 0
         self.windows_marked = 0
         self.booked_until: float | None = None
         """End of the last window, in the core's seconds."""
         self._scale = Scale()
         self._limit = SteadyLimit()
-        self._seen: OrderedDict[Hashable, None] = OrderedDict()
-        """Beginnings of prompts that it was sent."""
         self._drained: dict[Source, Amounts] = {}
 
-    def cached(self, prompt_tokens: float, marks: Prefixes) -> float:
-        """How much of a prompt will be found in the engine's cache: as far as somebody else's began so, else as much as
-        of others lately."""
-        if not marks:
-            return prompt_tokens * (1.0 - self.company.computed_share)
-        seen, found = self._seen, 0.0
-        for mark, tokens in marks:
-            if mark in seen:
-                found = tokens
-                seen.move_to_end(mark)
-            else:
-                seen[mark] = None
-        while len(seen) > SEEN_MAX:
-            seen.popitem(last=False)
-        return min(found, prompt_tokens)
+    def shared_until(self, now: float) -> float:
+        """∫ dt / calls up to now. Times never go back: earlier is as now."""
+        if now > self.at:
+            if self.calls:
+                self.shared_seconds += (now - self.at) / self.calls
+            self.at = now
+        return self.shared_seconds
 
-    def split(self, window: Window, tariff: Tariff | None, at_end: Mapping[int, AtEnd]) -> WindowBill:
-        """A window has closed: who pays what of it. `at_end`: see `split`."""
+    def priced(self, tariff: Tariff | None, source: Source) -> None:
+        """What is believed before any window has closed."""
+        self.tariff, self.company.source = tariff, source
+        self.quote = None if tariff is None else quote(tariff, self.company)
+
+    def split(self, window: Window, tariff: Tariff | None) -> WindowBill:
+        """A window has closed: who pays what of it."""
+        from scheduler.energy.bill_split import split  # with numpy, which only those need who have windows
+
         if tariff is not None:
             tariff = self._limit.of(tariff, window)
         self.tariff = tariff
         idle = self._idle.saw(window, tariff)
         scale = 1.0
         if tariff is not None:
-            self._scale.saw(window, tariff, sum([known.more_steps for known in at_end.values()]))
+            self._scale.saw(window, tariff, float(window.calls.more_steps.sum()))
             scale = self._scale.at(tariff, idle.gpu_watts or 0.0)
-        bill = split(window, tariff, scale, idle, at_end)
+        bill = split(window, tariff, scale, idle)
         self._scale.booked(window, bill.gpu.residual / MICRO)
         return bill
 
@@ -119,44 +117,52 @@ class EngineBook:
 
     def _to_calls(self, bill: WindowBill) -> None:
         """Its shares go to accounts, one by one."""
-        if bill.rows:
+        if len(bill.rows):
             add(self.billed.setdefault(bill.source, [0] * len(COMPONENTS)), bill.sums())
 
     def _lately(self, bill: WindowBill) -> None:
         window, company = bill.window, self.company
         work = window.work
-        if work.steps > 0:
-            self.crowd.steps_take(window.busy_seconds / work.steps, self._pace(work))
         if (read := work.context_tokens + work.repeated_tokens) > 0:
             again = min(max(work.repeated_tokens / read, 0.0), 1.0)
             company.repeated_share += RECENT * (again - company.repeated_share)
         company.scale = bill.scale
         company.source = "simulated" if window.source == "simulated" else "modelled"
+        self.quote = None if self.tariff is None else quote(self.tariff, company)
 
-    def _pace(self, work: Work) -> Pace:
+    def pace(self, window: Window) -> Pace:
+        """How long steps take lately, by what the model says of the last window."""
+        from scheduler.energy.stays import Pace
+
+        work = window.work
+        mean = window.busy_seconds / work.steps if work.steps > 0 else 0.0
         seconds = None if self.tariff is None else self.tariff.seconds
         if seconds is None or seconds.step <= 0:
-            return Pace()
+            return Pace(mean_seconds=mean)
         context = repeated = 0.0
         if work.decode_tokens > 0:
             context, repeated = work.context_tokens / work.decode_tokens, work.repeated_tokens / work.decode_tokens
         each = seconds.decode_token + seconds.context_token * context + seconds.repeated_token * repeated
-        return Pace(seconds.step + each, each, seconds.prefill_token)
+        return Pace(seconds.step + each, each, seconds.prefill_token, mean)
 
-    def judge(self, call: CallBill) -> None:
-        """A call is settled: how good was its estimate, and how much of its prompt was computed?"""
-        company, prompt = self.company, call.prompt_tokens
-        if prompt:
-            computed, weight = call.told_prefill_tokens / prompt, RECENT if prompt >= 1000 else RECENT * prompt / 1000.0
-            computed = 0.0 if computed < 0 else computed if computed < 1 else 1.0
-            company.computed_share += weight * (computed - company.computed_share)
-        joules = call.estimate.joules
-        if joules is not None and not call.unknown:
-            joules *= MICRO
-            outside = abs(call.marginal - joules) > company.error * joules
-            # Grows nine times as fast as it falls: it stands still where one of ten is outside.
-            error = company.error * (1.0 + ERROR_RATE * (0.9 if outside else -0.1))
-            company.error = min(max(error, ERROR_LOWEST), ERROR_HIGHEST)
+    def judge(self, calls: Iterable[CallBill]) -> None:
+        """Some are settled: how good were their estimates, and how much of their prompts was computed?"""
+        company = self.company
+        computed_share, error = company.computed_share, company.error
+        for call in calls:
+            if prompt := call.prompt_tokens:
+                computed, weight = call.computed_tokens / prompt, RECENT if prompt >= 1000 else RECENT * prompt / 1000.0
+                computed_share += weight * (
+                    (0.0 if computed < 0 else computed if computed < 1 else 1.0) - computed_share
+                )
+            joules = call.estimate.joules
+            if joules is not None and not call.unknown:
+                joules *= MICRO
+                missed = call.marginal - joules
+                # Grows nine times as fast as it falls: it stands still where one of ten is outside.
+                error *= GROWS if missed > error * joules or -missed > error * joules else FALLS
+                error = min(max(error, ERROR_LOWEST), ERROR_HIGHEST)
+        company.computed_share, company.error = computed_share, error
 
     def drain(self) -> list[EngineChange]:
         """What has been booked since the last time: each microjoule once."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from math import log2
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from scheduler.energy.bill_prices import prefill_joules, price
+from scheduler.energy.bill_prices import price
 from scheduler.energy.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import numpy as np
+    import numpy.typing as npt
 
     from scheduler.energy.bill_prices import Tariff
+    from scheduler.energy.model.steps import StepPrices
     from scheduler.energy.window import Window
+
+    Floats = npt.NDArray[np.float64]
 
 LEAST_LEFT = 0.3
 FIRST_POWER = 7
@@ -43,45 +47,58 @@ def left_of(tariff: Tariff, tokens: float) -> float:
     return below + (place - whole) * (curve[whole + 1] - below)
 
 
-def under_limit(tariff: Tariff, coefficients: Mapping[str, Mapping[str, Any]], window: Window) -> Tariff:
+def all_left_of(tariff: Tariff, tokens: Floats) -> Floats:
+    """The same for many prompts, of a tariff that has a curve."""
+    import numpy as np  # there are windows, so it is loaded already
+
+    doublings = np.log2(np.maximum(tokens, 1.0)) - FIRST_POWER
+    left: Floats = np.interp(doublings, np.arange(POINTS), tariff.prefill_curve)
+    return left
+
+
+def under_limit(tariff: Tariff, believed: StepPrices, window: Window) -> Tariff:
     """The same work draws less under a power limit that binds, and steps with prompt tokens reach it first: what the
     limit takes off a step of either kind is taken off all its terms. design.md's cap layer, by the model's own word,
     for the window's mean decode step and for a prompt of each length among such steps.
 
     Asked about are typical steps and not the window as it is: what an edge cut off it would be taken for a limit's.
     """
-    work, limit = window.work, window.limit_watts
+    work, limit = window.seen, window.limit_watts
     if work.steps <= 0 or limit is None:
         return tariff
     import numpy as np  # there is a model, so it is loaded already
 
-    from scheduler.energy.model.equations import NAMES, Limits, forward
+    from scheduler.energy.model.equations import Limits, forward
 
-    values = np.array([[float(coefficients[name]["value"]) for name in NAMES]])
+    time, energy, prompt_seconds, idle_watts, cap = believed[:5]
+    values = np.array([[*time, *energy, prompt_seconds, idle_watts, *cap]])  # in the order of NAMES
 
-    def joules(of: Work) -> float:
-        return float(forward(values, of, Limits(limit, limit)).above_idle_joules[0])
+    def joules(of: Work, at: Floats = values) -> Floats:
+        return forward(at, of, Limits(limit, limit)).above_idle_joules
 
     steps = max(work.steps / work.prompts, 1.0) if work.prompts > 0.5 else STEPS_BETWEEN
     decode = work * (steps / work.steps)
     decode = Work(steps, decode[1], decode[2], decode[3])
-    free = tariff._replace(decode_left=1.0, prefill_left=1.0)
+    free = tariff._replace(decode_left=1.0, prefill_left=1.0, prefill_curve=())
     whole = price(free, decode).total
     if whole <= 0:
         return tariff
-    limited = joules(decode)
+    limited = float(joules(decode)[0])
     lost_decoding = (whole - limited) * (steps - 1) / steps
-    curve: list[float] = []
-    for power in range(FIRST_POWER + POINTS - 1, FIRST_POWER - 1, -1):
-        tokens = float(1 << power)
-        own = prefill_joules(tariff, 0.0, tokens)
-        mixed = own + whole / steps
-        of = decode._replace(prefill_tokens=tokens, attention_pairs=tokens * tokens / 2, prompts=1.0)
-        lost = whole + own - joules(of) - lost_decoding
-        curve.append(_share(mixed - lost, mixed))
-        if curve[0] > 0.999:  # not even of the longest
-            return tariff._replace(decode_left=_share(limited, whole))
-    tariff = tariff._replace(decode_left=_share(limited, whole), prefill_curve=tuple(reversed(curve)))
+    # All lengths at once: one prompt of one "token" and one "pair", which cost as much as all of theirs.
+    tokens = 2.0 ** np.arange(FIRST_POWER + POINTS - 1, FIRST_POWER - 1, -1)
+    of_each = np.tile(values, (POINTS, 1))
+    for token, pair in ((4, 5), (10, 11)):
+        of_each[:, token] *= tokens
+        of_each[:, pair] *= tokens * tokens / 2
+    own = of_each[:, 10] + of_each[:, 11]
+    lost = whole + own - joules(decode._replace(prefill_tokens=1.0, attention_pairs=1.0, prompts=1.0), of_each)
+    mixed = own + whole / steps
+    curve = [_share(of - gone, of) for of, gone in zip(mixed.tolist(), (lost - lost_decoding).tolist(), strict=True)]
+    tariff = tariff._replace(decode_left=_share(limited, whole))
+    if curve[0] > 0.999:  # not even of the longest
+        return tariff
+    tariff = tariff._replace(prefill_curve=tuple(reversed(curve)))
     return tariff._replace(prefill_left=_mean_left(tariff, window))
 
 
@@ -110,15 +127,12 @@ class SteadyLimit:
 
 def _mean_left(tariff: Tariff, window: Window) -> float:
     """Of the window's prompts together."""
-    token, pair = tariff.prefill_token, tariff.attention_pair
-    whole = left = 0.0
-    for _, work, correction, _, _ in window.calls:
-        tokens = work[4] + correction[4]
-        if tokens > 0:
-            joules = token * tokens + pair * (work[5] + correction[5])
-            whole += joules
-            left += joules * left_of(tariff, tokens)
-    return left / whole if whole > 0 else 1.0
+    work = window.calls.work + window.calls.correction
+    computed = work[:, 4] > 0
+    tokens = work[computed, 4]
+    joules = tariff.prefill_token * tokens + tariff.attention_pair * work[computed, 5]
+    whole = float(joules.sum())
+    return float((joules * all_left_of(tariff, tokens)).sum()) / whole if whole > 0 else 1.0
 
 
 def _share(part: float, whole: float) -> float:

@@ -79,9 +79,9 @@ class SharedPrefixes:
     def joined(self, call: CallBill, tariff: Tariff, *, across_keys: bool) -> None:
         """A call is settled, its own prefill billed in full: what of it others use too is theirs to share."""
         account = call.account
-        engine = account.name.engine
+        engine, key, _, model = account.name
         for mark, paid in _spent(call, tariff):
-            name = (engine, call.model, mark) if across_keys else (engine, call.model, mark, call.key)
+            name = (engine, model, mark) if across_keys else (engine, model, mark, key)
             prefix = self._prefixes.get(name)
             if prefix is None:
                 prefix = self._prefixes[name] = Prefix()

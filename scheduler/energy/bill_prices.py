@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from scheduler.energy.model.prior import Prices
 from scheduler.energy.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from scheduler.energy.model.prior import Prices
+    from scheduler.energy.model.steps import StepPrices
     from scheduler.energy.window import Window
 
 MICRO = 1_000_000
@@ -36,8 +35,12 @@ class UnitPrices(Protocol):
 class Model(Protocol):
     """`scheduler.energy.model.EnergyModel`, as far as it is needed here."""
 
-    def describe(self) -> dict[str, Any]:
-        """Its coefficients by name, each with `value`, and its `residuals`."""
+    @property
+    def relative_error(self) -> float | None: ...
+
+    def prices(self) -> StepPrices: ...
+
+    def describe(self) -> dict[str, Any]: ...
 
 
 class Tariff(NamedTuple):
@@ -102,24 +105,19 @@ def tariff_of(model: Model, window: Window | None = None) -> Tariff:
 
     Until the model has seen windows, bills may be as far off as its coefficients.
     """
-    description = model.describe()
-    coefficients: Mapping[str, Mapping[str, Any]] = description["coefficients"]
-    prices, seconds = (
-        Prices(*(float(coefficients[f"{what}.{name}"]["value"]) for name in Prices._fields))
-        for what in ("energy", "time")
-    )
-    seen = description["residuals"]["relative_error"]
+    believed = model.prices()
+    seen = model.relative_error
     if seen is None:
-        step = coefficients["energy.step"]
+        step = model.describe()["coefficients"]["energy.step"]
         error = (float(step["high"]) - float(step["value"])) / float(step["value"]) if step["value"] else 1.0
     else:
-        error = SETTLED_ERROR + WINDOW_ERRORS * float(seen)
-    tariff = Tariff.of(prices, float(coefficients["idle_watts"]["value"]), min(error, 1.0))._replace(seconds=seconds)
+        error = SETTLED_ERROR + WINDOW_ERRORS * seen
+    tariff = Tariff.of(believed.energy, believed.idle_watts, min(error, 1.0))._replace(seconds=believed.time)
     if window is None or window.limit_watts is None:
         return tariff
     from scheduler.energy.bill_limit import under_limit
 
-    return under_limit(tariff, coefficients, window)
+    return under_limit(tariff, believed, window)
 
 
 def price(tariff: Tariff, work: Work) -> Cost:

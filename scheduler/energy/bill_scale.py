@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from math import exp
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.energy.bill_prices import price, unlimited
-from scheduler.energy.bill_split import Idle
 from scheduler.energy.work import NOTHING
 
 if TYPE_CHECKING:
@@ -21,6 +20,14 @@ LOWEST, HIGHEST = 0.2, 5.0
 OWED_MOST = 0.05
 IDLE_HORIZON_SECONDS = 600.0
 IDLE_SECONDS_MIN = 0.5
+
+
+class Idle(NamedTuple):
+    """Watts that an engine's devices draw while nothing is done; None = not known."""
+
+    gpu_watts: float | None = None
+    cpu_watts: float | None = None
+    dram_watts: float | None = None
 
 
 class Scale:
@@ -84,7 +91,7 @@ class IdleWatch:
     def saw(self, window: Window, tariff: Tariff | None) -> Idle:
         """A window has closed; what is known now."""
         if window.seconds >= IDLE_SECONDS_MIN:
-            empty = not window.calls and not window.why
+            empty = not len(window.calls) and not window.why
             for place, joules in enumerate(window.energy):
                 if joules is not None:
                     self._take(place, joules, window.seconds, empty=empty)

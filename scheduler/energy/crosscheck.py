@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from scheduler.energy.window import Counters
+    from scheduler.energy.work import Work
 
 TOLERANCE = 0.03
 """Share of a window's tokens that may be the events on their way."""
@@ -35,6 +36,26 @@ def moved(before: Counters | None, after: Counters | None) -> Moved:
     if any(change is not None and change < 0 for change in (steps, prompt, cached, generation)):
         return Moved(None, None, None, None, reset=True)
     return Moved(steps, prompt, cached, generation, reset=False)
+
+
+def as_counted(work: Work, cached_tokens: float, moves: Moved) -> Work | None:
+    """A window's work with the prompt tokens that the engine counted. `cached_tokens`: of its prompts, as `work` has
+    them. None: the engine does not count them.
+
+    A model that learned from guesses would take all of a prompt's energy for less than it is: what is spread by chance
+    says little of what it is held against (Carroll et al., Measurement Error in Nonlinear Models, 2006, ch. 3).
+    """
+    if moves.prompt_tokens is None or moves.cached_tokens is None:
+        return None
+    computed = max(moves.prompt_tokens - moves.cached_tokens, 0.0)
+    told = work.prefill_tokens
+    pairs = work.attention_pairs * computed / told if told > 0 else computed * computed / 2
+    return work._replace(
+        context_tokens=max(work.context_tokens + moves.cached_tokens - cached_tokens, 0.0),
+        prefill_tokens=computed,
+        attention_pairs=pairs,
+        prompts=work.prompts if told > 0 or not computed else max(work.prompts, 1.0),
+    )
 
 
 class BypassWatch:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from scheduler.energy.bill import Bill, BillLimits
 from scheduler.energy.bill_prices import Tariff, tariff_of
 from scheduler.energy.budgets import JouleBudgets, JouleQuota, Unavailable
-from scheduler.energy.windows import WindowMaker, WindowRule
 from scheduler.workflow.spec import PREFIX_BYTES
 
 if TYPE_CHECKING:
@@ -78,6 +77,8 @@ class EngineDesk:
     """One engine's windows and model."""
 
     def __init__(self, name: str, now: float, rules: EnergyRules) -> None:
+        from scheduler.energy.windows import WindowMaker, WindowRule  # with numpy: only those pay for it who measure
+
         self.name = name
         self.windows = WindowMaker(name, now, WindowRule(rules.window_seconds))
         self.model: EnergyModel | None = None
@@ -154,7 +155,6 @@ class EnergyDesk:
             engine,
             now,
             prefixes,
-            prompt * windows.prompt_ratio,
         )
         if (listener := self.listener) is not None:
             listener.sent(engine, event.call_id, now, streamed=event.streamed)
@@ -214,7 +214,7 @@ class EnergyDesk:
         guess = self.bill.ended(call_id, prompt, cached, output, now)
         if guess is None:  # no engine whose energy is told was given it
             self.budgets.settled(call_id, None, now)
-        else:
+        elif self.budgets.open_calls:
             self.budgets.ended(call_id, guess.joules)
 
     def guess(
@@ -250,8 +250,8 @@ class EnergyDesk:
         if (listener := self.listener) is not None:
             listener.counted(name, counters)
         windows = desk.windows
-        for call_id, tokens in progress:
-            windows.progress(call_id, tokens, now)
+        if windows.ends_at(counters.at):  # what is seen in between would be overwritten
+            windows.progressed(progress, now)
         if (window := windows.counters(counters)) is not None:
             self._close(desk, window, now)
 
@@ -280,6 +280,7 @@ class EnergyDesk:
             self.also(window, simulated=desk.simulated)
         self.booked_until = max(self.booked_until, window.end)
         closed = self.bill.close(window, tariff)
+        desk.windows.paced(self.bill.engines[desk.name].pace(window))
         for call in closed.settled if self.budgets.open_calls else ():
             self.budgets.settled(call.id, call.joules, now)
         for moved in closed.moved:

@@ -5,10 +5,30 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from scheduler.energy.columns import (
+    CACHED,
+    CACHED_KNOWN,
+    COMPANY,
+    COUNTED,
+    ENDED_AT,
+    FORECAST,
+    INFINITE,
+    JOINED_AT,
+    OUTCOME,
+    PREFILLED,
+    PROMPT,
+    STREAMED,
+    WAITING,
+    known,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from scheduler.energy.progress import LiveCall
+    from scheduler.energy.batch import Prefixes
+    from scheduler.energy.columns import Columns, Floats, Places
 
 HALF = 0.5
 """A prompt counts as prefilled when the engine's counter moved by so much of its estimated length."""
@@ -28,112 +48,119 @@ class PrefillWatch:
     what streams do not explain of it is theirs, first come first.
     """
 
-    def __init__(self) -> None:
-        self._waiting: dict[int, LiveCall] = {}
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
         self._prompt_tokens = self._cached_tokens = 0.0
         """Counted and not explained yet; below 0: explained and not counted yet."""
-        self._owed: dict[int, tuple[list[LiveCall], float]] = {}
+        self._companies = 0
+        self._owed: dict[int, float] = {}
         """By company: tokens that some of it had cached less than was thought, and that others must have had."""
         self._prefixes: OrderedDict[Hashable, None] = OrderedDict()
         """Seen prefilled: a further call with the same will find it cached."""
 
-    def add(self, call: LiveCall) -> None:
-        """It was sent."""
-        self._waiting[id(call)] = call
-        self.foretell(call)
+    def forecast(self, prefixes: Prefixes) -> float:
+        """As much of a prompt is thought to be cached as of its beginnings was seen prefilled."""
+        found = 0.0
+        for key, tokens in prefixes:
+            if key not in self._prefixes:
+                break
+            found = tokens
+        return found
 
-    def foretell(self, call: LiveCall) -> None:
-        """As much of its prompt is thought to be cached as of its beginnings was seen prefilled."""
-        if call.prefixes and not call.cached_known:
-            for key, tokens in call.prefixes:
-                if key not in self._prefixes:
-                    break
-                call.cached_forecast = tokens
-
-    def probe(self, prompt_tokens: float | None, cached_tokens: float | None) -> list[LiveCall]:
-        """The engine's counters moved by so much since the last probe (None = not known): the calls that are known to
-        be prefilled now, with their `cached` set and `counted`. Those that ended without are forgotten."""
-        fresh = self._sure()
+    def probe(self, prompt_tokens: float | None, cached_tokens: float | None) -> Places:
+        """The engine's counters moved by so much since the last probe (None = not known): the places of calls that are
+        known to be prefilled now, with their CACHED set and COUNTED. Those that ended without are forgotten."""
+        table = self._columns.table
+        waiting = np.flatnonzero(table[WAITING] > 0)
+        if not len(waiting):
+            self._prompt_tokens = self._cached_tokens = 0.0
+            return waiting
+        some = table[:, waiting]
+        # Streams with a first token, and calls with an answer; what ended without one is dropped.
+        joined, streamed = known(some[JOINED_AT]), some[STREAMED] > 0
+        sure = (some[OUTCOME] > 0) | (streamed & joined)
+        gone = ~sure & (some[ENDED_AT] < INFINITE)
+        rest = ~(sure | gone)
         if prompt_tokens is None:
-            fresh += [call for call in self._waiting.values() if call.joined]
+            fresh = np.concatenate([waiting[sure], waiting[rest & joined]])
             self._prompt_tokens = 0.0
         else:
-            left = KEPT * self._prompt_tokens + prompt_tokens - sum(call.prompt for call in fresh)
-            for call in self._waiting.values():
-                if call.streamed:
-                    continue
-                if left < HALF * call.prompt:
-                    break
-                left -= call.prompt
-                fresh.append(call)
-            self._prompt_tokens = left
-        for call in fresh:
-            call.counted = True
-            self._waiting.pop(id(call), None)
-            for key, _ in call.prefixes:
-                self._prefixes[key] = None
-                self._prefixes.move_to_end(key)
-        while len(self._prefixes) > PREFIXES_MAX:
-            self._prefixes.popitem(last=False)
+            left = KEPT * self._prompt_tokens + prompt_tokens - float(some[PROMPT][sure].sum())
+            black = rest & ~streamed
+            prompts = some[PROMPT][black]
+            behind = np.cumsum(prompts)
+            explained = left - behind + prompts >= HALF * prompts
+            count = len(prompts) if explained.all() else int(np.argmin(explained))
+            self._prompt_tokens = left - (float(behind[count - 1]) if count else 0.0)
+            fresh = np.concatenate([waiting[sure], waiting[black][:count]])
+        table[WAITING, waiting[gone]] = 0.0
+        table[WAITING, fresh] = 0.0
+        table[COUNTED, fresh] = 1.0
+        if self._columns.prefixes:
+            self._seen(fresh)
         self._share_cached(fresh, cached_tokens)
-        if not self._waiting:  # nothing that could still show: what is left are errors of estimates
+        if len(fresh) + int(gone.sum()) == len(waiting):  # nothing that could still show: what is left are errors
             self._prompt_tokens = self._cached_tokens = 0.0
         return fresh
 
-    def _sure(self) -> list[LiveCall]:
-        """Streams with a first token, and calls with an answer; what ended without one is dropped."""
-        sure, gone = [], []
-        for call in self._waiting.values():
-            if call.outcome_tokens or (call.streamed and call.joined):
-                sure.append(call)
-            elif call.ended:
-                gone.append(call)
-        for call in (*sure, *gone):
-            del self._waiting[id(call)]
-        return sure
+    def _seen(self, fresh: Places) -> None:
+        of, seen = self._columns.prefixes, self._prefixes
+        for place in fresh.tolist():
+            for key, _ in of.get(place, ()):
+                seen[key] = None
+                seen.move_to_end(key)
+        while len(seen) > PREFIXES_MAX:
+            seen.popitem(last=False)
 
-    def told(self, call: LiveCall, cached_tokens: float) -> None:
-        """The engine said how much of a call's prompt was cached. What it was thought to have more (or less) is given
-        to those that were prefilled with it when the window closes (`share_out`), if no window was told of them."""
-        company = call.company
-        if company is not None:
-            if call.counted and not call.prefilled:
-                name = id(company)
-                owed = self._owed.get(name)
-                self._owed[name] = company, (owed[1] if owed is not None else 0.0) + call.cached - cached_tokens
-            call.company = None
-        call.cached, call.cached_known = cached_tokens, True
+    def told(self, places: Places, cached_tokens: Floats) -> None:
+        """The engine said how much of some calls' prompts was cached. What they were thought to have more (or less) is
+        given to those that were prefilled with them when the window closes (`share_out`)."""
+        table = self._columns.table
+        company = table[COMPANY, places]
+        owing = (company >= 0) & (table[COUNTED, places] > 0) & (table[PREFILLED, places] == 0)
+        if owing.any():
+            more = table[CACHED, places] - cached_tokens
+            for number, tokens in zip(company[owing].tolist(), more[owing].tolist(), strict=True):
+                self._owed[number] = self._owed.get(number, 0.0) + tokens
+        table[COMPANY, places] = -1.0
+        table[CACHED, places] = cached_tokens
+        table[CACHED_KNOWN, places] = 1.0
 
     def share_out(self) -> None:
-        """A window closes: of those prefilled together, what some are known to have had less the others had more."""
-        for company, difference in self._owed.values():
-            others = [each for each in company if not each.cached_known and not each.prefilled]
-            prompts = sum([each.prompt for each in others])
-            for each in others:
-                cached = each.cached + difference * each.prompt / prompts
-                each.cached = min(max(cached, 0.0), CACHED_MOST * each.prompt)
+        """A window closes: of those prefilled together, what some are known to have had less the others had more, if no
+        window was told of them."""
+        table = self._columns.table
+        for company, difference in self._owed.items():
+            others = np.flatnonzero(
+                (table[COMPANY] == company) & (table[CACHED_KNOWN] == 0) & (table[PREFILLED] == 0)
+            )  # fmt: skip
+            prompts = table[PROMPT, others]
+            whole = float(prompts.sum())
+            if whole > 0:
+                cached = table[CACHED, others] + difference * prompts / whole
+                table[CACHED, others] = np.clip(cached, 0.0, CACHED_MOST * prompts)
         self._owed.clear()
 
-    def _share_cached(self, fresh: list[LiveCall], cached_tokens: float | None) -> None:
-        unknown = [call for call in fresh if not call.cached_known]
+    def _share_cached(self, fresh: Places, cached_tokens: float | None) -> None:
+        table = self._columns.table
+        told = table[CACHED_KNOWN, fresh] > 0
+        unknown = fresh[~told]
         if 1 < len(unknown) <= COMPANY_MAX:
-            for call in unknown:
-                call.company = unknown
-        for call in unknown:
-            call.cached = min(call.cached_forecast, CACHED_MOST * call.prompt)
+            self._companies += 1
+            table[COMPANY, unknown] = float(self._companies)
+        prompts = table[PROMPT, unknown]
+        cached = np.minimum(table[FORECAST, unknown], CACHED_MOST * prompts)
         if cached_tokens is None:
             self._cached_tokens = 0.0
+            table[CACHED, unknown] = cached
             return
-        left = KEPT * self._cached_tokens + cached_tokens - sum(call.cached for call in fresh if call.cached_known)
-        forecast = sum(call.cached for call in unknown)
-        room = CACHED_MOST * sum(call.prompt for call in unknown) - forecast
+        left = KEPT * self._cached_tokens + cached_tokens - float(table[CACHED, fresh[told]].sum())
+        forecast = float(cached.sum())
+        room = CACHED_MOST * float(prompts.sum()) - forecast
         more = left - forecast
         if more < 0 < forecast:  # less was cached than was forecast
-            share = max(0.0, 1 + more / forecast)
-            for call in unknown:
-                call.cached *= share
+            cached = cached * max(0.0, 1 + more / forecast)
         elif more > 0 < room:
-            share = min(1.0, more / room)
-            for call in unknown:
-                call.cached += share * (CACHED_MOST * call.prompt - call.cached)
-        self._cached_tokens = left - sum(call.cached for call in unknown)
+            cached = cached + min(1.0, more / room) * (CACHED_MOST * prompts - cached)
+        table[CACHED, unknown] = cached
+        self._cached_tokens = left - float(cached.sum())

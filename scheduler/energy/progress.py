@@ -1,193 +1,153 @@
-"""How far is a call, and what of its work falls into a window? Known, estimated, and corrected when it has ended."""
+"""How far is each call, and what of its work falls into a window? Known, estimated, and corrected when it has ended."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scheduler.energy.window import CallShare
-from scheduler.energy.work import NOTHING, Work
+import numpy as np
+
+from scheduler.energy.batch import read_again, shared
+from scheduler.energy.columns import (
+    CACHED,
+    CARRIED,
+    CLOSED_AT,
+    CLOSED_TOKENS,
+    COUNTED,
+    ENDED_AT,
+    INFINITE,
+    JOINED_AT,
+    LIMIT,
+    OUTCOME,
+    PREFILL_SHARE,
+    PREFILLED,
+    PROMPT,
+    SENT_AT,
+    STREAMED,
+    TOKENS,
+    TOKENS_AT,
+    TOLD,
+    TOLD_STEPS,
+    known,
+)
+from scheduler.energy.window import FEATURES, Shares
 
 if TYPE_CHECKING:
-    from scheduler.energy.batch import BatchClock, Group, Marks, Prefixes
+    from scheduler.energy.columns import Columns, Floats
+    from scheduler.energy.stays import Stays
 
 
-class LiveCall:
-    """A call at the engine, or one that ended since the last edge.
+class Closing:
+    """A window ends: from `mark`, the last edge, to `now`. Of a call that is streamed the events seen count its tokens;
+    another is a black box until its end: from when it is thought to be prefilled it advances by a token a step."""
 
-    Tokens are output tokens. Of a streamed call the events seen count them; another is a black box until its end: from
-    when it is thought to be prefilled it advances by a token a step.
-    """
-
-    __slots__ = (
-        "cached",
-        "cached_forecast",
-        "cached_known",
-        "closed_at",
-        "closed_tokens",
-        "company",
-        "counted",
-        "ended",
-        "groups",
-        "id",
-        "in_window",
-        "joined",
-        "left_marks",
-        "marks",
-        "outcome_tokens",
-        "output_limit",
-        "prefill_share",
-        "prefilled",
-        "prefixes",
-        "prompt",
-        "prompt_estimate",
-        "read_again",
-        "sent_at",
-        "streamed",
-        "tokens",
-        "tokens_at",
-        "told",
-        "until",
-    )
-
-    def __init__(
-        self,
-        call_id: str,
-        prompt: float,
-        prompt_estimate: float,
-        cached: float | None,
-        output_limit: float,
-        prefixes: Prefixes,
-        now: float,
-        *,
-        streamed: bool,
-    ) -> None:
-        self.id = call_id
-        self.prompt = prompt
-        self.prompt_estimate = prompt_estimate
-        """As the gateway guessed it; `prompt` is that corrected by what earlier guesses turned out to be."""
-        self.cached = cached or 0.0
-        self.cached_known = cached is not None
-        self.cached_forecast = 0.0
-        self.company: list[LiveCall] | None = None
-        """Those whose prompts were prefilled between the same two probes: what was cached of all is shared out."""
-        self.counted = False
-        """Known to be prefilled, by its own tokens or by the engine's counters."""
-        self.output_limit = output_limit
-        self.prefixes = prefixes
-        self.streamed = streamed
-        self.sent_at = now
-        self.closed_at = now
-        """The last edge, or when it was sent if that was later."""
-        self.tokens = 0.0
-        self.tokens_at = now
-        self.outcome_tokens: float | None = None
-        """Output tokens as the engine counted them, at the end."""
-        self.joined = False
-        self.prefilled = False
-        """Its prefill is in a window that has closed."""
-        self.prefill_share = 0.0
-        self.closed_tokens = 0.0
-        """As it was told to the last window."""
-        self.told = (0.0, 0.0, 0.0, 0.0, 0.0)
-        """Sum of what windows that have closed were told: decode, context, prefill, pairs, prompts."""
-        self.in_window = self.read_again = 0.0
-        self.groups: list[Group] | None = None
-        self.marks: Marks | None = None
-        self.left_marks: Marks | None = None
-        self.ended = False
-        self.until = now
-
-    def join(self, clock: BatchClock) -> None:
-        """Its first token is there, or thought to be: it decodes from now on."""
-        self.joined = True
+    def __init__(self, columns: Columns, mark: float, now: float) -> None:
+        table = self.table = columns.table
+        self.columns = columns
+        self.ended = table[ENDED_AT] < INFINITE
+        self.streamed = table[STREAMED] > 0
+        self.prefilled = table[PREFILLED] > 0
+        self.joined = np.flatnonzero(known(table[JOINED_AT]))
+        start = np.maximum(table[JOINED_AT, self.joined], mark)
+        end = np.maximum(np.minimum(table[ENDED_AT, self.joined], now), start)
+        found = shared(start, end)
+        self.decoding_seconds = found.occupied_seconds
+        """∫ dt while one of them decodes."""
+        self.cached_tokens = 0.0
+        """Of the prompts that `shares` has prefilled."""
         # The step of its prefill was shared with all that decoded already.
-        self.prefill_share = 1.0 / (clock.members + 1)
-        self.groups = clock.join(self.prefixes)
-        self.marks = clock.marks(self.groups)
+        fresh = table[PREFILL_SHARE, self.joined] == 0
+        table[PREFILL_SHARE, self.joined[fresh]] = 1.0 / np.maximum(found.at_joining[fresh], 1.0)
+        integrals = table[CARRIED]
+        integrals[0, self.joined] += found.seconds
+        integrals[1, self.joined] += end - start
+        if columns.prefixes:
+            integrals[2, self.joined] += self._again(start, end)
 
-    def leave(self, clock: BatchClock) -> None:
-        """It is over; what it has of the clock's integrals is kept until the window closes."""
-        self.ended = True
-        self.until = clock.now
-        if self.joined:
-            self.left_marks = clock.marks(self.groups)
-            clock.leave(self.groups)
-            self.groups = None
+    def _again(self, start: Floats, end: Floats) -> Floats:
+        places = {place: number for number, place in enumerate(self.joined.tolist())}
+        of = self.columns.prefixes.items()
+        return read_again(((places[place], marks) for place, marks in of if place in places), start, end)
 
-    def part(self, clock: BatchClock, steps_per_second: float) -> float:
-        """Its part of the steps since the last edge, as far as the gateway's own clock tells: Σ of all is not yet what
-        the engine counted."""
-        marks = self.left_marks if self.left_marks is not None else clock.marks(self.groups) if self.joined else None
-        then = self.marks
-        steps = 0.0 if self.prefilled else self.prefill_share
-        if marks is None or then is None:
-            self.in_window = self.read_again = 0.0
-            return steps
-        if not self.ended and (self.streamed or self.counted):
-            self.marks = marks
-        self.in_window = steps_per_second * (marks[1] - then[1])
-        self.read_again = steps_per_second * (marks[2] - then[2])
-        return steps + steps_per_second * (marks[0] - then[0])
+    def measured_steps_per_second(self, first_token_seconds: float) -> float | None:
+        """By what streams advanced by, and calls that were answered; None: there was nothing to tell."""
+        table = self.table
+        some = self.streamed & known(table[JOINED_AT]) & (table[TOKENS_AT] > table[CLOSED_AT])
+        tokens = float(np.maximum(table[TOKENS] - np.maximum(table[CLOSED_TOKENS], 1.0), 0.0)[some].sum())
+        seconds = float((table[TOKENS_AT] - table[CLOSED_AT])[some].sum())
+        others = ~some & ~self.prefilled & known(table[OUTCOME])
+        tokens += float(np.maximum(table[OUTCOME] - 1.0, 0.0)[others].sum())
+        stays = table[ENDED_AT] - table[SENT_AT] - first_token_seconds
+        seconds += float(np.maximum(stays, 0.0)[others].sum())
+        return tokens / seconds if seconds > 0.05 and tokens else None
 
-    def close(self, steps: float, steps_per_second: float, now: float) -> CallShare:
-        """The window ends, and so many steps of it were this call's.
+    def shares(self, rate: float, steps: float | None, at: float, stays: Stays, now: float) -> Shares:
+        """Of all calls. `rate`: steps a second; `steps`: the engine's count, which all shares make together.
 
-        Corrections: where the call has ended, all that it did before this window is computed anew from what the engine
-        counted, and the difference to what was told is the correction. Of a call that is no stream, the tokens of
-        this window are time in the batch × steps a second, and those before are the rest.
+        Corrections: where a call has ended, all that it did before this window is computed anew from what the engine
+        counted, and the difference to what was told is the correction. Of a call that is no stream, the tokens of this
+        window are time in the batch × steps a second, and those before are the rest.
         """
-        before, after = self._tokens(steps_per_second, now)
-        prompt, cached, prefilled = self.prompt, self.cached, self.prefilled
-        decoded_before = before - 1.0 if before > 1.0 else 0.0
-        decoded = after - 1.0 if after > 1.0 else 0.0
+        table, prefilled, ended = self.table, self.prefilled, self.ended
+        calls = table.shape[1]
+        of_stay = stays.close(table, now)
+        carried = table[CARRIED] * rate
+        parts = carried[0] + np.where(prefilled, 0.0, table[PREFILL_SHARE])
+        factor, extra = _scale(float(parts.sum()), calls, steps)
+        work, correction = np.zeros((calls, FEATURES)), np.zeros((calls, FEATURES))
+        own_steps = work[:, 0] = parts * factor + extra
+        before, after = self._tokens(carried[1], rate, at)
+        prompt, cached = table[PROMPT], table[CACHED]
+        new = prompt - cached
+        pairs = new * (cached + new / 2)
+        decoded_before, decoded = np.maximum(before - 1.0, 0.0), np.maximum(after - 1.0, 0.0)
         context_before = decoded_before * (prompt + (decoded_before + 1.0) / 2)
         context = decoded * (prompt + (decoded + 1.0) / 2) - context_before
-        correction = NOTHING
-        if self.ended and prefilled:
-            correction = self._correction(decoded_before, context_before)
-        first = 0.0 if prefilled or after <= 0 else 1.0
-        new = first * (prompt - cached)
-        pairs = new * (cached + new / 2)
+        told = table[TOLD]
+        late = np.flatnonzero(ended & prefilled)
+        if len(late):
+            was = np.vstack([decoded_before, context_before + cached, new, pairs, np.ones(calls)])[:, late]
+            wrong = was - told[:, late]
+            correction[late, 1], correction[late, 2] = wrong[0], wrong[1]
+            correction[late, 4], correction[late, 5], correction[late, 6] = wrong[2], wrong[3], wrong[4]
+        first = np.where(prefilled | (after <= 0), 0.0, 1.0)
         context += first * cached
-        decoded -= decoded_before
-        told = self.told
-        self.told = (
-            told[0] + decoded, told[1] + context, told[2] + new, told[3] + pairs, told[4] + first
-        )  # fmt: skip
-        again = min(self.read_again, context)
-        self.closed_tokens = after
-        self.prefilled = prefilled or first > 0
-        until = self.until if self.ended else now
-        seconds, self.closed_at = max(0.0, until - self.closed_at), now
-        work = Work(steps, decoded, context - again, again, new, pairs, first)
-        return CallShare(self.id, work, correction, seconds, self.ended)
+        self.cached_tokens = float((first * cached).sum())
+        decoded = decoded - decoded_before
+        again = np.minimum(carried[2], context)
+        work[:, 1], work[:, 2], work[:, 3] = decoded, context - again, again
+        work[:, 4], work[:, 5], work[:, 6] = first * new, first * pairs, first
+        told += np.vstack([decoded, context, first * new, first * pairs, first])
+        table[TOLD_STEPS] += own_steps
+        seconds = np.maximum(np.where(ended, table[ENDED_AT], at) - table[CLOSED_AT], 0.0)
+        more = np.where(ended & known(table[OUTCOME]), table[OUTCOME] * of_stay - table[TOLD_STEPS], 0.0)
+        computed = np.where(ended & prefilled, new, told[2])
+        table[CLOSED_TOKENS], table[CLOSED_AT] = after, at
+        table[PREFILLED] = np.maximum(table[PREFILLED], first)
+        # What a black box has in the batch waits until it is known to be prefilled.
+        table[CARRIED] *= ~(self.streamed | (table[COUNTED] > 0))
+        return Shares(self.columns.ids.copy(), work, correction, seconds, ended, more, computed)
 
-    def _correction(self, decoded: float, context: float) -> Work:
-        """What was done before this window, less what was told of it."""
-        told = self.told
-        cached = self.cached
-        new = self.prompt - cached
-        context += cached
-        pairs = new * (cached + new / 2)
-        if told == (decoded, context, new, pairs, 1.0):  # a stream of which all was seen
-            return NOTHING
-        return Work(0.0, decoded - told[0], context - told[1], 0.0, new - told[2], pairs - told[3], 1.0 - told[4])
-
-    def _tokens(self, steps_per_second: float, now: float) -> tuple[float, float]:
+    def _tokens(self, in_window: Floats, rate: float, at: float) -> tuple[Floats, Floats]:
         """(tokens before this window, tokens up to now), the first ≤ the second."""
-        before = self.closed_tokens
-        after = self.outcome_tokens
-        if after is None:
-            if self.streamed:
-                after = self.tokens
-                if not self.ended and self.joined:
-                    after += max(0.0, now - self.tokens_at) * steps_per_second
-            elif self.counted:
-                after = before + self.in_window + (0.0 if self.prefilled else 1.0)
-            else:
-                after = before
-            after = max(before, min(after, max(self.output_limit, before, self.tokens)))
-            return before, after
-        if self.prefilled and not self.streamed:
-            before = min(max(after - self.in_window, 1.0), after)
-        return min(before, after), after
+        table, ended, prefilled = self.table, self.ended, self.prefilled
+        before, outcome = table[CLOSED_TOKENS].copy(), table[OUTCOME]
+        going_on = ~ended & known(table[JOINED_AT])
+        seen = table[TOKENS] + np.where(going_on, np.maximum(at - table[TOKENS_AT], 0.0) * rate, 0.0)
+        guessed = np.where(table[COUNTED] > 0, before + in_window + np.where(prefilled, 0.0, 1.0), before)
+        guessed = np.where(self.streamed, seen, guessed)
+        most = np.maximum(np.maximum(table[LIMIT], before), table[TOKENS])
+        guessed = np.maximum(before, np.minimum(guessed, most))
+        said = known(outcome)
+        after = np.where(said, outcome, guessed)
+        black = said & prefilled & ~self.streamed
+        before = np.where(black, np.minimum(np.maximum(after - in_window, 1.0), after), before)
+        return np.minimum(before, after), after
+
+
+def _scale(parts: float, calls: int, steps: float | None) -> tuple[float, float]:
+    """(factor, addend) that make of calls' parts of the steps what the engine counted, where it did."""
+    if steps is None or not calls:
+        return 1.0, 0.0
+    if parts > 0:
+        return steps / parts, 0.0
+    return 1.0, steps / calls  # all of them are still in prefill

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
-from scheduler.energy.work import NOTHING, Work
+from scheduler.energy.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
 
 Source = Literal["measured", "simulated"]
 MeterState = Literal["ok", "absent", "not_supported", "no_permission", "reset", "lost"]
@@ -81,6 +87,72 @@ class CallShare(NamedTuple):
     """Time of the window in which the call was with the engine."""
     ended: bool
     """It finished, failed or was given up in this window: no further window names it."""
+    more_steps: float = 0.0
+    """Of a call that has ended: what it shared in beyond what windows have told, see `stays`."""
+    prompt_tokens: float = 0.0
+    """That were computed of its prompt, all in all as far as is known now."""
+
+
+FEATURES = len(Work._fields)
+
+
+class Shares(Sequence[CallShare]):
+    """All calls' parts of a window, as columns of numpy: one addition books hundreds. Read one by one they are
+    `CallShare`s."""
+
+    __slots__ = ("correction", "ended", "engine_seconds", "ids", "more_steps", "prompt_tokens", "work")
+
+    def __init__(
+        self, ids: list[str], work: Floats, correction: Floats, engine_seconds: Floats, ended: npt.NDArray[np.bool_],
+        more_steps: Floats, prompt_tokens: Floats,
+    ) -> None:  # fmt: skip
+        """`work` and `correction` have the shape (calls, FEATURES), the others (calls,)."""
+        self.ids = ids
+        self.work = work
+        self.correction = correction
+        self.engine_seconds = engine_seconds
+        self.ended = ended
+        self.more_steps = more_steps
+        self.prompt_tokens = prompt_tokens
+
+    @classmethod
+    def of(cls, shares: Iterable[CallShare]) -> Shares:
+        """Of some that were made one by one."""
+        import numpy as np
+
+        some = list(shares)
+        return cls(
+            [share.call_id for share in some],
+            np.array([share.work for share in some], dtype=np.float64).reshape(-1, FEATURES),
+            np.array([share.correction for share in some], dtype=np.float64).reshape(-1, FEATURES),
+            np.array([share.engine_seconds for share in some], dtype=np.float64),
+            np.array([share.ended for share in some], dtype=np.bool_),
+            np.array([share.more_steps for share in some], dtype=np.float64),
+            np.array([share.prompt_tokens for share in some], dtype=np.float64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, place: int) -> CallShare: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[CallShare]: ...
+    def __getitem__(self, place: int | slice) -> CallShare | Sequence[CallShare]:
+        if isinstance(place, slice):
+            return list(self)[place]
+        return CallShare(
+            self.ids[place], Work(*self.work[place].tolist()), Work(*self.correction[place].tolist()),
+            float(self.engine_seconds[place]), bool(self.ended[place]), float(self.more_steps[place]),
+            float(self.prompt_tokens[place]),
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[CallShare]:
+        return (self[place] for place in range(len(self.ids)))
+
+    def sums(self) -> tuple[Work, Work]:
+        """(Σ work, Σ correction)."""
+        return Work(*self.work.sum(axis=0).tolist()), Work(*self.correction.sum(axis=0).tolist())
 
 
 class Window(NamedTuple):
@@ -91,7 +163,7 @@ class Window(NamedTuple):
     number: int
     start: float
     end: float
-    calls: tuple[CallShare, ...]
+    calls: Shares
     work: Work
     correction: Work
     busy_seconds: float
@@ -109,6 +181,14 @@ class Window(NamedTuple):
     """Steps are the engine's own count; else estimated from the calls' progress."""
     why: tuple[Why, ...] = ()
     """Empty: the window is whole."""
+    counted: Work | None = None
+    """`work`, with the prompt tokens that the engine counted: whose they are is guessed until calls end, and so is
+    their sum. None: it does not count them."""
+
+    @property
+    def seen(self) -> Work:
+        """What was done, as well as anybody can tell while it is not known whose work it was: for learning."""
+        return self.work if self.counted is None else self.counted
 
     @property
     def seconds(self) -> float:
@@ -124,21 +204,3 @@ class Window(NamedTuple):
     def watts(self) -> float | None:
         """Mean draw of the GPUs."""
         return None if self.energy.gpu is None else self.energy.gpu / self.seconds
-
-
-def work_of(shares: Iterable[CallShare]) -> tuple[Work, Work]:
-    """(Σ work, Σ correction) of some calls."""
-    steps = decode = context = repeated = prefill = pairs = prompts = 0.0
-    correction = NOTHING
-    for share in shares:
-        work = share[1]
-        steps += work[0]
-        decode += work[1]
-        context += work[2]
-        repeated += work[3]
-        prefill += work[4]
-        pairs += work[5]
-        prompts += work[6]
-        if share[2] is not NOTHING:
-            correction += share[2]
-    return Work(steps, decode, context, repeated, prefill, pairs, prompts), correction

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scheduler.energy.bill_prices import Tariff
-from scheduler.energy.window import CallShare, Energy, Window, work_of
+from scheduler.energy.window import CallShare, Energy, Shares, Window
 from scheduler.energy.work import NOTHING, Work
 
 if TYPE_CHECKING:
@@ -18,10 +18,17 @@ TARIFF = Tariff(
 
 
 def share(
-    call_id: str, work: Work = NOTHING, *, correction: Work = NOTHING, seconds: float = 1.0, ended: bool = False
+    call_id: str,
+    work: Work = NOTHING,
+    *,
+    correction: Work = NOTHING,
+    seconds: float = 1.0,
+    ended: bool = False,
+    more_steps: float = 0.0,
+    prompt_tokens: float = 0.0,
 ) -> CallShare:
     """A call's part of a window."""
-    return CallShare(call_id, work, correction, seconds, ended)
+    return CallShare(call_id, work, correction, seconds, ended, more_steps, prompt_tokens)
 
 
 def window(
@@ -30,12 +37,13 @@ def window(
     engine: str = "e",
 ) -> Window:  # fmt: skip
     """A window from `start` on. `joules`: of the GPU, where nothing else is metered."""
-    work, correction = work_of(shares)
+    calls = Shares.of(shares)
+    work, correction = calls.sums()
     if energy is None:
         energy = Energy(joules)
     busy_seconds = seconds if busy is None else busy
     return Window(
-        engine, 1, start, start + seconds, shares, work, correction, busy_seconds, energy, None, False, None,
+        engine, 1, start, start + seconds, calls, work, correction, busy_seconds, energy, None, False, None,
         source, True, why,
     )  # type: ignore[arg-type]  # fmt: skip
 

@@ -67,14 +67,16 @@ def test_what_a_client_is_told_is_what_is_booked_as_preliminary() -> None:
 
 def test_its_part_of_the_steps_is_that_of_its_whole_stay() -> None:
     bill = Bill()
+    bill.priced("e", TARIFF)
     for name in "ab":
         bill.dispatched(name, "k", "", "m", "e", 0.0)
-    bill.ended("a", 10, 0, 101, 5.0)
-    bill.ended("b", 10, 0, 101, 5.0)
-    # The window has put all steps on one of them, by time.
-    found = closed(bill, window(share("a", decoded(100), ended=True), share("b", Work(), ended=True), joules=900.0))
-    assert [row[3] for row in found.bill.rows] == [pytest.approx(row, rel=1e-6) for row in [found.bill.rows[1][3]] * 2]
-    assert found.bill.gpu.billed > 0
+    guess = bill.ended("a", 0, 0, 101, 5.0)
+    assert guess is not None
+    context = sum(range(1, 101))
+    assert guess.joules == pytest.approx(
+        100 * TARIFF.decode_token + context * TARIFF.context_token + 50.5 * TARIFF.step
+    )
+    assert bill.guess("b", 0, 0, 101, 10.0).joules == pytest.approx(guess.joules + 25.25 * TARIFF.step)  # type: ignore[union-attr]
 
 
 def test_a_call_without_any_engine_has_no_bill() -> None:

@@ -6,7 +6,6 @@ import pytest
 
 from backends.twin.calibration import load
 from backends.twin.prior import prior_of
-from scheduler.energy.bill_crowd import Crowd, Pace, Place
 from scheduler.energy.bill_limit import SteadyLimit, left_of
 from scheduler.energy.bill_prices import Tariff, prefill_joules, price, tariff_of
 from scheduler.energy.bill_scale import IdleWatch, Scale
@@ -115,56 +114,6 @@ def test_of_the_processor_the_least_is_taken_for_idle_until_a_window_was_empty()
     assert found == (None, pytest.approx(50.0), pytest.approx(10.0))
     assert idle.saw(window(share("a"), energy=Energy(None, 60.0, None)), None).cpu_watts == pytest.approx(30.0)
     assert idle.saw(window(energy=Energy(None, 70.0, None)), None).cpu_watts == pytest.approx(35.0)
-
-
-def leaves(crowd: Crowd, place: Place, now: float) -> float:
-    part = crowd.part(place, now)
-    crowd.leave(place, now)
-    return part
-
-
-def test_a_call_alone_has_all_of_the_steps() -> None:
-    crowd = Crowd()
-    place = crowd.enter(0.0)
-    assert crowd.part(place, 1.0) == pytest.approx(1.0)
-    assert leaves(crowd, place, 2.0) == pytest.approx(1.0)
-    assert crowd.calls == 0
-
-
-def test_calls_share_the_time_in_which_they_are_together() -> None:
-    crowd = Crowd()
-    first = crowd.enter(0.0)
-    second = crowd.enter(1.0)
-    assert crowd.part(second, 2.0) == pytest.approx(0.5)
-    assert leaves(crowd, second, 2.0) == pytest.approx(0.5)
-    assert leaves(crowd, first, 4.0) == pytest.approx((1 + 0.5 + 2) / 4, abs=0.01)
-
-
-def test_a_newcomer_waits_for_the_step_that_runs() -> None:
-    crowd = Crowd()
-    crowd.steps_take(0.02, Pace())
-    first = crowd.enter(0.0)
-    late = crowd.enter(1.0)
-    assert leaves(crowd, late, 1.01) == pytest.approx(0.5)  # gone before it was in any step
-    assert leaves(crowd, first, 2.0) == pytest.approx(1.0)
-    assert crowd.part(crowd.enter(3.0), 3.0) == pytest.approx(1.0)
-
-
-def test_while_a_prompt_is_computed_no_steps_are_shared() -> None:
-    crowd = Crowd()
-    crowd.steps_take(0.0, Pace(0.01, 0.0, 0.001))
-    first = crowd.enter(0.0)
-    crowd.enter(1.0, prompt_tokens=1000.0)  # a second of prefill, in which nobody gets a token
-    assert leaves(crowd, first, 3.0) == pytest.approx((1 + 0.5) / 2, abs=0.01)
-
-
-def test_steps_of_many_calls_take_longer_and_are_fewer() -> None:
-    crowd = Crowd()
-    crowd.steps_take(0.0, Pace(0.01, 0.03, 0.0))
-    first = crowd.enter(0.0)
-    crowd.enter(1.0)
-    # 100 steps alone, then 25 of two.
-    assert leaves(crowd, first, 2.0) == pytest.approx((100 + 25 / 2) / 125, abs=0.01)
 
 
 def test_what_a_limit_leaves_is_steady_until_the_limit_moves() -> None:

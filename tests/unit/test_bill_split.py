@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scheduler.energy.bill_accounts import COMPONENTS, CPU, CPU_IDLE, IDLE, STEP, UNCERTAINTY
 from scheduler.energy.bill_limit import POINTS
 from scheduler.energy.bill_prices import Tariff
-from scheduler.energy.bill_split import AtEnd, Idle, split
+from scheduler.energy.bill_scale import Idle
+from scheduler.energy.bill_split import split
 from scheduler.energy.window import Energy
 from scheduler.energy.work import NOTHING, Work
 from tests.unit.bill_feed import TARIFF, decoded, prefilled, share, window
@@ -66,9 +67,9 @@ def test_each_term_is_paid_by_who_caused_it() -> None:
         joules=500.0,
     )
     bill = split(made, TARIFF, 1.0, NOT_KNOWN)
-    first, second = bill.rows
-    assert first[:4] == (0, 500_000, 10_000, 10_000_000)
-    assert second[:4] == (2_000_500, 0, 0, 1_000_000)
+    first, second = bill.rows.tolist()
+    assert first[:4] == [0, 500_000, 10_000, 10_000_000]
+    assert second[:4] == [2_000_500, 0, 0, 1_000_000]
     assert first[IDLE] == second[IDLE] == 100 * MICRO  # 100 W for 2 s, by equal time
     assert bill.gpu.billed == sum(first[:4]) + sum(second[:4])
     assert bill.gpu.residual == 500 * MICRO - bill.gpu.billed - 200 * MICRO
@@ -83,13 +84,13 @@ def test_prices_are_scaled() -> None:
 
 def test_a_power_limit_takes_its_part_off_each_kind_of_work() -> None:
     made = window(share("a", decoded(10) + prefilled(100)), joules=500.0)
-    row = split(made, TARIFF._replace(decode_left=0.9, prefill_left=0.5), 1.0, NOT_KNOWN).rows[0]
-    assert row[:4] == (1_000_250, 450_000, 0, 19_800_000)
+    row = split(made, TARIFF._replace(decode_left=0.9, prefill_left=0.5), 1.0, NOT_KNOWN).rows[0].tolist()
+    assert row[:4] == [1_000_250, 450_000, 0, 19_800_000]
 
 
 def test_a_step_is_shared_by_all_in_it_alike() -> None:
     made = window(*(share(name, decoded(10, batch=4)) for name in "abcd"), joules=900.0)
-    rows = split(made, TARIFF, 1.0, NOT_KNOWN).rows
+    rows = split(made, TARIFF, 1.0, NOT_KNOWN).rows.tolist()
     assert {row[STEP] for row in rows} == {5 * MICRO}  # ten steps of 2 J, a quarter each
 
 
@@ -159,19 +160,19 @@ def test_until_its_idle_power_is_known_no_call_pays_for_the_processor() -> None:
 
 def test_a_correction_is_booked_where_it_becomes_known() -> None:
     made = window(
-        share("a", decoded(10), correction=Work(decode_tokens=-4.0)),
+        share("a", decoded(10), correction=Work(decode_tokens=-4.0), ended=True, more_steps=2.0),
         share("b", correction=Work(decode_tokens=-20.0)),
         joules=500.0,
     )
-    rows = split(made, TARIFF, 1.0, NOT_KNOWN, {0: AtEnd(2.0, 0.0)}).rows
-    assert rows[0][1:4] == (300_000, 0, 24 * MICRO)
+    rows = split(made, TARIFF, 1.0, NOT_KNOWN).rows.tolist()
+    assert rows[0][1:4] == [300_000, 0, 24 * MICRO]
     assert rows[1][1] == -MICRO  # it gets back what it was billed too much
 
 
 def test_a_prompt_that_is_put_right_has_the_limits_share_of_all_of_it() -> None:
     tariff = TARIFF._replace(prefill_curve=(1.0, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5))
-    made = window(share("a", correction=Work(prefill_tokens=-100.0), ended=True), joules=500.0)
-    [row] = split(made, tariff, 1.0, NOT_KNOWN, {0: AtEnd(0.0, 1024.0)}).rows
+    made = window(share("a", correction=Work(prefill_tokens=-100.0), ended=True, prompt_tokens=1024.0), joules=500.0)
+    [row] = split(made, tariff, 1.0, NOT_KNOWN).rows.tolist()
     assert row[0] == round(-100 * TARIFF.prefill_token * 0.8 * MICRO), "as it was billed, and not as a short one"
 
 

@@ -138,6 +138,7 @@ def test_estimates_of_prompts_are_corrected_by_what_earlier_ones_turned_out_to_b
     for number in range(20):
         feed.maker.sent(f"a{number}", 100, 10, feed.now, streamed=True)
         feed.maker.finished(f"a{number}", 150, 0, 5, feed.now)
+    feed.probe()
     assert feed.maker.prompt_ratio == pytest.approx(1.5)
 
 
@@ -165,7 +166,7 @@ def test_calls_that_are_not_there_change_nothing() -> None:
     maker.finished("x", 1, 1, 1, 0.3)
     maker.failed("x", 0.4)
     feed.wait(2.5)
-    assert feed.windows[0].calls == ()
+    assert feed.windows[0].calls.ids == []
     assert feed.windows[0].busy_seconds == 0
 
 
@@ -295,3 +296,24 @@ def test_a_limit_that_moves_is_said() -> None:
     assert feed.windows[0].throttled
     feed.wait(2.0)
     assert not feed.windows[1].limit_moved
+
+
+def test_the_models_work_has_the_prompt_tokens_that_the_engine_counts() -> None:
+    feed = Feed()
+    feed.maker.sent("a", 800, 4000, feed.now, streamed=True)  # in truth 1,000 of them
+    feed.maker.first_token("a", feed.now)
+    feed.prompts += 1000
+    feed.wait(2.5)
+    window = feed.windows[0]
+    assert window.work.prefill_tokens == pytest.approx(800)
+    assert window.seen.prefill_tokens == pytest.approx(1000)
+    assert window.seen.attention_pairs == pytest.approx(window.work.attention_pairs * 1000 / 800)
+    assert window.seen._replace(prefill_tokens=0, attention_pairs=0, context_tokens=0) == window.work._replace(
+        prefill_tokens=0, attention_pairs=0, context_tokens=0
+    )
+
+
+def test_an_engine_that_counts_no_prompt_tokens_leaves_the_work_as_it_is_told() -> None:
+    feed = Feed(counters=False)
+    feed.call("a", 500, 101, 3.0)
+    assert all(window.counted is None and window.seen == window.work for window in feed.windows)

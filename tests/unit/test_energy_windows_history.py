@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.energy.window import Counters, Energy, MeterSample, work_of
+from scheduler.energy.window import Counters, Energy, MeterSample
 from scheduler.energy.windows import WindowMaker, WindowRule
 from tests.unit.energy_feed import assert_is_the_call, total
 
@@ -79,7 +79,7 @@ def test_any_history_conserves_the_work(
     last = maker.close(18.0)
     windows += [last] if last is not None else []
     for window in windows:
-        assert (window.work, window.correction) == work_of(window.calls)
+        assert (window.work, window.correction) == window.calls.sums()
         assert 0 <= window.busy_seconds <= window.seconds + 1e-9
         assert all(value >= -1e-6 for share in window.calls for value in share.work)
         if window.calls and window.steps_counted:

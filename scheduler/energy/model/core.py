@@ -36,8 +36,6 @@ SURELY_BOUND = 0.98
 SHARE_SECONDS = 0.08
 MOVED_NOISE = 4.0
 """A window in which the limit moved teaches with so many times the variance."""
-NORMAL = 1.645
-"""Standard errors that hold nine of ten of a normal distribution."""
 USUAL_WINDOWS = 100
 """Until so many were seen, intervals may be wide for want of knowledge."""
 CLOSE_SECONDS = 1e-6
@@ -70,9 +68,9 @@ class EnergyModel:
             state.last_residual = None
             for why in window.why:
                 state.marked[why] = state.marked.get(why, 0) + 1
-            predicted, planned = self._costs(window)
+            _, predicted, planned = self._costs(window)
             return Learned(False, window.why, predicted, planned, known, None, False)
-        if window.busy_seconds < IDLE_BUSY_SECONDS and window.work.decode_tokens + window.work.prefill_tokens < 1:
+        if window.busy_seconds < IDLE_BUSY_SECONDS and window.work.decode_tokens + window.seen.prefill_tokens < 1:
             return self._learn_idle(window)
         return self._learn_busy(window)
 
@@ -86,14 +84,17 @@ class EnergyModel:
                 state.last_residual = None
         state.last_end = window.end
 
-    def _costs(self, window: Window) -> tuple[WindowCost, WindowCost]:
-        arguments = window.work, window.seconds, window.limit_watts
-        return self.predict_window(*arguments, busy_seconds=window.busy_seconds), self.predict_window(*arguments)
+    def _costs(self, window: Window) -> tuple[Expected, WindowCost, WindowCost]:
+        """What is expected of it, the cost knowing its busy time, and the cost knowing its work alone."""
+        work, seconds, limit = window.seen, window.seconds, window.limit_watts
+        expected = self._expect(work, seconds, _same(limit))
+        given = self._cost(expected, work, seconds, limit, window.busy_seconds)
+        return expected, given, self._cost(expected, work, seconds, limit, None)
 
     def _learn_idle(self, window: Window) -> Learned:
         state, joules = self._state, window.energy.gpu
         state.last_residual = None
-        predicted, planned = self._costs(window)
+        _, predicted, planned = self._costs(window)
         if joules is None:
             return Learned(False, (), predicted, planned, None, None, False)
         beliefs, seconds = state.beliefs, window.seconds
@@ -117,8 +118,7 @@ class EnergyModel:
 
     def _learn_busy(self, window: Window) -> Learned:
         state, joules, busy = self._state, window.energy.gpu, window.busy_seconds
-        predicted, planned = self._costs(window)
-        before = self._expect(window.work, window.seconds, _same(window.limit_watts))
+        before, predicted, planned = self._costs(window)
         covered = drift = False
         if joules is not None:
             value, error = before.given_busy(busy)
@@ -126,10 +126,10 @@ class EnergyModel:
             state.planned.saw((joules - before.joules) / before.joules_error)
             state.saw_error(predicted.joules.value, joules)
             drift = not window.limit_moved and self._drift(before, busy, (joules - value) / error)
-            self._neighbours(window, (joules - value) / error)
+            state.saw_neighbours(window, joules - value, error)
         state.busy.saw((busy - before.busy_seconds) / before.busy_error)
         limits, held = self._held_back(window, before)
-        expected = before if limits == _same(window.limit_watts) else self._expect(window.work, window.seconds, limits)
+        expected = before if limits == _same(window.limit_watts) else self._expect(window.seen, window.seconds, limits)
         # A draw that the cap sets says nothing of the demand but that it is higher: what energy prices say already.
         self._update(expected, window, busy, joules, ENERGY if held and expected.bound else None)
         if self._astray(window, predicted.joules.value):
@@ -138,20 +138,11 @@ class EnergyModel:
         state.used_binding += limits.prefill is not None
         return Learned(True, (), predicted, planned, joules, covered if joules is not None else None, drift)
 
-    def _neighbours(self, window: Window, residual: float) -> None:
-        state = self._state
-        if window.limit_moved or state.drifting_seconds > 0:
-            state.last_residual = None
-            return
-        residual /= max(state.given.quantile / NORMAL, 1.0)
-        state.noise.saw_neighbours(window.seconds, state.last_residual, residual)
-        state.last_residual = residual
-
     def _drift(self, before: Expected, busy: float, joules_standardised: float) -> bool:
         state = self._state
         # Where it takes more than 1.645 standard errors to hold nine of ten, as many more are nobody's fault: once it
         # is known that they are the noise's, and not those of prices that are still to be learned.
-        usual = [max(coverage.quantile / NORMAL, 1.0) for coverage in (state.busy, state.given)]
+        usual = [coverage.beyond_normal for coverage in (state.busy, state.given)]
         if state.given.seen < USUAL_WINDOWS:
             usual = [1.0, 1.0]
         busy_standardised = (busy - before.busy_seconds) / before.busy_error
@@ -173,7 +164,7 @@ class EnergyModel:
         if not state.astray.needs_prior(abs(predicted / joules - 1)):
             return False
         first, noise, limit = new_filter(self.prior), Noise(), _same(window.limit_watts)
-        believed = expect(first, noise, window.work, window.seconds, limit, EDGE_SECONDS, self._most_watts)
+        believed = expect(first, noise, window.seen, window.seconds, limit, EDGE_SECONDS, self._most_watts)
         value, _ = believed.given_busy(window.busy_seconds)
         return state.astray.saw_prior(abs(value / joules - 1))
 
@@ -249,17 +240,23 @@ class EnergyModel:
 
         `busy_seconds`: where it is known already, as it is of a window that has closed; the joules are surer then.
         """
-        state = self._state
         expected = self._expect(work, seconds, _same(limit_watts))
+        return self._cost(expected, work, seconds, limit_watts, busy_seconds)
+
+    def _cost(
+        self, expected: Expected, work: Work, seconds: float, limit_watts: float | None, busy_seconds: float | None
+    ) -> WindowCost:
+        state = self._state
         coverage = state.planned if busy_seconds is None else state.given
+        quantile = coverage.quantile
         joules, error = expected.joules, expected.joules_error
         if busy_seconds is not None:
             joules, error = expected.given_busy(busy_seconds)
+            quantile = state.quantile_given(seconds)
         elif expected.busy_seconds > seconds:  # more than fits: as much as fits is done
             idle = float(state.beliefs.values[IDLE]) * seconds
             joules = idle + (joules - idle) * seconds / expected.busy_seconds
             _, error = expected.given_busy(seconds)
-        quantile = coverage.quantile
         if not (work.steps or work.prefill_tokens or work.decode_tokens) and not busy_seconds:
             error = self._idle_error(seconds)
             quantile = state.idle.quantile
@@ -360,6 +357,11 @@ class EnergyModel:
     def drifting(self) -> bool:
         """An alarm, or `doubt`, is less than a minute old."""
         return self._state.drifting_seconds > 0
+
+    @property
+    def relative_error(self) -> float | None:
+        """Mean error of the joules of busy windows, without sign, of the last fifty or so; None: none was seen."""
+        return self._state.relative_error
 
     @property
     def idle_watts(self) -> Interval:

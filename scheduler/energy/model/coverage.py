@@ -10,6 +10,8 @@ RATE = 0.05
 """Of adaptive conformal inference: a miss widens by 4.6 %, a hit narrows by 0.5 %, so that 90 % hit in the long run,
 whatever the residuals look like (Gibbs and Candès, arXiv 2106.00170)."""
 RECENT = 0.02
+NORMAL = 1.645
+"""Standard errors that hold nine of ten of a normal distribution."""
 NARROWEST, WIDEST = 0.5, 12.0
 """Standard errors."""
 
@@ -18,7 +20,7 @@ class Coverage:
     """The half-width of an interval, in standard errors of the model, and how often intervals held the truth."""
 
     def __init__(self) -> None:
-        self.quantile = 1.645
+        self.quantile = NORMAL
         self.seen = self.held = 0
         self.recent = WANTED
         """Share of hits, of the last hundred or so."""
@@ -31,6 +33,11 @@ class Coverage:
         self.recent += RECENT * (held - self.recent)
         self.quantile = min(max(self.quantile * exp(RATE * (WANTED - held)), NARROWEST), WIDEST)
         return held
+
+    @property
+    def beyond_normal(self) -> float:
+        """How many times wider it takes than it would of a normal distribution, 1 at least."""
+        return max(self.quantile / NORMAL, 1.0)
 
     def export(self) -> dict[str, Any]:
         """Its state as JSON types."""

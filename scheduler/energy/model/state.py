@@ -11,14 +11,15 @@ from scheduler.energy.model.astray import Astray
 from scheduler.energy.model.coverage import Coverage
 from scheduler.energy.model.drift import DriftTest
 from scheduler.energy.model.equations import NAMES, SIZE, UNITS, new_filter, prior_values
-from scheduler.energy.model.noise import Noise
+from scheduler.energy.model.noise import VARIANCE_LEAST, Noise
 
 if TYPE_CHECKING:
     from scheduler.energy.model.filter import Filter
     from scheduler.energy.model.prior import Prior
+    from scheduler.energy.window import Window
 
-VERSION = 3
-COVERAGES = ("given", "planned", "busy", "idle")
+VERSION = 4
+COVERAGES = ("given", "pairs", "planned", "busy", "idle")
 COUNTS = ("used", "used_idle", "used_binding", "alarms", "begun_anew")
 ERROR_RATE = 0.02
 JOULES_LEAST = 1.0
@@ -33,6 +34,8 @@ class ModelState:
     noise: Noise
     given: Coverage = field(default_factory=Coverage)
     """Of joules, the busy time known."""
+    pairs: Coverage = field(default_factory=Coverage)
+    """The same of two adjoining windows together."""
     planned: Coverage = field(default_factory=Coverage)
     """Of joules, the busy time not known."""
     busy: Coverage = field(default_factory=Coverage)
@@ -46,8 +49,8 @@ class ModelState:
     """What is left of the time after an alarm in which it learns fast."""
     last_end: float | None = None
     """Of the last window, in the core's seconds: another process has others, so it is not exported."""
-    last_residual: float | None = None
-    """Of its joules, in standard errors, if it was a busy one whose limit did not move. Not exported either."""
+    last_residual: tuple[float, float] | None = None
+    """Of its joules, with its standard error, if it was a busy one whose limit did not move. Not exported either."""
     used: int = 0
     used_idle: int = 0
     used_binding: int = 0
@@ -60,6 +63,27 @@ class ModelState:
     """Mean error of joules of busy windows, without sign, of the last fifty or so."""
     bias: float = 0.0
     """The same with sign: above 0, too much was predicted."""
+
+    def quantile_given(self, seconds: float) -> float:
+        """Standard errors that hold nine of ten, of joules of a window of such a length, the busy time known."""
+        usual = self.noise.usual_seconds
+        longer = min(max(seconds / usual - 1.0, 0.0), 1.0) if usual else 0.0
+        return self.given.quantile + longer * (self.pairs.quantile - self.given.quantile)
+
+    def saw_neighbours(self, window: Window, joules: float, error: float) -> None:
+        """A busy window's residual and its standard error: how it goes with that of the one before it."""
+        before = self.last_residual
+        self.last_residual = None
+        if window.limit_moved or self.drifting_seconds > 0:
+            return
+        self.last_residual = joules, error
+        usual = self.given.beyond_normal
+        standardised = None
+        if before is not None:
+            both = before[1] ** 2 + error**2 + 2 * self.noise.neighbours * before[1] * error
+            self.pairs.saw((before[0] + joules) / max(both, VARIANCE_LEAST) ** 0.5)
+            standardised = before[0] / before[1] / usual
+        self.noise.saw_neighbours(window.seconds, standardised, joules / error / usual)
 
     def saw_error(self, predicted: float, measured: float) -> None:
         """A busy window's joules."""
