@@ -38,7 +38,11 @@ def gaps_p95(monkeypatch: pytest.MonkeyPatch, run: lab.Run) -> tuple[float, lab.
 
 @pytest.mark.parametrize(
     ("cell", "promise", "target"),
-    [(Cell("copilot", 2.0), "10x", 0.010), (Cell("chain", 12.0), "10x", 0.015), (Cell("composite", 10.0), "10x", 0.012)],
+    [
+        (Cell("copilot", 2.0), "10x", 0.010),
+        (Cell("chain", 12.0), "10x", 0.015),
+        (Cell("composite", 10.0), "10x", 0.012),
+    ],
     ids=str,
 )
 def test_tokens_come_as_fast_as_was_asked_for(
