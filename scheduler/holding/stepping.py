@@ -90,8 +90,8 @@ class Stepping:
         return min(1.0, (self.steps - running.steps_before) / running.work.steps)
 
     def gap_seconds(self, work: CallWork) -> float:
-        """Between two tokens, in the mean over a call like this one, if it goes along: steps, and others' prompts between
-        them, at the pace of late or as many as wait to be computed now."""
+        """Between two tokens, in the mean over a call like this one, if it goes along: steps, and others' prompts
+        between them, at the pace of late or as many as wait to be computed now."""
         step = self.step_seconds + work.token_seconds
         prompts = self.prefill_seconds + work.prefill_seconds
         return max(step / max(1.0 - self.prefill_share, 0.05), step + prompts / work.steps)

@@ -275,10 +275,8 @@ class Joule(Policy):
         steps' fixed cost has more to share it. The first call runs whatever its steps take."""
         if engine.in_flight >= room.rules.in_flight or not engine.has_room(now):
             return False
-        return (
-            not engine.in_flight
-            or room.stepping.gap_seconds(room.flow_of[call].held[call]) <= ITL_SHARE * self.itl_seconds
-        )
+        work = room.flow_of[call].held[call]
+        return not engine.in_flight or room.stepping.gap_seconds(work) <= ITL_SHARE * self.itl_seconds
 
     def _tell_held(self, now: float) -> None:
         """What came and is not sent now is held: the log of decisions is told why."""
