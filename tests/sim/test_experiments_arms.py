@@ -293,11 +293,13 @@ def test_an_engines_error_is_the_arms_and_a_bad_request_is_the_clients() -> None
     for number, status in enumerate((200, 400, 404, 429, 500, 503)):
         world.call(str(number), "", 16.0)
         world.handle(CallFinished(str(number), None, None, None, 0, status), 17.0)
+    world.call("a stream", "", 16.0)
+    world.handle(CallFinished("a stream", 10, 0, 5, has_error=True), 17.0)
     for second in range(18, 35):
         world.tick(float(second))
         world.scheduler.validate()
     row = next(row for row in world.rows if row.number == 0)
-    assert (row.began, row.timed, row.failed, row.client_faults, row.ended) == (6, 4, 3, 2, 1)
+    assert (row.began, row.timed, row.failed, row.client_faults, row.ended) == (7, 5, 4, 2, 1)
 
 
 # --- prefix caches ---
