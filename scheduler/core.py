@@ -240,6 +240,8 @@ class Scheduler:
             self.workflows.call_finished(event, now)
         if self.experiments.running:
             reason = ANSWERED if event.status < 400 else f"engine_{event.status}"
+            if event.has_error:
+                reason = "engine_error"
             self.experiments.over(event.call_id, now, reason, event.prompt_tokens, event.output_tokens)
         prompt, output = event.prompt_tokens, event.output_tokens
         joules: float | None = None

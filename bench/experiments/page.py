@@ -68,15 +68,16 @@ def page(found: Analysis, recording: Recording) -> str:
             _warned(found), "<h2>What it would have done</h2>", _shadow(found),
             "<h2>To do it again</h2>", _again(found),
         ])  # fmt: skip
+    relative = [(NAMES[name], effect) for name, effect in found.effects.items() if not effect.metric.is_share]
+    uncounted = {row.number for row in left}
     sections = [
         f"<h1>{escape(sentence(found))}</h1><p class=facts>{escape(facts)}</p>", _stopped(recording), _warned(found),
         f"<p class=legend>{_key(0)} {escape(arms[0])} (control) &nbsp; {_key(1)} {escape(arms[1])} (treatment)</p>",
-        "<h2>Effects</h2>", _effects(found), charts.intervals(
-            [(NAMES[name], effect) for name, effect in found.effects.items() if not effect.metric.is_share],
-            "effects with their 95 % intervals"), _read(found),
+        "<h2>Effects</h2>", _effects(found),
+        charts.both(lambda width: charts.intervals(relative, "effects with their 95 % intervals", width)), _read(found),
         "<h2>Energy by component</h2>", _energy(found), "<h2>p95 workflow time by class</h2>", _classes(found),
         f"<h2>Block by block: {escape(WORDS[found.primary.metric.name])}</h2>",
-        charts.timeline(found.rows, found.primary, arms, {row.number for row in left}), _looks(found),
+        charts.both(lambda width: charts.timeline(found.rows, found.primary, arms, uncounted, width)), _looks(found),
         *(["<h2>Guardrails</h2>", _guardrails(found)] if definition.guardrails else []),
         "<h2>May it be trusted?</h2>", _checks(found, recording), "<h2>To do it again</h2>", _again(found),
     ]  # fmt: skip
@@ -186,7 +187,7 @@ def _read(found: Analysis) -> str:
 
 
 def _looks(found: Analysis) -> str:
-    picture = charts.sequence(found.primary)
+    picture = charts.both(lambda width: charts.sequence(found.primary, width))
     if not picture:
         return ""
     return (
@@ -208,7 +209,8 @@ def _guardrails(found: Analysis) -> str:
             share = estimate.control or 1e-9
             best, worst = best / share, worst / share
         kept = "kept" if worst <= guardrail.limit else "broken" if best > guardrail.limit else "not shown to be kept"
-        rows.append([str(guardrail), kept, f"95 % interval: {100 * best:+.1f} to {100 * worst:+.1f} %"])
+        unit = "%" if guardrail.relative else "points"
+        rows.append([str(guardrail), kept, f"95 % interval: {100 * best:+.1f} to {100 * worst:+.1f} {unit}"])
     return _table(("guardrail", "", "why"), rows)
 
 

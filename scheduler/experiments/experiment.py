@@ -65,6 +65,8 @@ class Experiment:
         self.ended_at: float | None = None
         self.stopped_why: str | None = None
         """None: it was not stopped."""
+        self.harmed = False
+        """A guardrail stopped it."""
         self.guards = [Guard(guardrail, definition) for guardrail in definition.guardrails]
         self.live: dict[str, Live] = {}
         self.rows: dict[tuple[int, int], OpenRow] = {}
@@ -252,6 +254,7 @@ class Experiment:
         self._verdicts = [guard.judge(*count) for guard, count in zip(self.guards, self.counts, strict=True)]
         for verdict in self._verdicts:
             if verdict.stop:
+                self.harmed = True
                 return closed + self.stop(now, f"{verdict.guardrail}: {verdict.why}")
         if number >= blocks and not self.rows:
             self.ended_at = now
