@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
+    from bench.load.drawing import Drawing
     from bench.load.report_data import Axis, Run
 
 PANELS = ("joules_per_output_token", "joules_per_workflow", "workflow_p50_s", "output_tokens_per_second")
@@ -83,10 +85,12 @@ def put(out: Path, title: str, lead: list[str], made: Callable[[html.Pictures], 
     path = out / "index.html"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        chapters = made(html.Pictures(out))
+        pictures = html.Pictures(out)
+        chapters = made(pictures)
         links = html.contents([(anchor, name) for anchor, name, _ in chapters])
         body = "".join(html.chapter(anchor, name, text) for anchor, name, text in chapters)
-        path.write_text(html.page(title, "".join([*lead, links, body])), encoding="utf-8")
+        whole = pictures.put_into(html.page(title, "".join([*lead, links, body])))
+        path.write_text(whole, encoding="utf-8")
     except OSError as error:
         raise BenchError(f"{out}: {error.strerror}; name a folder that can be written") from None
     return path
@@ -158,7 +162,7 @@ class Page:
             head = ["policy", "setting", "on its line", "median s", "J/workflow", "missed"]
             parts.append(
                 self.pictures.figure(
-                    f"{name}-pareto-{number}", "Energy against latency.", caption, plots.pareto(spots),
+                    f"{name}-pareto-{number}", "Energy against latency.", caption, partial(plots.pareto, spots),
                     html.table(head, rows, (0, 1)),
                 )
             )  # fmt: skip
@@ -186,7 +190,11 @@ class Page:
             f" under {names[0]} among those with several calls; the same under each policy. Under its calls stands the"
             " power of all that ran meanwhile."
         )
-        return [self.pictures.figure(f"{name}-time-line", "A workflow in time.", caption, plots.gantt(lines, names))]
+        return [
+            self.pictures.figure(
+                f"{name}-time-line", "A workflow in time.", caption, partial(plots.gantt, lines, names)
+            )
+        ]
 
     def _ratios(self) -> str:
         differ = [name for name in differing(self.runs) if name not in ("workload", "policy", "way", "tell_lengths")]
@@ -223,8 +231,8 @@ class Page:
         )
 
 
-def axis_plot(axis: Axis, group: Sequence[Run]) -> bytes:
-    """The figures that were measured, above this axis."""
+def axis_plot(axis: Axis, group: Sequence[Run]) -> Drawing:
+    """Of the figures that were measured, above this axis."""
     used = next((name for name in UTILISATION if any(run.over(name).mean is not None for run in group)), None)
     names = [name for name in (*PANELS, *([used] if used else []))
              if any(run.over(name).mean is not None for run in group)]  # fmt: skip
@@ -233,7 +241,7 @@ def axis_plot(axis: Axis, group: Sequence[Run]) -> bytes:
         for policy, runs in series(group).items()
     }
     titles = {name: BY_NAME[name].title for name in names}
-    return plots.panels(lines, titles, axis.label, doubling=axis.name in ("batch", "input", "output"))
+    return partial(plots.panels, lines, titles, axis.label, doubling=axis.name in ("batch", "input", "output"))
 
 
 def _ordered(axis: Axis, runs: Sequence[Run]) -> list[tuple[float, Run]]:

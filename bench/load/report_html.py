@@ -6,12 +6,14 @@ import base64
 from html import escape
 from typing import TYPE_CHECKING
 
+from bench.load.drawing import draw
 from bench.programs import BenchError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from bench.load.drawing import Drawing
     from bench.load.figures import Interval
 
 STYLE = """
@@ -92,25 +94,34 @@ def factor(value: Interval) -> str:
 
 
 class Pictures:
-    """Figures as PNGs in a folder, and in the page."""
+    """Figures as PNGs in a folder, and in the page. They are drawn when all are known: by several processes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.names: list[str] = []
+        self._drawings: dict[str, Drawing] = {}
 
-    def figure(self, name: str, title: str, caption: str, png: bytes, numbers: str = "") -> str:
-        """`numbers`: a table of what it shows, folded in. BenchError if it cannot be written."""
+    def figure(self, name: str, title: str, caption: str, drawing: Drawing, numbers: str = "") -> str:
+        """Its place in the page. `numbers`: a table of what it shows, folded in."""
         name = "".join(sign if sign.isalnum() or sign in "-." else "-" for sign in name)
-        path = self._folder / f"{name}.png"
-        try:
-            path.write_bytes(png)
-        except OSError as error:
-            raise BenchError(f"{path}: {error.strerror}") from None
-        self.names.append(path.name)
-        data = base64.b64encode(png).decode()
+        self._drawings[name] = drawing
         folded = f"<details><summary>numbers</summary>{numbers}</details>" if numbers else ""
         return (
             f'<figure id="{escape(name)}"><img alt="{escape(f"{title}. {caption}")}" '
-            f'src="data:image/png;base64,{data}"><figcaption><b>{escape(title)}</b> {escape(caption)}</figcaption>'
+            f'src="{_place(name)}"><figcaption><b>{escape(title)}</b> {escape(caption)}</figcaption>'
             f"{folded}</figure>"
         )
+
+    def put_into(self, text: str) -> str:
+        """The page with all figures in their places. BenchError if one cannot be written."""
+        for name, png in zip(self._drawings, draw(list(self._drawings.values())), strict=True):
+            path = self._folder / f"{name}.png"
+            try:
+                path.write_bytes(png)
+            except OSError as error:
+                raise BenchError(f"{path}: {error.strerror}") from None
+            text = text.replace(_place(name), f"data:image/png;base64,{base64.b64encode(png).decode()}")
+        return text
+
+
+def _place(name: str) -> str:
+    return f"place:{name};"

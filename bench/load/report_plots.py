@@ -63,12 +63,15 @@ def _figure(height: float, rows: int = 1, **more: Any) -> tuple[Any, Any]:
 
 def _png(figure: Any) -> bytes:
     """Of few colours, so it is small."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
-    buffer, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    buffer.seek(0)
-    Image.open(buffer).convert("RGB").quantize(64).save(small, format="PNG", optimize=True)
+    figure.set_dpi(DPI)
+    canvas: Any = FigureCanvasAgg(figure)
+    small = io.BytesIO()
+    canvas.draw()
+    drawn = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba(), "raw", "RGBA", 0, 1)
+    drawn.convert("RGB").quantize(64).save(small, format="PNG", optimize=True)
     return small.getvalue()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -108,10 +109,10 @@ class Chapter:
             listed = "".join(f"<li>{escape(line)}</li>" for line in each.measured)
             parts.append(f"<p><b>Measured:</b></p><ul>{listed}</ul>")
         if each.table:
-            png = plots.bars(each.table, each.axis, one="÷" in each.axis)
+            drawing = partial(plots.bars, each.table, each.axis, one="÷" in each.axis)
             name, title = f"finding-{each.number}-plot", f"Finding {each.number}."
             caption = f"{each.axis}; bars are means, whiskers 95 % intervals."
-            parts.append(self._pictures.figure(name, title, caption, png))
+            parts.append(self._pictures.figure(name, title, caption, drawing))
         kind = next((css for verdict, (_, css) in MARKS.items() if each.verdict == verdict), "part")
         return f'<div class="finding {kind}" id="finding-{each.number}">{"".join(parts)}</div>'
 
