@@ -28,9 +28,9 @@ Outcomes = dict[str, dict[str, "bool | None"]]
 RULE = (
     "One rule judges all six. Each finding is taken apart into tests, and each test is made in each workload that it"
     " is about. It is passed (✓) where the measured mean and its whole 95 % interval lie where the paper's claim puts"
-    " them, failed (✗) where the mean does not, and undecided (?) where the mean does and its interval reaches beyond. A"
-    " finding holds where every test is passed, does not hold where none is, and else holds in part. The thresholds are"
-    " those that were fixed before the first play; others may say otherwise, and the figures are there for them."
+    " them, failed (✗) where the mean does not, and undecided (?) where the mean does and its interval reaches beyond."
+    " A finding holds where every test is passed, does not hold where none is, and else holds in part. The thresholds"
+    " are those that were fixed before the first play; others may say otherwise, and the figures are there for them."
 )
 
 
