@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 PANELS = ("joules_per_output_token", "joules_per_workflow", "workflow_p50_s", "output_tokens_per_second")
 UTILISATION = ("busy_share", "mean_running")
 """The first of them that was measured."""
+ROWS_PRINTED = 40
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -216,7 +217,7 @@ class Page:
             "<p>Each result ÷ the baseline in its row: the geometric mean over repeats that played the same workflows"
             " at the same times, and its 95 % interval. Joules are brought to one horizon: the shorter play is given"
             " its idle power for the rest. The baseline is the plainest policy with the same load; of several the most"
-            " alike; of the plainest itself the one with the widest limits.</p>" + html.table(head, rows, (0, 1, 5))
+            " alike; of the plainest itself the one with the widest limits.</p>" + _folded(head, rows, (0, 1, 5))
         )
 
     def _all(self) -> str:
@@ -226,9 +227,14 @@ class Page:
                  *(html.number(run.over(each.name), each.form) for each in shown)] for run in self.runs]  # fmt: skip
         files = "".join(f"<li><code>{escape(str(run.result.path))}</code></li>" for run in self.runs)
         return (
-            html.table(["result", "state", *(escape(each.title) for each in shown)], rows, (0, 1))
+            _folded(["result", "state", *(escape(each.title) for each in shown)], rows, (0, 1))
             + f"<details><summary>files</summary><ul>{files}</ul></details>"
         )
+
+
+def _folded(head: Sequence[str], rows: Sequence[Sequence[str]], texts: Sequence[int]) -> str:
+    table = html.table(head, rows, texts)
+    return table if len(rows) <= ROWS_PRINTED else html.long(table, f"{len(rows)} rows")
 
 
 def axis_plot(axis: Axis, group: Sequence[Run]) -> Drawing:

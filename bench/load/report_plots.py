@@ -31,7 +31,7 @@ WIDTH_INCHES = 4.7
 DPI = 170
 SAME = 0.002
 """Lines that differ by less, everywhere, are drawn as one and named together: they would hide each other."""
-LANES_FROM = 40
+LANES_FROM = 24
 SIZES = (7.5, 6.0, 4.5, 3.0)
 """Of markers, the first filled: one on another shows both."""
 

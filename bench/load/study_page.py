@@ -99,14 +99,14 @@ class Chapter:
             _tests(each),
             f'<p class="verdict">{_verdict(each.verdict)}</p>',
         ]
-        if each.measured:
-            listed = "".join(f"<li>{escape(line)}</li>" for line in each.measured)
-            parts.append(f"<p><b>Measured:</b></p><ul>{listed}</ul>")
         if each.table:
             drawing = partial(plots.bars, each.table, each.axis, one="÷" in each.axis)
             name, title = f"finding-{each.number}-plot", f"Finding {each.number}."
             caption = f"{each.axis}; bars are means, whiskers 95 % intervals."
             parts.append(self._pictures.figure(name, title, caption, drawing))
+        if each.measured:
+            listed = "".join(f"<li>{escape(line)}</li>" for line in each.measured)
+            parts.append(f"<p><b>Measured:</b></p><ul>{listed}</ul>")
         kind = next((css for verdict, (_, css) in MARKS.items() if each.verdict == verdict), "part")
         return f'<div class="finding {kind}" id="finding-{each.number}">{"".join(parts)}</div>'
 
