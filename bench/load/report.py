@@ -6,10 +6,12 @@ from collections import defaultdict
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.load import report_html as html
 from bench.load import report_plots as plots
+from bench.load.report_beside import chapter as beside
+from bench.load.report_beside import rows_of
 from bench.load.report_data import (
     AXES,
     BY_NAME,
@@ -63,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
         if named is None:
             named = run_of(read(args.baseline))
             found.append(named)
-    print(f"report: {write(found, args.out, named)}")
+    twins = rows_of([path for path in args.results if path.is_dir()])
+    print(f"report: {write(found, args.out, named, twins)}")
     return 0
 
 
@@ -76,9 +79,16 @@ def load(paths: Sequence[Path]) -> list[Run]:
     return [run_of(read(path)) for path in dict.fromkeys(files)]
 
 
-def write(runs: Sequence[Run], out: Path, named: Run | None = None) -> Path:
-    """The page of these. BenchError where it cannot be written."""
-    return put(out, "Joulegate: results", [], lambda pictures: Page(runs, pictures, named).chapters())
+def write(runs: Sequence[Run], out: Path, named: Run | None = None, twins: Sequence[dict[str, Any]] = ()) -> Path:
+    """The page of these; `twins`: rows of `joulegate-bench beside`. BenchError where it cannot be written."""
+
+    def made(pictures: html.Pictures) -> list[tuple[str, str, str]]:
+        chapters = Page(runs, pictures, named).chapters()
+        if twins:
+            chapters.insert(-2, ("twin", "Beside the twin", beside(twins, pictures)))
+        return chapters
+
+    return put(out, "Joulegate: results", [], made)
 
 
 def put(out: Path, title: str, lead: list[str], made: Callable[[html.Pictures], list[tuple[str, str, str]]]) -> Path:
@@ -186,10 +196,11 @@ class Page:
             return []
         names = [policy_name(line.run) for line in lines]
         first = lines[0]
+        calls = "one call" if len(first.calls) == 1 else f"{len(first.calls)} calls"
+        among = "" if len(first.calls) == 1 else " among those with several calls"
         caption = (
-            f"{_where(name, chosen, mine)}: {first.workflow}, of {len(first.calls)} calls, the one of median length"
-            f" under {names[0]} among those with several calls; the same under each policy. Under its calls stands the"
-            " power of all that ran meanwhile."
+            f"{_where(name, chosen, mine)}: {first.workflow}, of {calls}, the one of median length under"
+            f" {names[0]}{among}; the same under each policy. Under its calls stands the power of all that ran meanwhile."
         )
         return [
             self.pictures.figure(
@@ -298,7 +309,9 @@ def _sources(run: Run) -> str:
     what = engine.get("calibration") or engine.get("url") or run.spec["engine"]
     apart = ", ".join(f"{name.upper()} {energy[name]}" for name in ("gpu", "cpu", "dram") if name in energy)
     detail = f" ({energy['detail']})" if energy.get("detail") else ""
-    return f"Engine {what}: times are {meta.get('time_source', 'unknown')}; joules: {apart or 'unavailable'}{detail}."
+    observed = "" if run.simulated else " The cards' limits and clocks are read, never set."
+    times = meta.get("time_source", "unknown")
+    return f"Engine {what}: times are {times}; joules: {apart or 'unavailable'}{detail}.{observed}"
 
 
 def _state(run: Run) -> str:

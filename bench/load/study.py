@@ -47,7 +47,7 @@ class Size:
 
 
 _ONE_ROUND = {"coding": {"rounds": 1}, "composite": {"coding.rounds": 1}}
-_SHORT = {"chain": {"chunks": [6, 8]}, "coding": {"rounds": 1, "files": [2, 2]},
+_SHORT: dict[str, dict[str, Any]] = {"chain": {"chunks": [6, 8]}, "coding": {"rounds": 1, "files": [2, 2]},
           "composite": {"chain.chunks": [6, 8], "coding.rounds": 1, "coding.files": [2, 2]}}  # fmt: skip
 """So short that a real engine plays them all in about an hour."""
 QUICK = Size(3, 60.0, 10.0, 16, {"chain": 32, "copilot": 96, "coding": 16, "composite": 64}, (1, 2, 4, 8, 16),
