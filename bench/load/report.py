@@ -200,7 +200,8 @@ class Page:
         among = "" if len(first.calls) == 1 else " among those with several calls"
         caption = (
             f"{_where(name, chosen, mine)}: {first.workflow}, of {calls}, the one of median length under"
-            f" {names[0]}{among}; the same under each policy. Under its calls stands the power of all that ran meanwhile."
+            f" {names[0]}{among}; the same under each policy. Under its calls stands the power of all that ran"
+            " meanwhile."
         )
         return [
             self.pictures.figure(
