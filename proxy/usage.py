@@ -26,7 +26,7 @@ _FINGERPRINT = re.compile(rb'"system_fingerprint"\s*:\s*"[^"\\]*"')
 _ENDS_CHOICE = b'"finish_reason":"'
 _ERROR_EVENT = re.compile(
     rb'^(?:event: ?error\r?$|data: ?\{\s*"(?:error"\s*:\s*[{"]|(?:object|type)"\s*:\s*"(?:error|response\.failed)"))',
-    re.M,
+    re.MULTILINE,
 )
 """vLLM's chat and completions (`error` first, or `object` of that name), Anthropic's messages, OpenAI's Responses."""
 _BLANK_LINE = re.compile(rb"\r?\n\r?\n")

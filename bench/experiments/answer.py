@@ -60,7 +60,7 @@ def _said(found: Analysis, effect: Effect) -> str:
         return f"Nothing can be said of {what}: {effect.unavailable}."
     estimate = effect.estimate
     low, high = (percent(end, effect) for end in (estimate.low, estimate.high))
-    hours = sum(row.end - row.start for row in found.rows if row.pair >= 0) / 3600
+    hours = 2 * effect.pairs * definition.block_seconds / 3600
     rests = f"{p_text(effect.p_value)}; {effect.pairs} pairs of blocks, {time_text(hours)}"
     if definition.aa:
         return f"A/A: both arms are {control}; {what}: {low} to {high} between them ({rests})."

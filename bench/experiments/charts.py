@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 WIDE, NARROW = 760.0, 370.0
 """On a screen, and on a phone: the page has both pictures and shows one."""
 LEFT, RIGHT = 56.0, 16.0
+BAND = 16.0
 HATCH = (
     '<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
     '<line x1="0" y1="0" x2="0" y2="6" class="hatch"/></pattern></defs>'
@@ -93,9 +94,11 @@ def intervals(effects: Sequence[tuple[str, Effect]], label: str, width: float) -
 
 
 def timeline(
-    rows: Sequence[BlockRow], effect: Effect, arms: Sequence[str], left_out: Collection[int], width: float
+    rows: Sequence[BlockRow], effect: Effect, arms: Sequence[str], left_out: Collection[int],
+    lanes: Callable[[int], Sequence[int]], width: float,
 ) -> str:  # fmt: skip
-    """A block each: its value, and below it whose it was; blocks that do not count (`left_out`) are hatched."""
+    """A block each: its value, and below it whose it was (`lanes`: the arms that a block had at once, one below the
+    other); blocks that do not count (`left_out`) are hatched."""
     metric = effect.metric
     height, top, bottom = 250.0, 10.0, 200.0
     if not rows:
@@ -119,9 +122,13 @@ def timeline(
         marks = excluded_by(row, metric)
         said = f"block {row.number}, {arms[row.arm]}"
         left, broad = x(row.start), max(0.6, x(row.end) - x(row.start) - 0.4)
-        kind = "treatment" if row.arm else "control"
-        parts.append(f'<rect x="{left:.1f}" y="{bottom + 8:.1f}" width="{broad:.1f}" height="14" class="{kind}">'
-                     f"<title>{escape(said)}</title></rect>")  # fmt: skip
+        at_once = lanes(row.number)
+        for lane, arm in enumerate(at_once):
+            if arm != row.arm:
+                continue
+            high, kind = BAND / len(at_once), "treatment" if arm else "control"
+            parts.append(f'<rect x="{left:.1f}" y="{bottom + 8 + lane * high:.1f}" width="{broad:.1f}"'
+                         f' height="{high:.1f}" class="{kind}"><title>{escape(said)}</title></rect>')  # fmt: skip
         if marks or row.number in left_out:
             said += f": not counted ({', '.join(marks) or 'its pair is not whole'})"
             parts.append(f'<rect x="{left:.1f}" y="{top:.1f}" width="{broad:.1f}" height="{bottom - top:.1f}"'

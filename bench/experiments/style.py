@@ -35,7 +35,8 @@ svg text.axis{fill:var(--dim);font-size:12px}
 .hatch{stroke:var(--dim);stroke-width:1}
 .band{fill:var(--band);stroke:var(--control);stroke-width:1}
 pre{overflow:auto;font-size:.8rem}
-@media (max-width:44rem){.wide{display:none}.narrow{display:block}thead{display:none}tr{display:block;padding:.5rem 0;border-bottom:1px solid var(--line)}
+@media (max-width:44rem){.wide{display:none}.narrow{display:block}
+thead{display:none}tr{display:block;padding:.5rem 0;border-bottom:1px solid var(--line)}
 th,td{display:flex;gap:.8rem;border:0;padding:.1rem 0}
 td:before{content:attr(data-label);color:var(--dim);flex:0 0 7.5rem}
 td:empty{display:none}

@@ -88,7 +88,7 @@ def _plan(options: argparse.Namespace) -> int:
     try:
         arms, guardrails = _arms_and_guardrails(options)
         settling = settling_of(arms, options.config, options.cap_settling_seconds)
-        made, p95 = _made(options, settling.seconds)
+        made, p95 = _made(options, settling.seconds, settling.pace)
         defined = _definition(options, arms, guardrails, made)
     except ExperimentError as error:
         return _refused(error.problems)
@@ -118,7 +118,7 @@ def _refused(problems: list[str]) -> int:
     return EXIT_USAGE
 
 
-def _made(options: argparse.Namespace, settling: float) -> tuple[Plan, float]:
+def _made(options: argparse.Namespace, settling: float, pace: float) -> tuple[Plan, float]:
     """The plan, and the p95 workflow time that it is for."""
     from scheduler.experiments.plan import from_rate, from_traffic
 
@@ -127,7 +127,8 @@ def _made(options: argparse.Namespace, settling: float) -> tuple[Plan, float]:
         from proxy.ab.traffic import COST, workflows_of
 
         with options.calls.open("rb") as lines:
-            traffic = workflows_of(lines)
+            traffic = [each._replace(began_at=each.began_at * pace, seconds=each.seconds * pace)
+                       for each in workflows_of(lines)]  # fmt: skip
         made = from_traffic(
             traffic, seconds, cost_is=COST, cap_settling_seconds=settling, effect=options.effect,
             split=options.design == "split_and_swap",

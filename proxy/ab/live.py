@@ -151,7 +151,14 @@ def in_words(told: dict[str, Any]) -> list[str]:
     if "block" in told:
         part = "lead-in" if told["lead_in"] else f"block {told['block'] + 1} of {told['blocks']}"
         washout = ", in its wash-out" if told["in_washout"] else ""
-        lines.append(f"  now         {part}: {told['arm']}{washout}; {told['seconds_to_next_block']:.0f} s to the next")
+        arm = told["arm"]
+        if (other := told.get("arm_of_second_half")) is not None and not told["lead_in"]:
+            arm = f"{arm} on the first half of the engines, {other} on the second"
+        elif told["design"] == "interleaved" and not told["lead_in"]:
+            arm = "both arms at once"
+        if told["ramp_up"]:
+            arm += ", of which the treatment's workflows are a share (ramp-up)"
+        lines.append(f"  now         {part}: {arm}{washout}; {told['seconds_to_next_block']:.0f} s to the next")
         lines.append(f"  until       {_when(told['ends_at'] / told['pace'])}")
     if (done := told.get("blocks_done")) is not None:
         lines.append(f"  blocks      {done['control']} of the control and {done['treatment']} of the treatment count")

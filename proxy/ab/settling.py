@@ -20,6 +20,8 @@ class Settling(NamedTuple):
     seconds: float = 0.0
     says: str = ""
     """Where it is from; empty: no arm sets limits."""
+    pace: float = 1.0
+    """The gateway's: a second of its log is so many of the experiment."""
 
 
 def settling_of(arms: Sequence[Arm], config: Path | None, given: float | None) -> Settling:
@@ -34,8 +36,8 @@ def settling_of(arms: Sequence[Arm], config: Path | None, given: float | None) -
         mode, pace, source = loaded.power.mode, loaded.experiments.pace, str(config)
         rules = loaded.caps.rules("observe")
     if given is not None:
-        return Settling(given, f"{given:g} s of it until a power limit has settled, as given" if given else "")
+        return Settling(given, f"{given:g} s of it until a power limit has settled, as given" if given else "", pace)
     if all((arm.cap_mode or mode) != "actuate" for arm in arms):
-        return Settling()
+        return Settling(pace=pace)
     seconds = rules.descent_seconds * pace
-    return Settling(seconds, f"{seconds:g} s of it until a cap has stepped down to its floor, by {source}")
+    return Settling(seconds, f"{seconds:g} s of it until a cap has stepped down to its floor, by {source}", pace)

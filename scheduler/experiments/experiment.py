@@ -378,6 +378,8 @@ class Experiment:
                 "in_washout": now < block.measured_from, "seconds_to_next_block": max(0.0, block.end - now),
                 "lead_in": block.number == LEAD_IN, "ramp_up": self.schedule.is_ramp_up(block),
             }  # fmt: skip
+            if definition.design == "split_and_swap":
+                where["arm_of_second_half"] = str(definition.arms[self.arm_at(now, 1)])
         return {
             "id": definition.id, "state": self.state, "design": definition.design, "metric": definition.metric,
             "pool": definition.pool, "arms": [str(arm) for arm in definition.arms],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scheduler.experiments.arms import ArmPolicies
+from scheduler.experiments.definition import CONTROL
 from scheduler.experiments.following import Clock, Following, name_of
 from scheduler.experiments.pool_energy import PoolEnergy
 from scheduler.experiments.resets import CacheResets
@@ -54,8 +55,12 @@ class Running:
         sides = None
         if self.halves:
 
-            def sides(arm: int, now: float) -> frozenset[str]:
-                return self.halves[experiment.side_of(arm, clock.at(now))]
+            def sides(arm: int, now: float) -> frozenset[str] | None:
+                at = clock.at(now)
+                block = experiment.schedule.block_at(at)
+                if arm == CONTROL and (block is None or block.pair < len(experiment.definition.ramp_up)):
+                    return None  # it has most of the workflows, or all: half of the engines might not bear them
+                return self.halves[experiment.side_of(arm, at)]
 
         def arm_of(call: CallState, now: float) -> int:
             return experiment.arm_of(name_of(call.arrived), clock.at(now))
