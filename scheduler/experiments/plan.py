@@ -187,13 +187,13 @@ def _hours(loads: Sequence[float], block: float, pairs: int) -> Hours:
     swing = load_swing(loads, 2 * pairs)
     if swing >= SWING_LEAST:
         return Hours(pairs_of_a_day(block), (
-            f"the experiment is shorter than a day, and busy hours of the recorded traffic have {swing:.1f} times the load of quiet"
-            " ones: what it finds, and what it can find, are of the hours it runs in; 24 h have them all"
+            f"the experiment is shorter than a day, and busy hours of the recorded traffic have {swing:.1f} times the"
+            " load of quiet ones: what it finds, and what it can find, are of the hours it runs in; 24 h have them all"
         ))  # fmt: skip
     if len(loads) * block < DAY_SECONDS:
         return Hours(0, (
-            f"the experiment is shorter than a day, and the recorded traffic is of {len(loads) * block / 3600:.1f} h: whether other"
-            " hours differ is not known"
+            f"the experiment is shorter than a day, and the recorded traffic is of {len(loads) * block / 3600:.1f} h:"
+            " whether other hours differ is not known"
         ))  # fmt: skip
     return Hours()
 

@@ -235,7 +235,7 @@ def test_decisions_are_said_to_be_of_the_arms_policy() -> None:
 
 
 def test_split_and_swap_leaves_the_control_all_engines_until_its_pairs_begin() -> None:
-    """In the lead-in all workflows are the control's, and in the ramp-up most: half of the engines might not bear it."""
+    """In the lead-in all workflows are the control's, in the ramp-up most: half of the engines might not bear it."""
     recorder = Recorder(design="split_and_swap", ramp_up=[0.2], arms=["passthrough", "fifo"])
     recorder.scheduler = Scheduler(SchedulerConfig((EngineSpec("a", 256), EngineSpec("b", 256))), 0.0)
     recorder.definition = {**recorder.definition, "engines": ["a", "b"]}

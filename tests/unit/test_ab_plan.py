@@ -106,7 +106,7 @@ def test_arms_as_text() -> None:
 
 
 def test_a_cap_that_settles_is_in_the_wash_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By the defaults of [caps], by the gateway's configuration, or as given; also where an arm has the gateway's mode."""
+    """By the defaults of [caps], by the gateway's configuration, or as given; with the gateway's mode, too."""
     rate = ["--rate", "5", "--p95-seconds", "25"]
     config = tmp_path / "gateway.toml"
     caps = "[caps]\nfloor_share = 0.8\nttft_seconds_p95 = 1.0\nitl_seconds_p95 = 0.1\n[experiments]\npace = 2\n"
