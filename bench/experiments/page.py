@@ -284,10 +284,15 @@ def _again(found: Analysis) -> str:
     link = base64.b64encode(table.encode()).decode()
     whole = json.dumps(as_json(found)).replace("<", chr(92) + "u003c")
     told = json.dumps(definition.as_json(), indent=1, default=str)
+    dealt = "The block table has what was counted in each block."
+    if definition.design != "shadow":
+        dealt = (
+            f"Seed {definition.seed}, salt “{escape(definition.the_salt)}”. The first arm of pair <i>n</i> is the"
+            f" treatment where the first 64 bits of SHA-256 of “order/{definition.seed}/<i>n</i>” are below a half; the"
+            " block table has each block's arm. Resampling and randomisation use the same seed."
+        )
     return (
-        f"<p>Seed {definition.seed}, salt “{escape(definition.the_salt)}”. The first arm of pair <i>n</i> is the"
-        f" treatment where the first 64 bits of SHA-256 of “order/{definition.seed}/<i>n</i>” are below a half; the"
-        " block table has each block's arm. Resampling and randomisation use the same seed.</p>"
+        f"<p>{dealt}</p>"
         f'<p><a download="blocks.csv" href="data:text/csv;base64,{link}">Block table as CSV</a>'
         f" ({len(found.rows)} rows)</p><details><summary>Definition</summary><pre>{escape(told)}</pre></details>"
         f'<script type="application/json" id="report">{whole}</script>'
