@@ -136,11 +136,11 @@ def timeline(
         elif value is not None:
             parts.append(_mark((x(row.measured_from) + x(row.end)) / 2, y(value), row.arm,
                                f"{said}: {value:.4g} {metric.unit}"))  # fmt: skip
-    hours = (end - start) / 3600
-    parts += [
-        _text(x(start + 3600 * at), height - 10, f"{at:g} h", "middle", "axis")
-        for at in ticks(0.0, hours, 6 if width == WIDE else 4)
-    ]
+    seconds, unit = (3600, "h") if end - start >= 2 * 3600 else (60, "min")
+    for at in ticks(0.0, (end - start) / seconds, 6 if width == WIDE else 4):
+        place = x(start + seconds * at)
+        anchor = "middle" if place < width - 2 * RIGHT else "end"
+        parts.append(_text(place + (RIGHT if anchor == "end" else 0.0), height - 10, f"{at:g} {unit}", anchor, "axis"))
     return _svg(width, height, f"{metric.name} of each block over time", parts)
 
 

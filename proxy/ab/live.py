@@ -163,8 +163,12 @@ def in_words(told: dict[str, Any]) -> list[str]:
     if (done := told.get("blocks_done")) is not None:
         arms = f"{done['control']} of the control and {done['treatment']} of the treatment"
         lines.append(f"  blocks      {done['control'] if told.get('design') == 'shadow' else arms} count")
-    if marked := told.get("marked"):
+    marked = dict(told.get("marked", ()))
+    without = marked.pop("energy_unavailable", 0)
+    if marked:
         lines.append("  do not      " + ", ".join(f"{count} {reason}" for reason, count in sorted(marked.items())))
+    if without:
+        lines.append(f"  no joules   of {without}, whether they count or not: those have times alone")
     if (shadow := told.get("shadow")) is not None:
         dropped = told["shadow_dropped"]
         lines.append(f"  shadow      decided the same for {shadow['same']:.0f} of {shadow['decisions']:.0f} calls"

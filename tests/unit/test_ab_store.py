@@ -106,3 +106,5 @@ def test_a_status_in_words_says_who_has_what() -> None:
         in in_words(shadow)
     )
     assert "  blocks      1 count" in in_words(shadow)
+    marked = in_words(told(marked={"energy_unavailable": 3, "lead_in": 1}))
+    assert "  do not      1 lead_in" in marked and any("no joules   of 3" in line for line in marked)
