@@ -19,8 +19,8 @@ WIDE, NARROW = 760.0, 370.0
 """On a screen, and on a phone: the page has both pictures and shows one."""
 LEFT, RIGHT = 56.0, 16.0
 BAND = 16.0
-HATCH = (
-    '<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+HATCH = (  # an id of each picture's own: where one is not shown, its pattern is not to be had
+    '<defs><pattern id="{}" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
     '<line x1="0" y1="0" x2="0" y2="6" class="hatch"/></pattern></defs>'
 )
 
@@ -114,7 +114,8 @@ def timeline(
     def y(value: float) -> float:
         return bottom - value / highest * (bottom - top)
 
-    parts = [HATCH]
+    hatch = f"hatch{width:.0f}"
+    parts = [HATCH.format(hatch)]
     for at in ticks(0.0, highest, 5):
         parts.append(_line(LEFT, y(at), width - RIGHT, y(at), "grid"))
         parts.append(_text(LEFT - 8, y(at) + 4, f"{at:g}", "end", "axis"))
@@ -132,7 +133,7 @@ def timeline(
         if marks or row.number in left_out:
             said += f": not counted ({', '.join(marks) or 'its pair is not whole'})"
             parts.append(f'<rect x="{left:.1f}" y="{top:.1f}" width="{broad:.1f}" height="{bottom - top:.1f}"'
-                         f' fill="url(#hatch)"><title>{escape(said)}</title></rect>')  # fmt: skip
+                         f' fill="url(#{hatch})"><title>{escape(said)}</title></rect>')  # fmt: skip
         elif value is not None:
             parts.append(_mark((x(row.measured_from) + x(row.end)) / 2, y(value), row.arm,
                                f"{said}: {value:.4g} {metric.unit}"))  # fmt: skip

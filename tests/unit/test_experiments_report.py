@@ -194,6 +194,9 @@ def test_the_page_is_whole_and_fetches_nothing() -> None:
     read.feed(html)
     assert read.open == []
     assert [link for link in read.fetched if not link.startswith("data:text/csv;base64,")] == []
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(set(ids)) == len(ids), "a picture that is not shown has no pattern for the other"
+    assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(ids)
     assert "@import" not in html
     assert "url(http" not in html
     assert name not in html
