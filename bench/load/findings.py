@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 NONE = Interval(None, None, None, 0)
 NO_CAPS = "No cap was played: limits of a real card are never set by this command."
+NOT_PLAYED = "What it is about was not played."
+NOT_METERED = "Not tested: joules were not measured."
 Table = dict[str, dict[str, Interval]]
 """Workload → setting or policy → ratio."""
 
@@ -78,6 +80,11 @@ class Study:
         usual = ("chain", "copilot", "coding", "composite")
         there = {run.workload for run in self.runs}
         self.workloads = [*(name for name in usual if name in there), *sorted(there - set(usual))]
+
+    @property
+    def metered(self) -> bool:
+        """Joules of something are known."""
+        return any(run.over("joules_per_workflow").mean is not None for run in self.runs)
 
     def closed(self, workload: str, policy: str = AS_IS, users: int | None = None) -> list[Run]:
         """Of users who take one workflow after the other; all caps, batches and lengths."""
@@ -137,7 +144,9 @@ def over(run: Run, base: Run, name: str) -> Interval:
 
 def findings(study: Study) -> list[Finding]:
     """All six."""
-    return [_lever(study), _sharing(study), _caps(study), _output(study), _utilisation(study), _aware(study)]
+    found = [_lever(study), _sharing(study), _caps(study), _output(study), _utilisation(study), _aware(study)]
+    why = NOT_PLAYED if study.metered else NOT_METERED
+    return [each if any(each.outcomes.values()) or each.measured else each._replace(measured=(why,)) for each in found]
 
 
 LEVERS = ("batch", "power cap", "prompt lengths", "answer lengths")

@@ -130,9 +130,10 @@ class Page:
         n = len(self.runs)
         repeats = sorted({len(run.repeats) for run in self.runs})
         notes: dict[str, list[Run]] = defaultdict(list)
+        for code, told in _notes(self.runs).items():
+            texts = list(dict.fromkeys(text for text, _ in told))
+            notes[f"{texts[0]} ({code}{'; others alike' if len(texts) > 1 else ''})"] = [run for _, run in told]
         for run in self.runs:
-            for note in run.result.meta.get("notes", []):
-                notes[f"{note['text']} ({note['code']})"].append(run)
             if run.result.meta["state"] != "complete":
                 notes[f"not whole: {run.result.meta.get('state_detail') or run.result.meta['state']}"].append(run)
         sources = sorted({_sources(run) for run in self.runs})
@@ -319,6 +320,15 @@ def _state(run: Run) -> str:
     meta = run.result.meta
     source = meta.get("energy", {}).get("source", "unavailable")
     return f"{meta['state']}, {len(run.repeats)} repeats; {meta.get('time_source', '?')}, joules {source}"
+
+
+def _notes(runs: Sequence[Run]) -> dict[str, list[tuple[str, Run]]]:
+    """(text and result) each, by their codes."""
+    found: dict[str, list[tuple[str, Run]]] = defaultdict(list)
+    for run in runs:
+        for note in run.result.meta.get("notes", []):
+            found[note["code"]].append((note["text"], run))
+    return found
 
 
 def _some(those: Sequence[Run], everybody: Sequence[Run]) -> str:

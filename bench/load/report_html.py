@@ -31,6 +31,7 @@ td,th{border:1px solid var(--line);padding:.15rem .45rem;text-align:right;font-v
 white-space:nowrap}td:first-child,th:first-child,td.t,th.t{text-align:left;white-space:normal;min-width:9rem}
 th{background:var(--soft);white-space:normal;vertical-align:bottom}
 .finding figure{max-width:36rem}.finding:after{content:"";display:block;clear:both}
+@media(max-width:30rem){.finding{padding:.2rem .6rem .6rem}.finding ul{padding-left:1.2rem}}
 @media(min-width:60rem){.finding figure{float:right;width:24rem;margin-left:1rem}}
 .pm{opacity:.7;font-size:.9em}
 .finding{border:1px solid var(--line);border-left:.5rem solid #888;border-radius:.4rem;padding:.2rem 1rem .8rem;

@@ -47,8 +47,12 @@ class Size:
 
 
 _ONE_ROUND = {"coding": {"rounds": 1}, "composite": {"coding.rounds": 1}}
-_SHORT: dict[str, dict[str, Any]] = {"chain": {"chunks": [6, 8]}, "coding": {"rounds": 1, "files": [2, 2]},
-          "composite": {"chain.chunks": [6, 8], "coding.rounds": 1, "coding.files": [2, 2]}}  # fmt: skip
+_HALF = {"rounds": 1, "files": [2, 2], "design_tokens": 350, "code_tokens": [250, 410], "revision_tokens": [255, 318]}
+_SHORT: dict[str, dict[str, Any]] = {
+    "chain": {"chunks": [6, 8]},
+    "coding": _HALF,
+    "composite": {"chain.chunks": [6, 8], **{f"coding.{name}": value for name, value in _HALF.items()}},
+}
 """So short that a real engine plays them all in about an hour."""
 QUICK = Size(3, 60.0, 10.0, 16, {"chain": 32, "copilot": 96, "coding": 16, "composite": 64}, (1, 2, 4, 8, 16),
              (0.0, 0.2, 0.5), (0.5, 2.0), _ONE_ROUND)  # fmt: skip

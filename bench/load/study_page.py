@@ -85,10 +85,13 @@ class Chapter:
         rows = [[_link(each), _verdict(each.verdict)] for each in found]
         study = self._study
         about = words(study.runs[0], ["engine"])
+        repeats = max(len(run.repeats) for run in study.runs)
+        joules = f"All joules are of the GPU {about}; ratios have 95 % intervals over {repeats} paired repeats."
+        if not self._study.metered:
+            joules = f"No joules were measured {about}, so what is about joules cannot be tested; nothing is zero."
         text = (
             "The findings are those of Ifath and Haque's characterisation (Llama-2-7B on one A100, vLLM 0.9.1 and"
-            " Parrot, 16 users), in other words than theirs. All joules are of the GPU"
-            f" {about}; ratios have 95 % intervals over {max(len(run.repeats) for run in study.runs)} paired repeats."
+            " Parrot, 16 users), in other words than theirs. " + joules
         )
         return f"<p>{escape(text)}</p><p>{escape(RULE)}</p>{html.table(['finding', 'here'], rows, (0, 1))}"
 
