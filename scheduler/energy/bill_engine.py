@@ -57,8 +57,8 @@ class EngineBook:
         self.tariff: Tariff | None = None
         self.source: Source = "modelled"
         """Of the last window that has figures."""
-        self.over: deque[tuple[float, CallBill]] = deque()
-        """When calls ended whose last window has perhaps not closed, in this order."""
+        self.over: deque[CallBill] = deque()
+        """Calls that have ended and whose last window has perhaps not closed, in the order of their ends."""
         self.windows = 0
         self.windows_marked = 0
         self.booked_until: float | None = None
@@ -155,13 +155,16 @@ class EngineBook:
                 computed_share += weight * (
                     (0.0 if computed < 0 else computed if computed < 1 else 1.0) - computed_share
                 )
-            joules = call.estimate.joules
+            joules = call.estimate[0]
             if joules is not None and not call.unknown:
                 joules *= MICRO
-                missed = call.marginal - joules
+                missed, most = call.marginal - joules, error * joules
                 # Grows nine times as fast as it falls: it stands still where one of ten is outside.
-                error *= GROWS if missed > error * joules or -missed > error * joules else FALLS
-                error = min(max(error, ERROR_LOWEST), ERROR_HIGHEST)
+                error *= GROWS if missed > most or -missed > most else FALLS
+                if error < ERROR_LOWEST:
+                    error = ERROR_LOWEST
+                elif error > ERROR_HIGHEST:
+                    error = ERROR_HIGHEST
         company.computed_share, company.error = computed_share, error
 
     def drain(self) -> list[EngineChange]:

@@ -144,20 +144,13 @@ class EnergyDesk:
         desk = self.engines.get(engine)
         if desk is None:
             return
-        windows, prompt = desk.windows, event.prompt_tokens_estimate
+        call_id, key, model, workflow_id, prompt, output = event[:6]
+        windows, streamed = desk.windows, event.streamed
         prefixes = _beginnings(prefix, windows.prompt_ratio) if prefix else ()
-        windows.sent(event.call_id, prompt, event.max_output_tokens, now, streamed=event.streamed, prefixes=prefixes)
-        self.bill.dispatched(
-            event.call_id,
-            event.key,
-            event.workflow_id,
-            event.model,
-            engine,
-            now,
-            prefixes,
-        )
+        windows.sent(call_id, prompt, output, now, streamed=streamed, prefixes=prefixes)
+        self.bill.dispatched(call_id, key, workflow_id, model, engine, now, prefixes)
         if (listener := self.listener) is not None:
-            listener.sent(engine, event.call_id, now, streamed=event.streamed)
+            listener.sent(engine, call_id, now, streamed=streamed)
 
     def placed(self, call_id: str, engine: str | None, prefix: tuple[int, ...]) -> None:
         """A call's content was looked at, perhaps after it was sent: how its prompt begins. `prefix`: see NodeSpec."""
