@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.energy.bill_accounts import COMPONENTS, ENGINE_COMPONENTS, ZERO, add
 from scheduler.energy.bill_calls import Company, quote
-from scheduler.energy.bill_limit import SteadyLimit
+from scheduler.energy.bill_limit import SteadyLimit, limited_share
 from scheduler.energy.bill_prices import MICRO
 from scheduler.energy.bill_scale import IdleWatch, Scale
 
@@ -127,6 +127,8 @@ class EngineBook:
             again = min(max(work.repeated_tokens / read, 0.0), 1.0)
             company.repeated_share += RECENT * (again - company.repeated_share)
         company.scale = bill.scale
+        if self.tariff is not None and (share := limited_share(self.tariff, window)) is not None:
+            company.limited += RECENT * (share - company.limited)
         company.source = "simulated" if window.source == "simulated" else "modelled"
         self.quote = None if self.tariff is None else quote(self.tariff, company)
 
@@ -136,14 +138,20 @@ class EngineBook:
 
         work = window.work
         mean = window.busy_seconds / work.steps if work.steps > 0 else 0.0
-        seconds = None if self.tariff is None else self.tariff.seconds
-        if seconds is None or seconds.step <= 0:
+        believed = None if self.tariff is None else self.tariff.believed
+        if believed is None or believed.time.step <= 0:
             return Pace(mean_seconds=mean)
+        seconds = believed.time
         context = repeated = 0.0
         if work.decode_tokens > 0:
             context, repeated = work.context_tokens / work.decode_tokens, work.repeated_tokens / work.decode_tokens
         each = seconds.decode_token + seconds.context_token * context + seconds.repeated_token * repeated
-        return Pace(seconds.step + each, each, seconds.prefill_token, mean)
+        decode = seconds.step + each * work.decode_tokens / max(work.steps, 1.0)
+        token = seconds.prefill_token
+        if work.prefill_tokens > 0:
+            token += seconds.attention_pair * work.attention_pairs / work.prefill_tokens
+        near = 0.0 if window.limit_watts is None else believed.cap.average_seconds
+        return Pace(seconds.step + each, each, token, mean, decode, believed.prompt_seconds, near)
 
     def judge(self, calls: Iterable[CallBill]) -> None:
         """Some are settled: how good were their estimates, and how much of their prompts was computed?"""

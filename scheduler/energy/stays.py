@@ -43,6 +43,12 @@ class Pace(NamedTuple):
     """Each prompt token that is computed in it, too."""
     mean_seconds: float = 0.0
     """All that is computed, over the steps."""
+    decode_seconds: float = 0.02
+    """A mean step without prompts."""
+    prompt_seconds: float = 0.0
+    """Further time of each prompt."""
+    average_seconds: float = 0.0
+    """Of the power that a limiter acts on; 0: no limit is near."""
 
 
 class Stays:

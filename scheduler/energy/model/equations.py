@@ -157,6 +157,28 @@ def _mixed_share(work: Work) -> float:
     return float(1 - free)
 
 
+def left_of_steps(
+    coefficients: Floats, decode: Work, prefill: tuple[Floats, Floats, Floats], before: Floats, limit_watts: float
+) -> Floats:  # fmt: skip
+    """Share of their joules above idle that a limit leaves of n steps with prompt tokens. `coefficients`: (1, SIZE).
+
+    `decode`: what one of them decodes; `prefill`: tokens, attention pairs and prompts in each, (n,); `before`: what the
+    limiter's average was when each began, from 0, the demand of decoding alone, to 1, the step's own.
+    """
+    c = coefficients
+    features, (tokens, pairs, prompts) = np.array(decode[:4]), prefill
+    own_seconds = c[0, 4] * tokens + c[0, 5] * pairs + c[0, PROMPT] * prompts
+    decode_seconds, decode_joules = float((c[:, 0:4] @ features)[0]), float((c[:, 6:10] @ features)[0])
+    seconds = np.maximum(decode_seconds + own_seconds, TINY)
+    joules = np.maximum(decode_joules + c[0, 10] * tokens + c[0, 11] * pairs, TINY)
+    share = own_seconds / seconds
+    exponent = c[:, DECODE_EXPONENT] * (1 - share) + c[:, PREFILL_EXPONENT] * share
+    base = c[:, IDLE] + decode_joules / max(decode_seconds, TINY)
+    felt = base + before * np.maximum(c[:, IDLE] + joules / seconds - base, 0.0)
+    limited: Floats = _under(c, seconds, joules, exponent, limit_watts, 0.0, _Burst(seconds, felt))[1]
+    return np.minimum(limited / joules, 1.0)
+
+
 class _Burst(NamedTuple):
     """Steps that the limiter may be too slow for."""
 
