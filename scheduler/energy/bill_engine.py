@@ -134,24 +134,9 @@ class EngineBook:
 
     def pace(self, window: Window) -> Pace:
         """How long steps take lately, by what the model says of the last window."""
-        from scheduler.energy.stays import Pace
+        from scheduler.energy.stays import pace_of
 
-        work = window.work
-        mean = window.busy_seconds / work.steps if work.steps > 0 else 0.0
-        believed = None if self.tariff is None else self.tariff.believed
-        if believed is None or believed.time.step <= 0:
-            return Pace(mean_seconds=mean)
-        seconds = believed.time
-        context = repeated = 0.0
-        if work.decode_tokens > 0:
-            context, repeated = work.context_tokens / work.decode_tokens, work.repeated_tokens / work.decode_tokens
-        each = seconds.decode_token + seconds.context_token * context + seconds.repeated_token * repeated
-        decode = seconds.step + each * work.decode_tokens / max(work.steps, 1.0)
-        token = seconds.prefill_token
-        if work.prefill_tokens > 0:
-            token += seconds.attention_pair * work.attention_pairs / work.prefill_tokens
-        near = 0.0 if window.limit_watts is None else believed.cap.average_seconds
-        return Pace(seconds.step + each, each, token, mean, decode, believed.prompt_seconds, near)
+        return pace_of(None if self.tariff is None else self.tariff.believed, window)
 
     def judge(self, calls: Iterable[CallBill]) -> None:
         """Some are settled: how good were their estimates, and how much of their prompts was computed?"""

@@ -128,9 +128,10 @@ class Closing:
         computed = np.where(ended & prefilled, new, told[2])
         table[CLOSED_TOKENS], table[CLOSED_AT] = after, at
         if stays.pace.average_seconds and len(fresh := np.flatnonzero((first > 0) & (new > 0))):
-            table[STEP_TOKENS, fresh], table[STEP_BEFORE, fresh] = bursts.steps(
-                table[SENT_AT, fresh], new[fresh], stays.pace
-            )
+            found = bursts.steps(table[SENT_AT, fresh], new[fresh], stays.pace)
+            table[STEP_TOKENS, fresh], table[STEP_BEFORE, fresh] = found
+            work[fresh, 7] = new[fresh] / found.tokens
+            work[fresh, 8], work[fresh, 9] = new[fresh] * found.tokens, new[fresh] * found.before
         table[PREFILLED] = np.maximum(table[PREFILLED], first)
         # What a black box has in the batch waits until it is known to be prefilled.
         table[CARRIED] *= ~(self.streamed | (table[COUNTED] > 0))

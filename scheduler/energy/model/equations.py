@@ -114,8 +114,8 @@ def forward(coefficients: Floats, work: Work, limits: Limits, blur: float = 0.0,
     decoding, the rest with decoding alone.
 
     Nor does it act at once: a prefill that lasts less than the limiter's average takes to get there is not held back.
-    The average that a step with prompt tokens finds is taken to be the work's mean demand. Decoding lasts long, and
-    what comes before it draws more, so it feels all of the limit.
+    The average that a step with prompt tokens finds is what the work says of it, else its mean demand. Decoding lasts
+    long, and what comes before it draws more, so it feels all of the limit.
 
     `blur`: relative standard error of the demand. Where it is not known on which side of the limit the demand lies, its
     mean over both sides is taken: else the model would be sure of what follows from a belief that it is not sure of.
@@ -126,7 +126,7 @@ def forward(coefficients: Floats, work: Work, limits: Limits, blur: float = 0.0,
     decode_seconds, decode_joules = c[:, 0:4] @ decode, c[:, 6:10] @ decode
     prefill_seconds = c[:, 4:6] @ prefill + c[:, PROMPT] * work.prompts
     prefill_joules = c[:, 10:12] @ prefill
-    mixed = _mixed_share(work)
+    mixed, longer, late = prompt_steps_of(work)
     alone = 1 - mixed
     above = np.maximum(most - c[:, IDLE], 0.0)
     pure_seconds = alone * decode_seconds
@@ -138,23 +138,32 @@ def forward(coefficients: Floats, work: Work, limits: Limits, blur: float = 0.0,
     exponent = c[:, DECODE_EXPONENT] * (1 - share) + c[:, PREFILL_EXPONENT] * share
     burst = None
     if limits.prefill is not None:
-        burst = _Burst(
-            seconds / max(mixed * work.steps, 1.0),
-            c[:, IDLE] + (joules + pure_joules) / np.maximum(seconds + pure_seconds, TINY),
-        )
+        if late is None:
+            before = (joules + pure_joules) / np.maximum(seconds + pure_seconds, TINY)
+        else:
+            base = pure_joules / np.maximum(pure_seconds, TINY)
+            before = base + late * (joules / np.maximum(seconds, TINY) - base)
+        burst = _Burst(longer * seconds / max(mixed * work.steps, 1.0), c[:, IDLE] + before)
     both = _under(c, seconds, joules, exponent, limits.prefill, blur, burst)
     busy = pure[0] + both[0]
     return Forward(busy, pure[1] + both[1], (pure[2] + both[2]) / np.maximum(busy, TINY))
 
 
-def _mixed_share(work: Work) -> float:
-    """Of the steps, those with prompt tokens: prompts fall into steps at random, several into some of them, and a step
-    that is none of theirs decodes something."""
-    steps = work.steps
+def prompt_steps_of(work: Work) -> tuple[float, float, float | None]:
+    """(share of the steps that have prompt tokens, how much longer the one is that a prompt token is in than the mean
+    of these, what came before it from 0 to 1; None: not known).
+
+    Where nothing is known, prompts fall into steps at random, several into some of them, and a step that is none of
+    theirs decodes something.
+    """
+    steps, known, tokens = work.steps, work.prompt_steps, work.prefill_tokens
+    if known > 0 and tokens > 0 and steps > 0:
+        longer = max(work.crowded_tokens * known / tokens**2, 1.0)
+        return min(known / steps, 1.0), longer, min(max(work.late_tokens / tokens, 0.0), 1.0)
     if steps <= 1:
-        return 1.0 if work.prompts or not steps else 0.0
+        return (1.0 if work.prompts or not steps else 0.0), 1.0, None
     free = min((1 - 1 / steps) ** work.prompts, work.decode_tokens / steps)
-    return float(1 - free)
+    return float(1 - free), 1.0, None
 
 
 def left_of_steps(
