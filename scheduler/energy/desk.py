@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from scheduler.energy.batch import Prefixes
+    from scheduler.energy.bill_accounts import Source
     from scheduler.energy.bill_calls import Estimate
     from scheduler.energy.model import EnergyModel, Learned, Prior
     from scheduler.energy.window import Counters, MeterSample, Window
@@ -115,6 +116,18 @@ class EnergyDesk:
         if desk is None:
             desk = self.engines[name] = EngineDesk(name, now, self.rules)
         return desk
+
+    def source(self, name: str) -> Source:
+        """What joules and watts of an engine are now; `unavailable`: nothing tells of them."""
+        desk = self.engines.get(name)
+        if desk is None:
+            return "unavailable"
+        window = desk.last_window
+        if desk.simulated or (window is not None and window.source == "simulated"):
+            return "simulated"
+        if window is not None and window.energy.gpu is not None:
+            return "measured"
+        return "unavailable" if desk.model is None else "modelled"
 
     def keep(self, names: Iterable[str]) -> None:
         """Forget engines that are gone; what they used stays in the accounts."""

@@ -176,7 +176,7 @@ def test_a_prompt_that_is_put_right_has_the_limits_share_of_all_of_it() -> None:
         corrected = share("a", correction=Work(prefill_tokens=-100.0), ended=True, prompt_tokens=500.0)
         made = window(corrected._replace(step_tokens=1024.0, step_before=before), joules=500.0)
         [row] = split(made, tariff, 1.0, NOT_KNOWN).rows.tolist()
-        assert row[0] == round(-100 * TARIFF.prefill_token * left * MICRO), "as it was billed, by the step that it was in"
+        assert row[0] == round(-100 * TARIFF.prefill_token * left * MICRO), "by the step that it was in"
 
 
 def test_a_row_has_a_place_for_each_component() -> None:
