@@ -185,7 +185,8 @@ def left_of_steps(
     base = c[:, IDLE] + decode_joules / max(decode_seconds, TINY)
     felt = base + before * np.maximum(c[:, IDLE] + joules / seconds - base, 0.0)
     limited: Floats = _under(c, seconds, joules, exponent, limit_watts, 0.0, _Burst(seconds, felt))[1]
-    return np.minimum(limited / joules, 1.0)
+    left: Floats = np.minimum(limited / joules, 1.0)
+    return left
 
 
 class _Burst(NamedTuple):
