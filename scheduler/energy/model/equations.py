@@ -45,6 +45,9 @@ PRICE_LEAST = 0.1
 """Of the prior, for the time and energy of a step and of a prompt token: no model does its work for nothing. Without
 this floor time prices run away to 0 under a cap: what is over the limit takes onset·energy/limit at an exponent near 1,
 whatever its time without the limit is, so nothing there holds them."""
+AVERAGE_LEAST = 0.25
+"""Of the prior, for how long the limiter's average takes. Where nearly all that is drawn is the limit, prices that are
+still to be learned would be explained by a limiter without any inertia."""
 MOST_WATTS = 2.5
 """Times the highest demand of any kind of work by the prior, whose energy may be 30 % too low and time as much too
 high."""
@@ -61,7 +64,7 @@ def new_filter(prior: Prior) -> Filter:
     # and bursts that the limiter is too slow for may carry its mean a little over.
     for place, least, most in (
         (ONSET, 0.8, 1.0), (DECODE_EXPONENT, 0.4, 1.1), (PREFILL_EXPONENT, 0.4, 1.1), (DRAW, 0.95, 1.05),
-        (AVERAGE, 0.0, 0.3),
+        (AVERAGE, AVERAGE_LEAST * float(values[AVERAGE]), 0.3),
     ):  # fmt: skip
         low[place], high[place] = min(1.0, least / values[place]), max(1.0, most / values[place])
     return Filter(values, errors, (low, high))
@@ -78,7 +81,6 @@ def prior_values(prior: Prior) -> tuple[Floats, Floats]:
     relative[ENERGY] = prior.energy_uncertainty
     relative[IDLE] = prior.idle_uncertainty
     relative[CAP] = prior.cap_uncertainty
-    relative[AVERAGE] = 1.0
     relative[DRAW] = min(prior.cap_uncertainty, 0.01)  # 0.989 to 0.996 on every card that was measured
     return values, values * relative
 
