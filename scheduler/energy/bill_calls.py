@@ -106,14 +106,15 @@ class Call(NamedTuple):
 class Company:
     """What an engine has been like lately."""
 
-    __slots__ = ("computed_share", "error", "repeated_share", "scale", "source")
+    __slots__ = ("computed_share", "error", "limited", "repeated_share", "scale", "source")
 
     def __init__(self) -> None:
         self.computed_share = 1.0
         """Of prompts: the rest was cached."""
         self.repeated_share = 0.0
         """Of the context that was read: by others in the same step, too."""
-        self.scale = 1.0
+        self.scale = self.limited = 1.0
+        """Of priced joules; and what a limit leaves of prompts as they come, over what it would of each alone."""
         self.source: Source = "modelled"
         self.error = 0.3
         """Nine of ten estimates of what windows have not billed yet lie within this share of it."""
@@ -138,7 +139,7 @@ def quote(tariff: Tariff, company: Company) -> Quote:
     rest = scale * tariff.decode_left
     again = company.repeated_share
     context = (1.0 - again) * tariff.context_token + again * tariff.repeated_token
-    own = scale if tariff.prefill_curve else scale * tariff.prefill_left
+    own = scale * (company.limited if tariff.prefill_curve else tariff.prefill_left)
     return Quote(
         rest * tariff.step, rest * tariff.decode_token, rest * context,
         own * tariff.prefill_token, own * tariff.attention_pair, tariff.relative_error, company.source, tariff,
