@@ -247,10 +247,11 @@ def test_a_cap_mode_by_arm_is_carried_out_on_the_card(tmp_path: Path) -> None:
                 await until(lambda: desk.mode_of(name) == "actuate", "the treatment's block", 60.0)
                 await until(lambda: desk.engines[name].limit_watts == 665.0, "a cap", 60.0)
                 assert limit_of(url) == 665.0
+                await until(lambda: desk.mode_of(name) == "observe", "the control's block", 60.0)
+                await until(lambda: desk.engines[name].limit_watts == 700.0, "the limit is back")
+                assert limit_of(url) == 700.0
             await posted(running, "/admin/experiments/one/stop", {})
-            assert desk.mode_of(name) == "observe"
-            await until(lambda: desk.engines[name].limit_watts == 700.0, "the limit is back")
-            assert limit_of(url) == 700.0
+            assert desk.mode_of(name) == "actuate", "as the gateway's configuration says"
 
     try:
         uvloop.run(main(child.wait_ready_to_serve().url))
