@@ -46,6 +46,14 @@ SHARED_TOKENS_LEAST = 256
 """A shorter beginning is not looked for."""
 
 
+SIGHTS = {
+    "nothing": Sight(cached_reported=True, prefixes_known=True),
+    "beginnings": Sight(cached_reported=True),
+    "cached": Sight(),
+}
+"""By what the gateway is blind to."""
+
+
 class Scene(NamedTuple):
     """What is played, and what the gateway knows."""
 
@@ -58,7 +66,7 @@ class Scene(NamedTuple):
     """`live`: the model; `given`: the twin's own."""
     prior_off: float = 0.3
     """Of each coefficient that the live model begins with."""
-    sight: Sight = Sight(cached_reported=True, prefixes_known=True)
+    sight: Sight = SIGHTS["nothing"]
 
 
 class Row(NamedTuple):
@@ -238,6 +246,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="of each coefficient that the live model begins with (default: 0.3; 0: the prior is right)",
     )  # fmt: skip
     parser.add_argument(
+        "--blind", choices=tuple(SIGHTS), default="nothing",
+        help="what the gateway does not see: prompts' beginnings, or those and what was cached (default: nothing)",
+    )  # fmt: skip
+    parser.add_argument(
         "--parts", action="store_true", help="also what each part costs, a call and a workflow, the others being true"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
@@ -260,7 +272,7 @@ def run(args: argparse.Namespace) -> int:
             scene = Scenes(
                 Scene(
                     name, seed, calls_per_second=args.rate, seconds=args.seconds, prices=args.prices,
-                    prior_off=args.prior_off,
+                    prior_off=args.prior_off, sight=SIGHTS[args.blind],
                 )
             )  # fmt: skip
             row = scene.run()

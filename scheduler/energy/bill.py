@@ -92,7 +92,9 @@ class Bill:
         self.accounts.touched[account] = None
         since = book.at if now is None else now
         if since > book.at:
-            book.shared_until(since)
+            if calls := book.calls:
+                book.shared_seconds += (since - book.at) / calls
+            book.at = since
         shared = book.shared_seconds
         book.calls += 1
         live = self._live
@@ -286,14 +288,14 @@ class Bill:
 
     def _overdue(self, book: EngineBook, window: Window) -> list[CallBill]:
         """Calls that were over before this window began, and whose end no window has named: none will."""
-        late, over, name, start = [], book.over, book.name, window.start
-        while over and (over[0].over_at or 0.0) < start:
-            call = over.popleft()
-            if call.open_at and name in call.open_at and call.id in self._live:
+        name, start = book.name, window.start
+        waiting = [call for call in book.over if call.open_at]
+        late = [call for call in waiting if (call.over_at or 0.0) < start]
+        book.over = [call for call in waiting if (call.over_at or 0.0) >= start] if late else waiting
+        for call in late:
+            if name in call.open_at:
                 call.open_at = tuple([engine for engine in call.open_at if engine != name])
-                if not call.open_at:
-                    late.append(call)
-        return late
+        return [call for call in late if not call.open_at and call.id in self._live]
 
     def _settle(self, calls: Iterable[CallBill], book: EngineBook) -> None:
         """All their windows have closed: what they come to is known, and of their prefill what others use is shared."""

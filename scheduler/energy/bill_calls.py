@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.energy.bill_accounts import PREFILL, UNCERTAINTY, ZERO, named
-from scheduler.energy.bill_limit import left_of
+from scheduler.energy.bill_limit import left_alone
 from scheduler.energy.bill_prices import MICRO
 
 if TYPE_CHECKING:
@@ -130,7 +130,8 @@ class Quote(NamedTuple):
     attention_pair: float
     doubt: float
     source: Source
-    tariff: Tariff
+    curve: tuple[float, ...]
+    """Of prefill by a prompt's length, see bill_limit.py; empty: the prices have it in them."""
 
 
 def quote(tariff: Tariff, company: Company) -> Quote:
@@ -142,7 +143,8 @@ def quote(tariff: Tariff, company: Company) -> Quote:
     own = scale * (company.limited if tariff.prefill_curve else tariff.prefill_left)
     return Quote(
         rest * tariff.step, rest * tariff.decode_token, rest * context,
-        own * tariff.prefill_token, own * tariff.attention_pair, tariff.relative_error, company.source, tariff,
+        own * tariff.prefill_token, own * tariff.attention_pair, tariff.relative_error, company.source,
+        tariff.prefill_curve,
     )  # fmt: skip
 
 
@@ -151,11 +153,11 @@ def joules_of(quoted: Quote, prompt: float, cached: float, output: float, part: 
     each step that it was in. The features are `call_work`'s."""
     if output <= 0:
         return 0.0
-    step, decode, context, prefill, pair, _, _, tariff = quoted
+    step, decode, context, prefill, pair, _, _, curve = quoted
     computed = prompt - cached
     own = computed * (prefill + pair * (cached + computed / 2))
-    if tariff.prefill_curve:
-        own *= left_of(tariff, computed)
+    if curve:
+        own *= left_alone(curve, computed)
     if output <= 1.0:
         return own + step * output * part + context * cached
     decoded = output - 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.energy.bill_accounts import COMPONENTS, ENGINE_COMPONENTS, ZERO, add
@@ -57,7 +56,7 @@ class EngineBook:
         self.tariff: Tariff | None = None
         self.source: Source = "modelled"
         """Of the last window that has figures."""
-        self.over: deque[CallBill] = deque()
+        self.over: list[CallBill] = []
         """Calls that have ended and whose last window has perhaps not closed, in the order of their ends."""
         self.windows = 0
         self.windows_marked = 0

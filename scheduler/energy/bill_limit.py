@@ -36,9 +36,11 @@ STEPS_BETWEEN = 50.0
 
 def left_of(tariff: Tariff, tokens: float) -> float:
     """Share of the price of computing a prompt of so many tokens that the limit leaves, if it comes alone."""
-    curve = tariff.prefill_curve
-    if not curve:
-        return tariff.prefill_left
+    return left_alone(tariff.prefill_curve, tokens) if tariff.prefill_curve else tariff.prefill_left
+
+
+def left_alone(curve: tuple[float, ...], tokens: float) -> float:
+    """The same by the curves of a tariff that has some."""
     if tokens <= 1 << FIRST_POWER:
         return curve[0]
     place = log2(tokens) - FIRST_POWER

@@ -193,7 +193,9 @@ class EnergyDesk:
             desk.windows.finished(call_id, prompt, cached, output, now)
             if (listener := self.listener) is not None:
                 listener.finished(engine, call_id, output if output is not None else seen or None, now)
-            self._ended(call_id, prompt, cached, seen if output is None and seen else output, now)
+            guess = self.bill.ended(call_id, prompt, cached, seen if output is None and seen else output, now)
+            if self.budgets.open_calls:
+                self._reckoned(call_id, guess, now)
         else:
             self.budgets.settled(call_id, None, now)
 
@@ -217,10 +219,12 @@ class EnergyDesk:
     def _ended(
         self, call_id: str, prompt: float | None, cached: float | None, output: float | None, now: float
     ) -> None:
-        guess = self.bill.ended(call_id, prompt, cached, output, now)
+        self._reckoned(call_id, self.bill.ended(call_id, prompt, cached, output, now), now)
+
+    def _reckoned(self, call_id: str, guess: Estimate | None, now: float) -> None:
         if guess is None:  # no engine whose energy is told was given it
             self.budgets.settled(call_id, None, now)
-        elif self.budgets.open_calls:
+        else:
             self.budgets.ended(call_id, guess.joules)
 
     def guess(

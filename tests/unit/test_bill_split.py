@@ -18,8 +18,8 @@ from tests.unit.bill_feed import TARIFF, decoded, prefilled, share, window
 MICRO = 1_000_000
 NOT_KNOWN = Idle()
 amounts = st.floats(0, 1e5, allow_nan=False)
-works = st.builds(Work, *[amounts] * 7)
-signed = st.builds(Work, *[st.floats(-1e4, 1e4, allow_nan=False)] * 7)
+works = st.builds(Work, *[amounts] * len(Work._fields))
+signed = st.builds(Work, *[st.floats(-1e4, 1e4, allow_nan=False)] * len(Work._fields))
 shares = st.builds(
     share,
     st.text(min_size=1, max_size=3),
