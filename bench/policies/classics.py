@@ -1,4 +1,4 @@
-"""What do `las` and `parrot` give where they are made for it? Overload, joins, shared prefixes.
+"""What do `las`, `parrot` and `joule` give where order counts? Overload, joins, shared prefixes.
 
 Each figure is a mean over workflows, in simulated seconds on the twin; the same arrivals and tokens for every policy.
 """
@@ -82,7 +82,7 @@ def overload(seconds: float, seed: int = 1, workload: str = "composite") -> tupl
     """(calls a second, means under each policy) at 120 % of capacity for so many seconds, until all is answered."""
     rate = round(OVERLOAD * capacity(workload, seed), 1)
     runs = []
-    for policy in ("passthrough", "fifo", "las"):
+    for policy in ("passthrough", "fifo", "las", "joule"):
         done = play(Run(Cell(workload, rate), NOTHING, policy, _options(policy, IN_FLIGHT), seconds, seed))
         runs.append(Means(policy, done.workflows, fmean(done.seconds)))
     return rate, runs

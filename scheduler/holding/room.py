@@ -89,6 +89,8 @@ class Room:
         self._count = 0
         self.changed = True
         """Something came, went, ended or costs otherwise since the last decision."""
+        self.came = False
+        """A call came since: it may go before those that are queued."""
         self._wake_at = self._again_at = 0.0
         self._pushes = 0
         """Entries since the heaps were tidied."""
@@ -116,6 +118,7 @@ class Room:
         flow.take(call, work, tail)
         self.flow_of[call] = flow
         flow.urgent = False
+        self.came = True
         self.held += 1
         self.board.prefill += work.prefill_seconds
         bucket = floor(STEP_BUCKETS_AN_OCTAVE * log2(work.steps))
@@ -227,7 +230,8 @@ class Room:
         """Queue what is to go now; returns when to look again, infinity if nothing is held."""
         if not self.changed and now < min(self._wake_at, self._again_at):
             return self._wake_at  # in so little time, nobody has more company than before
-        self.changed, self._again_at = False, now + self.rules.again_seconds
+        self.changed = self.came = False
+        self._again_at = now + self.rules.again_seconds
         stepping, rules = self.stepping, self.rules
         stepping.advance(now)
         arrivals = self.arrivals

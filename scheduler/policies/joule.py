@@ -9,6 +9,7 @@ Where so many wait that steps are full anyway, they go at once: the fixed cost i
 
 from __future__ import annotations
 
+from functools import partial
 from heapq import heappop
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -88,6 +89,9 @@ class Joule(Policy):
         self.view = view
         self._costs_at = now
         self._learned = view.workflows.forecasts.durations
+        for name in view.engines:
+            self._isolated(name)
+            break
         for call in sorted(view.calls.values(), key=lambda call: call.sequence):
             self.arrived(call, now)
             if call.engine is not None and (room := self._room_of.get(call)) is not None:
@@ -191,8 +195,14 @@ class Joule(Policy):
         room = self.rooms.get(name)
         if room is None:
             room = self.rooms[name] = Room(name, self._costs(name), self.rules, self.margin, now)
-            self.view.workflows.forecasts.durations = IsolatedDurations(room.costs, self._learned)
+            if len(self.rooms) == 1:
+                self._isolated(name)
         return room
+
+    def _isolated(self, name: str) -> None:
+        """From now on durations are those of calls that are alone on this engine."""
+        asked = partial(self._costs, name)
+        self.view.workflows.forecasts.durations = IsolatedDurations(asked, self._learned)
 
     def _costs(self, name: str) -> StepCosts:
         learned = self._learned.coefficients() if isinstance(self._learned, LearnedDurations) else LEARNED_UNSEEN
@@ -203,9 +213,9 @@ class Joule(Policy):
         for name, room in self.rooms.items():
             room.stepping.costs = self._costs(name)
             room.changed = True
-        if self.rooms:
-            costs = next(iter(self.rooms.values())).costs
-            self.view.workflows.forecasts.durations = IsolatedDurations(costs, self._learned)
+        for name in self.rooms:
+            self._isolated(name)
+            break
 
     def _move_from(self, room: Room, now: float) -> None:
         """Its engine is gone or down: what is held for it is held for others."""
@@ -232,7 +242,7 @@ class Joule(Policy):
             queue = room.queue
             while queue and queue[0].call not in room.queued:
                 heappop(queue)  # it was sent, or its client left
-            if not queue:
+            if not queue or room.came:
                 wake = min(wake, room.decide(now))
             if queue and engine.in_flight < room.rules.in_flight and engine.has_room(now):
                 if self._chosen == CHOICES_AT_ONCE:

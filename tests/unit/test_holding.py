@@ -131,6 +131,20 @@ class TestJoule:
         call = CallArrived("c", "-", None, "hinted", 200, OUTPUT, "step-1", deadline_ms=60_000.0)
         assert sent(scheduler.handle(call, 0.0)) == ["c"]
 
+    def test_the_first_workflow_is_as_long_as_the_energy_model_has_it(self) -> None:
+        scheduler = mind()
+        arrive(scheduler, "w", 0.0, kind="interactive")
+        node = scheduler.workflows.workflow("-", "w").graph.nodes["n"]  # type: ignore[union-attr]
+        step = scheduler.policy.rooms["a"].costs.step_seconds  # type: ignore[attr-defined]
+        assert OUTPUT * step < node.seconds < 1.2 * OUTPUT * step
+
+    def test_who_needs_little_goes_before_those_that_are_queued(self) -> None:
+        scheduler = mind()
+        for number in range(300):  # more than go at once
+            arrive(scheduler, f"w-{number}", 0.0, kind="interactive", output=1000)
+        assert sent(arrive(scheduler, "short", 0.1, kind="interactive", output=10)) == []
+        assert sent(finish(scheduler, "w-0", 5.0, 1000)) == ["short"]
+
     def test_durations_are_as_before_when_another_decides(self) -> None:
         scheduler = mind()
         arrive(scheduler, "w", 0.0, kind="interactive")
