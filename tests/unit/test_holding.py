@@ -141,8 +141,8 @@ class TestJoule:
     def test_who_needs_little_goes_before_those_that_are_queued(self) -> None:
         scheduler = mind()
         for number in range(300):  # more than go at once
-            arrive(scheduler, f"w-{number}", 0.0, kind="interactive", output=1000)
-        assert sent(arrive(scheduler, "short", 0.1, kind="interactive", output=10)) == []
+            arrive(scheduler, f"w-{number}", 0.001 * number, kind="interactive", output=1000)
+        assert sent(arrive(scheduler, "short", 0.4, kind="interactive", output=10)) == []
         assert sent(finish(scheduler, "w-0", 5.0, 1000)) == ["short"]
 
     def test_durations_are_as_before_when_another_decides(self) -> None:
