@@ -29,10 +29,8 @@ from scheduler.holding.flow import Flow
 from scheduler.holding.heaps import SPARE_ENTRIES, Sifted
 from scheduler.holding.margin import Margin
 from scheduler.holding.room import Rules
-from scheduler.holding.turns import Sent, Turns
 from scheduler.holding.work import IsolatedDurations
 from scheduler.policies.joule import CHOICES_AT_ONCE, Joule
-from scheduler.state import CallState
 from scheduler.workflow.durations import LearnedDurations
 from scheduler.workflow.spec import NodeSpec, WorkflowSpec
 
@@ -153,6 +151,20 @@ class TestJoule:
         scheduler = mind()
         call = CallArrived("c", "-", None, "hinted", 200, OUTPUT, "step-1", deadline_ms=60_000.0)
         assert sent(scheduler.handle(call, 0.0)) == ["c"]
+
+    def test_the_first_workflow_is_as_long_as_the_energy_model_has_it(self) -> None:
+        scheduler = mind()
+        arrive(scheduler, "w", 0.0, kind="interactive")
+        node = scheduler.workflows.workflow("-", "w").graph.nodes["n"]  # type: ignore[union-attr]
+        step = scheduler.policy.rooms["a"].costs.step_seconds  # type: ignore[attr-defined]
+        assert OUTPUT * step < node.seconds < 1.2 * OUTPUT * step
+
+    def test_who_needs_little_goes_before_those_that_are_queued(self) -> None:
+        scheduler = mind()
+        for number in range(300):  # more than go at once
+            arrive(scheduler, f"w-{number}", 0.001 * number, kind="interactive", output=1000)
+        assert sent(arrive(scheduler, "short", 0.4, kind="interactive", output=10)) == []
+        assert sent(finish(scheduler, "w-0", 5.0, 1000)) == ["short"]
 
     def test_durations_are_as_before_when_another_decides(self) -> None:
         scheduler = mind()
@@ -285,72 +297,6 @@ def test_a_sifted_heap_has_the_smallest_true_entry_at_hand_and_does_not_grow(put
         assert keys.pop(name) == key
         heap.pop()
     assert heap.top() is None
-
-
-class TestTurns:
-    @given(
-        st.lists(st.floats(0.1, 10.0), min_size=2, max_size=5),
-        st.lists(st.tuples(st.floats(0.0, 100.0), st.floats(0.001, 1.0)), min_size=40, max_size=120),
-        st.randoms(use_true_random=False),
-    )
-    def test_keys_that_wait_get_work_by_their_weights_whatever_deadlines_they_claim(
-        self, weights: list[float], calls: list[tuple[float, float]], rng: random.Random
-    ) -> None:
-        turns = Turns(lambda key: weights[int(key)], apart_seconds=2.0)
-        queued: dict[CallState, float] = {}
-        for number, (order, work) in enumerate(calls):
-            for key in range(len(weights)):
-                call = CallState(CallArrived(f"{key}/{number}", str(key), None, "", 1), 0.0, number * 9 + key)
-                queued[call] = work
-                turns.push(Sent(order * (1 + 50 * (key == 0)), call.sequence, call, "urgent"))
-        served = [0.0] * len(weights)
-        while queued:
-            first = turns.first(queued)
-            assert first is not None
-            key = int(first.call.arrived.key)
-            turns.serve(first.call, work := queued.pop(first.call))
-            turns.validate(queued)
-            served[key] += work / weights[key]
-            waiting = {int(call.arrived.key) for call in queued}
-            if len(waiting) == len(weights):
-                assert max(served) - min(served) <= 2.0 + 1.0 / min(weights) + 1e-6
-        assert turns.first(queued) is None and turns.entries == 0
-
-    def test_within_its_share_a_key_is_served_by_slack(self) -> None:
-        turns = Turns()
-        calls = [CallState(CallArrived(f"c{i}", "ab"[i % 2], None, "", 1), 0.0, i) for i in range(6)]
-        for call, order in zip(calls, (5.0, 1.0, 4.0, 2.0, 9.0, 3.0), strict=True):
-            turns.push(Sent(order, call.sequence, call, "urgent"))
-        queued, went = set(calls), []
-        while (first := turns.first(queued)) is not None:
-            queued.remove(first.call)
-            turns.serve(first.call, 0.1)
-            went.append(first.order)
-        assert went == sorted(went)
-
-    def test_a_key_that_comes_back_is_not_paid_for_its_absence(self) -> None:
-        turns = Turns(apart_seconds=0.5)
-        calls = [CallState(CallArrived(f"c{i}", "a", None, "", 1), 0.0, i) for i in range(10)]
-        late = [CallState(CallArrived(f"d{i}", "b", None, "", 1), 0.0, 100 + i) for i in range(10)]
-        queued = set(calls)
-        for call in calls:
-            turns.push(Sent(1.0, call.sequence, call, "urgent"))
-        for _ in range(5):
-            first = turns.first(queued)
-            assert first is not None
-            queued.remove(first.call)
-            turns.serve(first.call, 1.0)
-        for call in late:
-            turns.push(Sent(2.0, call.sequence, call, "urgent"))
-        queued.update(late)
-        went = []
-        for _ in range(6):
-            first = turns.first(queued)
-            assert first is not None
-            queued.remove(first.call)
-            turns.serve(first.call, 1.0)
-            went.append(first.call.arrived.key)
-        assert sorted(went) == ["a"] * 3 + ["b"] * 3
 
 
 def test_under_load_joule_shares_an_engine_by_the_weights_of_keys() -> None:
