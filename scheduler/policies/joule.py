@@ -16,7 +16,8 @@ from scheduler.holding.capslack import CapSlack
 from scheduler.holding.costs import StepCosts, costs_of
 from scheduler.holding.flow import AT_ONCE, Flow
 from scheduler.holding.margin import Margin
-from scheduler.holding.room import Room, Rules
+from scheduler.holding.room import Room
+from scheduler.holding.rules import Rules
 from scheduler.holding.telling import why_held, why_sent
 from scheduler.holding.turns import APART_SECONDS, Turns
 from scheduler.holding.work import IsolatedDurations, work_of_call

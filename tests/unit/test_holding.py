@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from math import sqrt
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,13 +25,15 @@ from scheduler.events import (
     Tick,
     WorkflowDeclared,
 )
-from scheduler.holding.board import Board, bucket_of
+from scheduler.holding.arrivals import FORGET_SECONDS, Arrivals
+from scheduler.holding.board import Board, bucket_of, middle_of
 from scheduler.holding.flow import Flow
 from scheduler.holding.heaps import SPARE_ENTRIES, Sifted
 from scheduler.holding.margin import Margin
-from scheduler.holding.room import Rules
-from scheduler.holding.work import IsolatedDurations
+from scheduler.holding.rules import Rules
+from scheduler.holding.work import CallWork, IsolatedDurations
 from scheduler.policies.joule import CHOICES_AT_ONCE, Joule
+from scheduler.state import CallState
 from scheduler.workflow.durations import LearnedDurations
 from scheduler.workflow.spec import NodeSpec, WorkflowSpec
 
@@ -91,7 +94,25 @@ class TestJoule:
         alone = scheduler.workflows.workflow("-", "w").graph.nodes["n"].tail_upper_seconds  # type: ignore[union-attr]
         assert now + 5.0 - 1.3 * alone < wake < now + 5.0 - alone
         assert sent(scheduler.handle(Tick(), wake - 0.01)) == []
-        assert sent(scheduler.handle(Tick(), wake + 1e-6)) == ["w"]
+        again = room.decide(wake)  # nothing came: less is expected than was
+        assert wake <= again < wake + 0.05
+        assert sent(scheduler.handle(Tick(), again + 1e-6)) == ["w"]
+
+    def test_it_begins_earlier_where_what_comes_varies_more(self) -> None:
+        """As much work in each second, in few lumps or in many."""
+        wakes = []
+        for lumps in (1, 10):
+            arrivals, board, flow = Arrivals(0.0), Board(), Flow(("a", 0), None)
+            for _ in range(lumps):
+                arrivals.came(2.0 / lumps, 1.0 / lumps, 100.0, 0.0)
+            flow.deadline = 60.0
+            flow.held = {CallState(CallArrived("c", "-", None, "", 1), 0.0, 0): CallWork(400.0, 0.0, 0.0)}
+            board.place(flow, 5.0, 5.0)
+            due, wake = board.due(0.0, 0.1, 0.0, 0.0, 256.0, arrivals.newcomers(0.0), burst=2.0)
+            assert not due
+            wakes.append(wake)
+        deviation = sqrt((1.0 + 1.0 + 1.0 / 3.0) / FORGET_SECONDS * middle_of(bucket_of(5.0)))
+        assert wakes[1] - wakes[0] == pytest.approx(2.0 * deviation * (1.0 - 10.0**-0.5))
 
     def test_others_go_along_as_far_as_they_are_covered(self) -> None:
         scheduler = mind()
