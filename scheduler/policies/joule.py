@@ -9,13 +9,15 @@ Where so many wait that steps are full anyway, they go at once: the fixed cost i
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from scheduler.holding.capslack import CapSlack
 from scheduler.holding.costs import StepCosts, costs_of
 from scheduler.holding.flow import AT_ONCE, Flow
 from scheduler.holding.margin import Margin
-from scheduler.holding.room import Room, Rules
+from scheduler.holding.room import Room
+from scheduler.holding.rules import Rules
 from scheduler.holding.telling import why_held, why_sent
 from scheduler.holding.turns import APART_SECONDS, Turns
 from scheduler.holding.work import IsolatedDurations, work_of_call
@@ -105,6 +107,8 @@ class Joule(Policy):
         self.itl_seconds = self.itl_seconds or view.caps.rules.itl_seconds_p95 or float("inf")
         self._costs_at = now
         self._learned = view.workflows.forecasts.durations
+        if view.engines:
+            self._isolated(next(iter(view.engines)))
         for call in sorted(view.calls.values(), key=lambda call: call.sequence):
             self.arrived(call, now)
             if call.engine is not None and (room := self._room_of.get(call)) is not None:
@@ -213,8 +217,14 @@ class Joule(Policy):
         if room is None:
             turns = Turns(self.view.quotas.weight_of, self.apart_seconds)
             room = self.rooms[name] = Room(name, self._costs(name), self.rules, self.margin, now, turns)
-            self.view.workflows.forecasts.durations = IsolatedDurations(room.costs, self._learned)
+            if len(self.rooms) == 1:
+                self._isolated(name)
         return room
+
+    def _isolated(self, name: str) -> None:
+        """From now on durations are those of calls that are alone on this engine."""
+        asked = partial(self._costs, name)
+        self.view.workflows.forecasts.durations = IsolatedDurations(asked, self._learned)
 
     def _costs(self, name: str) -> StepCosts:
         desk = self.view.energy.engines.get(name)
@@ -230,8 +240,7 @@ class Joule(Policy):
             stretch = self.slacks[name].stretch(self.cap_share, self.margin.value, len(room.flow_of))
             self.view.caps.propose(name, stretch, now)
         if self.rooms:
-            costs = next(iter(self.rooms.values())).costs
-            self.view.workflows.forecasts.durations = IsolatedDurations(costs, self._learned)
+            self._isolated(next(iter(self.rooms)))
 
     def _move_from(self, room: Room, now: float) -> None:
         """Its engine is gone or down: what is held for it is held for others."""
