@@ -142,6 +142,8 @@ class Scheduler:
             self.workflows.tell_on(now)
             if self.workflows.untold:
                 actions.append(WakeAt(now))
+        if self.caps.hurried:
+            self.caps.tick(now, actions)
         if self.deciding.news:
             actions += self.deciding.news
             self.deciding.news = []

@@ -11,14 +11,20 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
 
+from scheduler.holding.capneed import rung_needed
 from scheduler.holding.flow import AT_ONCE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from scheduler.energy.caps.desk import CapsDesk
     from scheduler.energy.desk import EngineDesk
     from scheduler.energy.model.steps import StepPrices
+    from scheduler.holding.capneed import Left
     from scheduler.holding.flow import Flow
 
+RUNG_SHARE = 0.05
+"""Of TDP: limits that are looked at are so far apart."""
 AHEAD_SECONDS = 20.0
 """Work that is planned now runs under the cap that is in force so much later."""
 COMPANY_RATE = 0.3
@@ -26,6 +32,9 @@ COMPANY_RATE = 0.3
 AT_ONCE_RATIO = 1.02
 """What is not to be held bears next to nothing."""
 TIDIED_LEAST = 1024
+RESERVE = 0.8
+"""Of the share by which a cap makes prompts longer: so much earlier does work begin. While it runs more comes than under
+no cap, and the bursts that make deadlines late are bursts of prompts."""
 
 
 class Slower(NamedTuple):
@@ -44,8 +53,9 @@ class CapSlack:
         self._window_end = float("-inf")
         self._tightest: list[tuple[float, int, Flow]] = []
         self._count = 0
-        self.slower = Slower()
-        """As planned for last."""
+        self.slower = self.free = Slower()
+        """As planned for last; as without a limit of ours."""
+        self._prices: StepPrices | None = None
 
     # --- how slow it will be ---
 
@@ -60,9 +70,20 @@ class CapSlack:
             self._batch += rate * (window.work.decode_tokens / steps - self._batch)
             self._context += rate * (window.work.context_tokens / steps - self._context)
             self._window_end = window.end
-        limit = planned_watts(engine, window.limit_watts, caps)
-        self.slower = Slower() if limit is None else slower(model.prices(), self._batch, self._context, limit)
+        self._prices = model.prices()
+        limit, prior = planned_watts(engine, window.limit_watts, caps), _prior_watts(engine, caps)
+        self.slower = Slower() if limit is None else self._under(limit)
+        self.free = self.slower if prior is None or limit is None or limit >= prior else self._under(prior)
         return self.slower
+
+    def _under(self, limit_watts: float) -> Slower:
+        assert self._prices is not None
+        return slower(self._prices, self._batch, self._context, limit_watts)
+
+    @property
+    def reserve(self) -> float:
+        """So much more margin than without a cap: a share of the predicted time."""
+        return RESERVE * (self.slower.prefill / self.free.prefill - 1.0)
 
     # --- how slow it may be ---
 
@@ -89,6 +110,32 @@ class CapSlack:
         if not heap:
             return 1.0
         return max(1.0, 1.0 + share * (heap[0][0] / (1.0 + margin) - 1.0))
+
+    def needed_watts(self, engine: str, lefts: Sequence[tuple[Flow, Left]], now: float, caps: CapsDesk) -> float:
+        """The lowest limit, in watts of each GPU, under which what has begun ends in time; 0: any will do. `lefts`: how
+        long it still takes under the cap that is planned for."""
+        sight, controller = caps.engines.get(engine), caps.fleet.controllers.get(engine)
+        cards, standing = None if sight is None else sight.cards, None if controller is None else controller.standing
+        if self._prices is None or cards is None or cards.limits is None or standing is None:
+            return 0.0
+        prior = standing.prior_watts
+        if not lefts or prior is None:
+            return 0.0
+        step = RUNG_SHARE * cards.limits.default
+        lowest = min(max(cards.limits.lowest, caps.rules.floor_share * cards.limits.default), prior)
+        watts = [prior - step * number for number in range(int((prior - lowest) / step + 1e-6) + 1)]
+        rungs = [self._under(each * cards.gpus) for each in watts]
+        need = rung_needed(lefts, now, self.slower, rungs)
+        return watts[need] if need < len(rungs) - 1 else 0.0
+
+
+def _prior_watts(engine: str, caps: CapsDesk) -> float | None:
+    """Of all GPUs together, as it was found; None: it is not known, or nothing of it was changed."""
+    sight, controller = caps.engines.get(engine), caps.fleet.controllers.get(engine)
+    if sight is None or sight.cards is None or controller is None or not controller.standing.ours:
+        return None
+    prior = controller.standing.prior_watts
+    return None if prior is None else prior * sight.cards.gpus
 
 
 def planned_watts(engine: str, limit_watts: float | None, caps: CapsDesk) -> float | None:

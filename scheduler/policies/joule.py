@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from scheduler.holding.capneed import begun
 from scheduler.holding.capslack import CapSlack
 from scheduler.holding.costs import StepCosts, costs_of
 from scheduler.holding.flow import AT_ONCE, Flow
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 COSTS_SECONDS = 2.0
 """So often the costs of steps are asked for anew."""
+LOOK_SECONDS = 0.25
+"""So often it is looked who is behind."""
 LEARNED_UNSEEN = (0.1, 5e-5, 0.012)
 """Seconds a call, a new prompt token, an output token: where somebody else's model of durations is in force."""
 PATIENCE_SECONDS = 1.0
@@ -96,7 +99,7 @@ class Joule(Policy):
     def begin(self, view: View, now: float) -> None:
         """Take over what is held and what runs."""
         self.view = view
-        self._costs_at = now
+        self._costs_at = self._looked_at = now
         self._learned = view.workflows.forecasts.durations
         for call in sorted(view.calls.values(), key=lambda call: call.sequence):
             self.arrived(call, now)
@@ -168,6 +171,9 @@ class Joule(Policy):
     def ended(self, call: CallState, now: float) -> None:
         """It is over, or its attempt failed."""
         self._fresh.pop(call, None)
+        room = self._room_of.get(call)
+        if room is not None and now - self._looked_at > LOOK_SECONDS and self.view.caps.acts_on(room.name):
+            self._look_at_caps(now)  # nothing may be held for long
         room = self._room_of.pop(call, None)
         if room is None:
             return
@@ -220,11 +226,26 @@ class Joule(Policy):
         for name, room in self.rooms.items():
             room.stepping.costs = self._costs(name)
             room.changed = room.came = True
-            stretch = self.slacks[name].stretch(self.cap_share, self.margin.value, len(room.flow_of))
-            self.view.caps.propose(name, stretch, now)
         if self.rooms:
             costs = next(iter(self.rooms.values())).costs
             self.view.workflows.forecasts.durations = IsolatedDurations(costs, self._learned)
+
+    def _look_at_caps(self, now: float) -> None:
+        """What engines must be able to do is said often: who is behind has seconds left."""
+        self._looked_at = now
+        caps, reserve, refresh = self.view.caps, 0.0, now - self._costs_at > COSTS_SECONDS
+        if refresh:
+            self._refresh_costs(now)
+        for name, room in self.rooms.items():
+            slack, acts = self.slacks[name], caps.acts_on(name)
+            if not (acts or refresh):
+                continue
+            stretch = slack.stretch(self.cap_share, self.margin.learned, len(room.flow_of))
+            if acts:
+                room.stepping.advance(now)
+                reserve = max(reserve, slack.reserve)
+            caps.propose(name, stretch, now, slack.needed_watts(name, begun(room) if acts else (), now, caps))
+        self.margin.reserve = reserve
 
     def _move_from(self, room: Room, now: float) -> None:
         """Its engine is gone or down: what is held for it is held for others."""
@@ -236,8 +257,8 @@ class Joule(Policy):
 
     def next(self, ready: ReadyCalls, engines: Sequence[EngineState], now: float) -> Choice | float | None:
         """What goes now, else when to look again."""
-        if now - self._costs_at > COSTS_SECONDS:
-            self._refresh_costs(now)
+        if now - self._looked_at > LOOK_SECONDS or now - self._costs_at > COSTS_SECONDS:
+            self._look_at_caps(now)
         if now != self._chosen_at:
             self._chosen_at, self._chosen = now, 0
         wake = float("inf")

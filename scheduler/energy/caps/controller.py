@@ -106,6 +106,9 @@ class CapController:
                 if danger.why in ("slo_danger", "queue_grows") and view.load is not None:
                     self._set_bar(current, now, view.load)
             return self._to(now, view, prior, danger.why, danger.words)
+        if (need := min(view.need_watts, prior)) > current:
+            self._searched = None
+            return self._to(now, view, need, "late", f"the policy needs {need:.0f} W for what it has begun")
         if refusal is not None:
             return self._to(now, view, current, refusal.why, refusal.words)
         load = view.load

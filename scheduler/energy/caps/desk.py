@@ -33,6 +33,7 @@ PROPOSAL_SECONDS = 15.0
 class _Proposal(NamedTuple):
     at: float
     stretch: float
+    need_watts: float
 
 
 class EngineSight:
@@ -76,6 +77,8 @@ class CapsDesk:
         self._modes: dict[str, EngineMode] = {}
         """Of engines that an experiment has given another mode than the rules'."""
         self._next_at: float | None = None
+        self.hurried = False
+        """It is to be decided now: a policy cannot wait."""
         self._stopped = False
         energy.listener = self
         self.handlers: dict[type, Callable[[Any, float, list[Action]], None]] = {
@@ -85,14 +88,30 @@ class CapsDesk:
 
     # --- what a policy says ---
 
-    def propose(self, engine: str, stretch: float, now: float) -> None:
+    def acts_on(self, engine: str) -> bool:
+        """Whether a cap of this engine is set by us: else what a policy says is for show."""
+        sight = self.engines.get(engine)
+        return (
+            sight is not None and sight.cards is not None and sight.cards.may_set and self.mode_of(engine) == "actuate"
+        )
+
+    def propose(self, engine: str, stretch: float, now: float, need_watts: float = 0.0) -> None:
         """The slack that the policy leaves for the cap: steps of this engine may take so many times as long as under
         the prior limit (≥ 1; 1.0: none). It holds until the next word, at most for PROPOSAL_SECONDS.
 
         It takes the place of `slack_use`: the policy knows what it uses itself. What was promised holds all the same.
+
+        `need_watts` (of each GPU; 0: none): the cap must be at least that at once, without waiting for the next
+        decision, or a deadline is lost.
         """
-        if (sight := self.engines.get(engine)) is not None:
-            sight.proposal = _Proposal(now, max(stretch, 1.0))
+        if (sight := self.engines.get(engine)) is None:
+            return
+        sight.proposal = _Proposal(now, max(stretch, 1.0), need_watts)
+        controller = self.fleet.controllers.get(engine)
+        current = None if controller is None else controller.standing.current_watts
+        if current is not None and need_watts > current and self._next_at is not None and self.acts_on(engine):
+            self._next_at = now
+            self.hurried = True
 
     # --- what an experiment says ---
 
@@ -200,6 +219,7 @@ class CapsDesk:
 
     def tick(self, now: float, actions: list[Action]) -> None:
         """Decide if it is time, and ask to be woken for the next time. Asks for nothing where no engine has cards."""
+        self.hurried = False
         if self._next_at is None:
             return
         if now >= self._next_at:
@@ -246,6 +266,7 @@ class CapsDesk:
             may_set=cards.may_set,
             mode=self._modes.get(name, "actuate"),
             stretch_allowed=None if proposal is None else proposal.stretch,
+            need_watts=0.0 if proposal is None else proposal.need_watts,
         )
 
     @staticmethod

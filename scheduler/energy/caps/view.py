@@ -118,3 +118,5 @@ class EngineView(NamedTuple):
     """Of this engine, where `CapRules.mode` is `actuate`: what an experiment's arm allows."""
     stretch_allowed: float | None = None
     """By how much the policy lets steps grow: so many times as long as under the prior limit. None: it has not said."""
+    need_watts: float = 0.0
+    """Of each GPU: what the policy needs at once for what has begun; 0: no more than there is."""
