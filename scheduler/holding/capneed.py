@@ -64,6 +64,11 @@ def begun(room: Room) -> list[tuple[Flow, Left]]:
     return found
 
 
+def prompt_share(lefts: Sequence[tuple[Flow, Left]]) -> float:
+    """Of the time that one of them still takes: of prompts, where it is most."""
+    return max((left.prefill / left.seconds for _, left in lefts if left.seconds > SOON_SECONDS), default=0.0)
+
+
 def rung_needed(
     lefts: Sequence[tuple[Flow, Left]], now: float, planned: Slower, rungs: Sequence[Slower]
 ) -> int:  # fmt: skip

@@ -9,9 +9,10 @@ searches the cap of least joules within what it is offered, and says which way i
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
+from math import exp
 from typing import TYPE_CHECKING, NamedTuple
 
-from scheduler.holding.capneed import rung_needed
+from scheduler.holding.capneed import prompt_share, rung_needed
 from scheduler.holding.flow import AT_ONCE
 
 if TYPE_CHECKING:
@@ -37,11 +38,24 @@ RESERVE = 0.8
 no cap, and the bursts that make deadlines late are bursts of prompts."""
 
 
+PROMPTS_SECONDS = 300.0
+"""In so much time the share of prompts is forgotten by a factor e."""
+
+
 class Slower(NamedTuple):
     """Times as long as without a limit."""
 
     decode: float = 1.0
     prefill: float = 1.0
+
+
+class Bearing(NamedTuple):
+    """What a cap may not be below, in watts of each GPU; 0: any will do."""
+
+    least_watts: float = 0.0
+    """For what is usual here."""
+    need_watts: float = 0.0
+    """For what has begun, at once."""
 
 
 class CapSlack:
@@ -56,6 +70,9 @@ class CapSlack:
         self.slower = self.free = Slower()
         """As planned for last; as without a limit of ours."""
         self._prices: StepPrices | None = None
+        self._prompts = 0.0
+        """The highest share that prompts had of the time that something takes, the older the less."""
+        self._prompts_at = 0.0
 
     # --- how slow it will be ---
 
@@ -111,22 +128,34 @@ class CapSlack:
             return 1.0
         return max(1.0, 1.0 + share * (heap[0][0] / (1.0 + margin) - 1.0))
 
-    def needed_watts(self, engine: str, lefts: Sequence[tuple[Flow, Left]], now: float, caps: CapsDesk) -> float:
-        """The lowest limit, in watts of each GPU, under which what has begun ends in time; 0: any will do. `lefts`: how
-        long it still takes under the cap that is planned for."""
+    def bearing(
+        self, engine: str, stretch: float, lefts: Sequence[tuple[Flow, Left]], now: float, caps: CapsDesk
+    ) -> Bearing:
+        """`lefts`: what has begun, and how long it still takes under the cap that is planned for.
+
+        Prompts draw most and are slowed most: where many come at once, they are longer by more than the mean step. What
+        `stretch` says of steps holds for them, too, by the share that they had of what was most behind them.
+        """
         sight, controller = caps.engines.get(engine), caps.fleet.controllers.get(engine)
         cards, standing = None if sight is None else sight.cards, None if controller is None else controller.standing
         if self._prices is None or cards is None or cards.limits is None or standing is None:
-            return 0.0
-        prior = standing.prior_watts
-        if not lefts or prior is None:
-            return 0.0
+            return Bearing()
+        if (prior := standing.prior_watts) is None:
+            return Bearing()
         step = RUNG_SHARE * cards.limits.default
         lowest = min(max(cards.limits.lowest, caps.rules.floor_share * cards.limits.default), prior)
         watts = [prior - step * number for number in range(int((prior - lowest) / step + 1e-6) + 1)]
         rungs = [self._under(each * cards.gpus) for each in watts]
+        older = self._prompts * exp((self._prompts_at - now) / PROMPTS_SECONDS)
+        self._prompts_at, self._prompts = now, max(older, prompt_share(lefts))
+        share, free, least = self._prompts, rungs[0], len(rungs) - 1
+        while least > 0:
+            decode, prefill = rungs[least].decode / free.decode, rungs[least].prefill / free.prefill
+            if (1.0 - share) * decode + share * prefill <= stretch:
+                break
+            least -= 1
         need = rung_needed(lefts, now, self.slower, rungs)
-        return watts[need] if need < len(rungs) - 1 else 0.0
+        return Bearing(watts[least], watts[need] if need < len(rungs) - 1 else 0.0)
 
 
 def _prior_watts(engine: str, caps: CapsDesk) -> float | None:

@@ -244,7 +244,7 @@ class Joule(Policy):
             if acts:
                 room.stepping.advance(now)
                 reserve = max(reserve, slack.reserve)
-            caps.propose(name, stretch, now, slack.needed_watts(name, begun(room) if acts else (), now, caps))
+            caps.propose(name, stretch, now, *slack.bearing(name, stretch, begun(room) if acts else (), now, caps))
         self.margin.reserve = reserve
 
     def _move_from(self, room: Room, now: float) -> None:

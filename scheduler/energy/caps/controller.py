@@ -9,7 +9,7 @@ from scheduler.energy.caps.clock import clock_for
 from scheduler.energy.caps.danger import DangerWatch
 from scheduler.energy.caps.decision import Decision, Move, Why
 from scheduler.energy.caps.ladder import RUNGS_A_STEP, Ladder, Prices
-from scheduler.energy.caps.promises import LATE, POLICY, Promises
+from scheduler.energy.caps.promises import LATE, POLICY, POLICY_WATTS, Promises
 from scheduler.energy.caps.standing import Standing
 
 if TYPE_CHECKING:
@@ -131,7 +131,10 @@ class CapController:
         promises = Promises(self.rules, view, prices, rung)
         if rung > 0 and (broken := promises.broken(rung)) is not None:
             late = broken.promise == LATE
-            if not late and broken.promise != POLICY:  # one workflow's slack says nothing of what the others bear
+            if not late and broken.promise not in (
+                POLICY,
+                POLICY_WATTS,
+            ):  # one workflow's slack says nothing of what the others bear
                 self._set_bar(current, now, load)
             up = rung - 1
             while up > 0 and promises.would_break(up) is not None:

@@ -33,6 +33,7 @@ PROPOSAL_SECONDS = 15.0
 class _Proposal(NamedTuple):
     at: float
     stretch: float
+    least_watts: float
     need_watts: float
 
 
@@ -95,18 +96,20 @@ class CapsDesk:
             sight is not None and sight.cards is not None and sight.cards.may_set and self.mode_of(engine) == "actuate"
         )
 
-    def propose(self, engine: str, stretch: float, now: float, need_watts: float = 0.0) -> None:
+    def propose(
+        self, engine: str, stretch: float, now: float, least_watts: float = 0.0, need_watts: float = 0.0
+    ) -> None:
         """The slack that the policy leaves for the cap: steps of this engine may take so many times as long as under
         the prior limit (≥ 1; 1.0: none). It holds until the next word, at most for PROPOSAL_SECONDS.
 
         It takes the place of `slack_use`: the policy knows what it uses itself. What was promised holds all the same.
 
-        `need_watts` (of each GPU; 0: none): the cap must be at least that at once, without waiting for the next
-        decision, or a deadline is lost.
+        Watts of each GPU, where time in steps does not say all: the cap goes no lower than `least_watts`, and must be
+        at least `need_watts` at once, without waiting for the next decision, or a deadline is lost.
         """
         if (sight := self.engines.get(engine)) is None:
             return
-        sight.proposal = _Proposal(now, max(stretch, 1.0), need_watts)
+        sight.proposal = _Proposal(now, max(stretch, 1.0), least_watts, need_watts)
         controller = self.fleet.controllers.get(engine)
         current = None if controller is None else controller.standing.current_watts
         if current is not None and need_watts > current and self._next_at is not None and self.acts_on(engine):
@@ -266,6 +269,7 @@ class CapsDesk:
             may_set=cards.may_set,
             mode=self._modes.get(name, "actuate"),
             stretch_allowed=None if proposal is None else proposal.stretch,
+            least_watts=0.0 if proposal is None else proposal.least_watts,
             need_watts=0.0 if proposal is None else proposal.need_watts,
         )
 
