@@ -1,8 +1,8 @@
 """How many watts does what has begun need, so that it ends in time? What a cap may not be below, now.
 
-Work is begun at its latest start under the cap that is planned for. If it comes slower than was predicted, or more comes
-than was expected, there is speed in reserve under a cap, and it is there within two seconds: joule asks for as much as
-who is behind needs. That is dear (a cap comes down slowly), so it is asked for only where a deadline is lost without it.
+Work is begun at its latest start under the cap that is planned for. If it then takes longer, or more comes than was
+expected, a cap has speed in reserve, which is there within two seconds: `joule` asks for as much of it as who is behind
+needs. That is dear (a cap comes down slowly), so only where a deadline is lost otherwise.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ class Left(NamedTuple):
         return self.decode + self.prefill
 
 
-def begun(room: Room) -> list[tuple[Flow, Left]]:
+def begun(room: Room, now: float) -> list[tuple[Flow, Left]]:
     """Workflows with a deadline that have calls at the engine, or are to have them at once."""
     stepping, step = room.stepping, room.costs.step_seconds
+    stepping.advance(now)
     flows: dict[int, Flow] = {}
     joined_tokens = joined_work = 0.0
     for call in islice(chain(stepping.running, room.queued), LOOKED_MAX):
@@ -69,10 +70,8 @@ def prompt_share(lefts: Sequence[tuple[Flow, Left]]) -> float:
     return max((left.prefill / left.seconds for _, left in lefts if left.seconds > SOON_SECONDS), default=0.0)
 
 
-def rung_needed(
-    lefts: Sequence[tuple[Flow, Left]], now: float, planned: Slower, rungs: Sequence[Slower]
-) -> int:  # fmt: skip
-    """The last of `rungs` (what falling limits make of steps) under which all of them end in time; the first if none."""
+def rung_needed(lefts: Sequence[tuple[Flow, Left]], now: float, planned: Slower, rungs: Sequence[Slower]) -> int:
+    """The last of `rungs` (what falling limits make of steps) under which all end in time; the first if none is."""
     need = len(rungs) - 1
     for flow, left in lefts:
         seconds = flow.deadline - now

@@ -12,7 +12,7 @@ from heapq import heapify, heappop, heappush
 from math import exp
 from typing import TYPE_CHECKING, NamedTuple
 
-from scheduler.holding.capneed import prompt_share, rung_needed
+from scheduler.holding.capneed import begun, prompt_share, rung_needed
 from scheduler.holding.flow import AT_ONCE
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from scheduler.energy.model.steps import StepPrices
     from scheduler.holding.capneed import Left
     from scheduler.holding.flow import Flow
+    from scheduler.holding.room import Room
 
 RUNG_SHARE = 0.05
 """Of TDP: limits that are looked at are so far apart."""
@@ -34,8 +35,8 @@ AT_ONCE_RATIO = 1.02
 """What is not to be held bears next to nothing."""
 TIDIED_LEAST = 1024
 RESERVE = 0.8
-"""Of the share by which a cap makes prompts longer: so much earlier does work begin. While it runs more comes than under
-no cap, and the bursts that make deadlines late are bursts of prompts."""
+"""Of the share by which a cap makes prompts longer: so much earlier does work begin. While it runs, more comes than
+without a cap, and what makes deadlines late are bursts of prompts."""
 
 
 PROMPTS_SECONDS = 300.0
@@ -127,6 +128,12 @@ class CapSlack:
         if not heap:
             return 1.0
         return max(1.0, 1.0 + share * (heap[0][0] / (1.0 + margin) - 1.0))
+
+    def offer(self, room: Room, share: float, margin: float, now: float, caps: CapsDesk) -> None:
+        """Tell the cap controller what the engine of this room may be."""
+        stretch = self.stretch(share, margin, len(room.flow_of))
+        lefts = [] if self.free is self.slower else begun(room, now)
+        caps.propose(room.name, stretch, now, *self.bearing(room.name, stretch, lefts, now, caps))
 
     def bearing(
         self, engine: str, stretch: float, lefts: Sequence[tuple[Flow, Left]], now: float, caps: CapsDesk

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from scheduler.holding.capneed import begun
 from scheduler.holding.capslack import CapSlack
 from scheduler.holding.costs import StepCosts, costs_of
 from scheduler.holding.flow import AT_ONCE, Flow
@@ -233,19 +232,12 @@ class Joule(Policy):
     def _look_at_caps(self, now: float) -> None:
         """What engines must be able to do is said often: who is behind has seconds left."""
         self._looked_at = now
-        caps, reserve, refresh = self.view.caps, 0.0, now - self._costs_at > COSTS_SECONDS
-        if refresh:
+        if refresh := now - self._costs_at > COSTS_SECONDS:
             self._refresh_costs(now)
         for name, room in self.rooms.items():
-            slack, acts = self.slacks[name], caps.acts_on(name)
-            if not (acts or refresh):
-                continue
-            stretch = slack.stretch(self.cap_share, self.margin.learned, len(room.flow_of))
-            if acts:
-                room.stepping.advance(now)
-                reserve = max(reserve, slack.reserve)
-            caps.propose(name, stretch, now, *slack.bearing(name, stretch, begun(room) if acts else (), now, caps))
-        self.margin.reserve = reserve
+            if refresh or self.view.caps.acts_on(name):
+                self.slacks[name].offer(room, self.cap_share, self.margin.learned, now, self.view.caps)
+        self.margin.reserve = max((slack.reserve for slack in self.slacks.values()), default=0.0)
 
     def _move_from(self, room: Room, now: float) -> None:
         """Its engine is gone or down: what is held for it is held for others."""
@@ -257,7 +249,7 @@ class Joule(Policy):
 
     def next(self, ready: ReadyCalls, engines: Sequence[EngineState], now: float) -> Choice | float | None:
         """What goes now, else when to look again."""
-        if now - self._looked_at > LOOK_SECONDS or now - self._costs_at > COSTS_SECONDS:
+        if now - self._looked_at > LOOK_SECONDS:
             self._look_at_caps(now)
         if now != self._chosen_at:
             self._chosen_at, self._chosen = now, 0
