@@ -220,6 +220,11 @@ class CapsDesk:
         self._stopped = True
         self._next_at = None
 
+    def hurry(self, now: float, actions: list[Action]) -> None:
+        """After each event: decide at once where a policy cannot wait."""
+        if self.hurried:
+            self.tick(now, actions)
+
     def tick(self, now: float, actions: list[Action]) -> None:
         """Decide if it is time, and ask to be woken for the next time. Asks for nothing where no engine has cards."""
         self.hurried = False
@@ -318,6 +323,7 @@ class CapsDesk:
             "decisions": [decision.describe() for decision in reversed(sight.history)],
             "claims": sight.savings.describe(),
             "policy_stretch": None if sight.proposal is None else sight.proposal.stretch,
+            "policy_least_watts": None if sight.proposal is None else sight.proposal.least_watts or None,
         }
 
     def validate(self) -> None:
