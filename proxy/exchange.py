@@ -321,7 +321,7 @@ class Exchange:
             self._end(outcome, call.status, outcome.value)
         seen = self._tokens_seen() if call.stream and call.prompt_tokens is None else 0
         used = call.prompt_tokens, call.cached_tokens, call.output_tokens
-        self._gateway.tell(CallFinished(call.id, *used, seen, call.status))
+        self._gateway.tell(CallFinished(call.id, *used, seen, call.status, getattr(self._reader, "has_error", False)))
         self.client.answered(keep_alive=head.keep_alive)
 
     def _read_usage(self, *, done: bool = False) -> None:

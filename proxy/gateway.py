@@ -110,7 +110,7 @@ class Gateway:
             request.read_at,
             time.time(),
             NOTHING_SAID,
-            self.scheduler.policy.name,
+            "-" if self.scheduler.experiments.running else self.scheduler.policy.name,  # no arm has it yet
             body_bytes,
         )
         try:

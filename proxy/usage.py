@@ -24,6 +24,11 @@ _WHOLE_USAGE = re.compile(rb'"choices"\s*:\s*\[\s*\]|"type"\s*:\s*"(?:response\.
 """An event whose usage is the whole stream's: OpenAI's chat and completions, its Responses, Anthropic's messages."""
 _FINGERPRINT = re.compile(rb'"system_fingerprint"\s*:\s*"[^"\\]*"')
 _ENDS_CHOICE = b'"finish_reason":"'
+_ERROR_EVENT = re.compile(
+    rb'^(?:event: ?error\r?$|data: ?\{\s*"(?:error"\s*:\s*[{"]|(?:object|type)"\s*:\s*"(?:error|response\.failed)"))',
+    re.MULTILINE,
+)
+"""vLLM's chat and completions (`error` first, or `object` of that name), Anthropic's messages, OpenAI's Responses."""
 _BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 
 
@@ -110,7 +115,9 @@ class EventReader:
     the first event that ends a choice waits for the usage event, which vLLM sends right behind the last of them.
     """
 
-    __slots__ = ("_annotate", "_first", "_last", "_partial", "_waiting", "fingerprint", "take_out", "usage")
+    __slots__ = (
+        "_annotate", "_first", "_last", "_partial", "_waiting", "fingerprint", "has_error", "take_out", "usage"
+    )  # fmt: skip
 
     def __init__(
         self, *, take_out: bool, fingerprint: bytes | None = None, annotate: Callable[[Usage], bytes] | None = None
@@ -121,6 +128,8 @@ class EventReader:
         self._annotate = annotate
         self.take_out = take_out
         self.fingerprint = fingerprint
+        self.has_error = False
+        """The engine said in the stream that it failed: an answer of status 200 is none then."""
         self._partial = b""
         self._waiting: list[bytes] = []
         self._first = b""
@@ -138,6 +147,8 @@ class EventReader:
                 return data
             self._partial = data[cut:]
             data = data[:cut]
+        if b'error"' in data and _ERROR_EVENT.search(data):
+            self.has_error = True
         if self.take_out:
             if b'"usage"' in data or _ENDS_CHOICE in data or self._waiting:
                 return self._take_out(data)

@@ -239,8 +239,8 @@ class Scheduler:
         if call.node is not None:
             self.workflows.call_finished(event, now)
         if self.experiments.running:
-            reason = ANSWERED if event.status < 400 else f"engine_{event.status}"
-            self.experiments.over(event.call_id, now, reason, event.prompt_tokens, event.output_tokens)
+            bad = f"engine_{event.status}" if event.status >= 400 else "engine_error" if event.has_error else None
+            self.experiments.over(event.call_id, now, bad or ANSWERED, event.prompt_tokens, event.output_tokens)
         prompt, output = event.prompt_tokens, event.output_tokens
         joules: float | None = None
         if judged(call.held, call.sent) is not None and (guess := self.energy.bill.preliminary(event.call_id)):

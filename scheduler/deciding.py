@@ -6,16 +6,15 @@ once: no call is lost for it, and `PolicyFailed` says it.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from scheduler.actions import Dispatch, PolicyFailed
 from scheduler.policies import make_policy
-from scheduler.policies.base import Choice
+from scheduler.policies.base import Choice, check_choice
 from scheduler.policies.passthrough import Passthrough
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from scheduler.actions import Action
     from scheduler.policies.base import Policy, View
@@ -24,10 +23,6 @@ if TYPE_CHECKING:
 SOONEST_SECONDS = 0.001
 """A policy that asks to look again now, or before now, does so after this."""
 ERROR_CHARACTERS = 512
-
-
-class ImpossibleChoiceError(RuntimeError):
-    """A policy chose a call that is not held, or an engine that has no room for it."""
 
 
 class Deciding:
@@ -57,7 +52,7 @@ class Deciding:
         try:
             self.policy.end(now)
         except Exception as error:  # noqa: BLE001  (said; it decides no more)
-            self._say("end", error)
+            self.say("end", error)
         self.policy = policy
         self.failed = self.error = None
         self._begin(now)
@@ -97,8 +92,7 @@ class Deciding:
                 if type(choice) is not Choice:
                     return max(now + SOONEST_SECONDS, float(choice))  # type: ignore[arg-type]  # in this order for NaN
                 call, engine, priority, _ = choice
-                if not (ready.holds(call) and engine.has_room(now) and engine in engines):
-                    raise ImpossibleChoiceError(f"{call.arrived.call_id!r} to {engine.name!r}")
+                check_choice(choice, ready, engines, now)
             except Exception as error:  # noqa: BLE001  (said, and relieved)
                 self._relieve("next", error, now)
                 continue
@@ -125,26 +119,25 @@ class Deciding:
 
     # --- the guard ---
 
-    @contextmanager
-    def guarded(self, hook: str, now: float) -> Iterator[None]:
-        """What is raised in here is the policy's fault: it is relieved."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001  (said, and relieved)
-            self._relieve(hook, error, now)
+    def failed_in_part(self, hook: str, error: Exception) -> PolicyFailed:
+        """A part of the policy in force has raised, and is relieved in there."""
+        failed = self.say(hook, error)
+        self.error = error
+        return failed
 
     def _relieve(self, hook: str, error: Exception, now: float) -> None:
         if type(self.policy) is Passthrough:
             raise error  # there is nothing simpler
-        failed = self._say(hook, error)
+        failed = self.say(hook, error)
         before, self.policy = self.policy, Passthrough({})
         self.failed, self.error = failed, error
         try:
             before.end(now)
         except Exception as another:  # noqa: BLE001  (said)
-            self._say("end", another)
+            self.say("end", another)
 
-    def _say(self, hook: str, error: Exception) -> PolicyFailed:
+    def say(self, hook: str, error: Exception) -> PolicyFailed:
+        """A policy, or a part of one, has raised."""
         self.failures += 1
         failed = PolicyFailed(self.policy.name, hook, f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS])
         self.news.append(failed)

@@ -88,6 +88,7 @@ class CallFinished(NamedTuple):
 
     `output_tokens_seen`: where it reported none, so many events of a stream were seen. The key's account takes each for
     a token at least: an estimate, which the ledger does not book. `status`: of the answer; an error's is whole, too.
+    `has_error`: a stream of status 200 in which the engine said that it failed.
     """
 
     call_id: str
@@ -96,6 +97,7 @@ class CallFinished(NamedTuple):
     output_tokens: int | None
     output_tokens_seen: int = 0
     status: int = 200
+    has_error: bool = False
 
 
 class CallFailed(NamedTuple):

@@ -46,6 +46,14 @@ SHARED_TOKENS_LEAST = 256
 """A shorter beginning is not looked for."""
 
 
+SIGHTS = {
+    "nothing": Sight(cached_reported=True, prefixes_known=True),
+    "beginnings": Sight(cached_reported=True),
+    "cached": Sight(),
+}
+"""By what the gateway is blind to."""
+
+
 class Scene(NamedTuple):
     """What is played, and what the gateway knows."""
 
@@ -55,8 +63,10 @@ class Scene(NamedTuple):
     calls_per_second: float = 6.0
     seconds: float = 300.0
     prices: str = "live"
-    """`live`: the model, its prior 30 % off; `given`: the twin's own."""
-    sight: Sight = Sight(cached_reported=True, prefixes_known=True)
+    """`live`: the model; `given`: the twin's own."""
+    prior_off: float = 0.3
+    """Of each coefficient that the live model begins with."""
+    sight: Sight = SIGHTS["nothing"]
 
 
 class Row(NamedTuple):
@@ -96,7 +106,7 @@ class Scenes:
         self.truth = Truth(engine)
         self.bill = Bill()
         prior = prior_of(calibration)
-        self.model = EnergyModel(prior if scene.prices == "given" else off(prior, 0.3, rng))
+        self.model = EnergyModel(prior if scene.prices == "given" else off(prior, scene.prior_off, rng))
         self.seconds = 0.0
         self.joules: dict[str, tuple[float, float, float]] = {}
         self.estimates: dict[str, float] = {}
@@ -232,6 +242,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--prices", choices=("live", "given"), default="live", help="the live model's, or the twin's own"
     )
     parser.add_argument(
+        "--prior-off", type=float, default=0.3, metavar="SHARE",
+        help="of each coefficient that the live model begins with (default: 0.3; 0: the prior is right)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--blind", choices=tuple(SIGHTS), default="nothing",
+        help="what the gateway does not see: prompts' beginnings, or those and what was cached (default: nothing)",
+    )  # fmt: skip
+    parser.add_argument(
         "--parts", action="store_true", help="also what each part costs, a call and a workflow, the others being true"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
@@ -239,8 +257,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print. 1 if a workload is billed worse than asked for. BenchError for options that are no use."""
-    if not (args.seconds > 2 * WARM_SECONDS and args.rate > 0 and args.seeds > 0):
-        raise BenchError(f"--seconds must be above {2 * WARM_SECONDS:g}, --rate and --seeds above 0")
+    if not (args.seconds > 2 * WARM_SECONDS and args.rate > 0 and args.seeds > 0 and 0 <= args.prior_off < 1):
+        raise BenchError(
+            f"--seconds must be above {2 * WARM_SECONDS:g}, --rate and --seeds above 0, --prior-off below 1"
+        )
     names = (args.workload,) if args.workload else ("composite", *KINDS)
     rows = []
     print(
@@ -249,7 +269,12 @@ def run(args: argparse.Namespace) -> int:
     )
     for name in names:
         for seed in range(1, args.seeds + 1):
-            scene = Scenes(Scene(name, seed, calls_per_second=args.rate, seconds=args.seconds, prices=args.prices))
+            scene = Scenes(
+                Scene(
+                    name, seed, calls_per_second=args.rate, seconds=args.seconds, prices=args.prices,
+                    prior_off=args.prior_off, sight=SIGHTS[args.blind],
+                )
+            )  # fmt: skip
             row = scene.run()
             rows.append(row)
             print(

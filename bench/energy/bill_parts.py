@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from scheduler.energy.bill_limit import left_of
+from scheduler.energy.bill_limit import all_left_of
 from scheduler.energy.bill_prices import tariff_of
 
 if TYPE_CHECKING:
@@ -33,14 +33,15 @@ class Told:
 
     def window(self, window: Window, tariff: Tariff) -> None:
         """One that is billed now."""
-        for call_id, work, correction, _, ended, more_steps, computed in window.calls:
+        calls = window.calls
+        left = all_left_of(tariff, calls.step_tokens, calls.step_before) if tariff.prefill_curve else None
+        for place, (call_id, work, correction, _, _, more_steps, computed, _, _) in enumerate(calls):
             told = self.work[call_id]
             for feature in range(FEATURES):
                 told[feature] += work[feature] + correction[feature]
             told[0] += more_steps
-            tokens = computed if ended else work.prefill_tokens + correction.prefill_tokens
-            if tokens > 0:
-                self.left[call_id] = left_of(tariff, tokens)
+            if computed > 0 and work.prefill_tokens > 0:
+                self.left[call_id] = tariff.prefill_left if left is None else float(left[place])
 
 
 def parts(scenes: Scenes, calls: list[str], workflows: list[list[str]]) -> list[Part]:

@@ -17,6 +17,7 @@ from bench.energy.watch import Sight, Watch
 from bench.twin.play import Player, calls_per_workflow
 from scheduler.core import Scheduler, SchedulerConfig
 from scheduler.energy.model import CapPrior, EnergyModel, Prices, Prior
+from scheduler.energy.stays import pace_of
 from scheduler.energy.windows import WindowMaker, WindowRule
 from scheduler.events import EngineSpec
 from workloads.shapes import stream
@@ -151,3 +152,4 @@ class Play:
     def _window(self, window: Window) -> None:
         self.windows.append(window)
         self.report.window(window)
+        self.maker.paced(pace_of(self.model.prices(), window))

@@ -29,6 +29,8 @@ LEVEL = 0.05
 SUSPICIOUS = 0.01
 """Of order and carry-over tests: below it the report warns."""
 
+SHARED = "both arms ran at once on the same engines, whose joules cannot be told apart"
+
 
 @dataclass
 class Effect:
@@ -113,6 +115,9 @@ def effect_on(
     """One metric."""
     table = table_of(rows, metric, components)
     found = Effect(metric, len(table), components=table.components)
+    if metric.energy and definition.design == "interleaved":
+        found.unavailable = SHARED
+        return found
     if metric.energy and not table.components:
         counted = any(row.energy_source != "unavailable" for row in rows if row.pair >= 0)
         found.unavailable = (
@@ -156,6 +161,8 @@ def _look(found: Effect, definition: Definition, table: PairTable) -> None:
 def _component(definition: Definition, rows: list[BlockRow], name: str, draws: int) -> Effect:
     metric = METRICS["joules_per_workflow"]
     known = components_of([row for row in rows if row.pair >= 0 and "energy_unavailable" not in row.marks])
+    if definition.design == "interleaved":
+        return Effect(metric, 0, unavailable=SHARED)
     if name not in known:
         return Effect(metric, 0, unavailable=f"no meter counted the {name.upper()} in all blocks")
     return effect_on(definition, rows, metric, draws=min(draws, 1999), components=(name,))

@@ -36,6 +36,11 @@ def p_text(p_value: float) -> str:
     return f"p = {p_value:.2g}" if p_value >= 0.0001 else "p < 0.0001"
 
 
+def time_text(hours: float) -> str:
+    """Minutes where hours would begin with a 0."""
+    return f"{hours:.3g} h" if hours >= 1 else f"{60 * hours:.0f} min"
+
+
 def sentence(found: Analysis) -> str:
     """With its interval, its p-value and what it rests on. Where joules are unknown: why, and what the times say."""
     if found.definition.design == "shadow":
@@ -55,8 +60,8 @@ def _said(found: Analysis, effect: Effect) -> str:
         return f"Nothing can be said of {what}: {effect.unavailable}."
     estimate = effect.estimate
     low, high = (percent(end, effect) for end in (estimate.low, estimate.high))
-    hours = sum(row.end - row.start for row in found.rows if row.pair >= 0) / 3600
-    rests = f"{p_text(effect.p_value)}; {effect.pairs} pairs of blocks, {hours:.3g} h"
+    hours = 2 * effect.pairs * definition.block_seconds / 3600
+    rests = f"{p_text(effect.p_value)}; {effect.pairs} pairs of blocks, {time_text(hours)}"
     if definition.aa:
         return f"A/A: both arms are {control}; {what}: {low} to {high} between them ({rests})."
     if effect.p_value >= 0.05 or estimate.low <= 0 <= estimate.high:

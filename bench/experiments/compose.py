@@ -3,6 +3,7 @@ each block the library's row of the arm that it had and of the arm that was ther
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -61,6 +62,13 @@ class Composer:
             ])  # fmt: skip
 
         self.sums = Sums(*map(collected, ("gpu_joules", "ended", "began", "offered_tokens")))
+
+    def weakened(self, share: float) -> Composer:
+        """The same with a treatment of which a block has this share, and for the rest is as it was under the control:
+        its effect is smaller, and changes with the load as it did."""
+        other = copy(self)
+        other.sums = Sums(*((1 - share) * part[:, :, :1, :1] + share * part for part in self.sums))
+        return other
 
     def compose(self, pairs: int, seed: int, traffic: Traffic, *, aa: bool = False) -> Composed:
         """An experiment of so many pairs; the seed decides everything. `aa`: the treatment is the control again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from datetime import UTC, datetime
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,16 @@ from bench.experiments import charts, files, shadow
 from bench.experiments.analyse import SUSPICIOUS, Analysis, Effect, analyse, as_json
 from bench.experiments.answer import WORDS, amount, p_text, percent, sentence
 from bench.experiments.style import STYLE
+from scheduler.experiments.definition import CONTROL, TREATMENT
 from scheduler.experiments.marks import PLANNED, SAYS, pairs_of
+from scheduler.experiments.schedule import LEAD_IN, Schedule
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Sequence
 
     from bench.experiments.files import Recording
+    from scheduler.experiments.definition import Definition
 
 NAMES = {
     "joules_per_workflow": "Joules a workflow",
@@ -68,19 +72,45 @@ def page(found: Analysis, recording: Recording) -> str:
             _warned(found), "<h2>What it would have done</h2>", _shadow(found),
             "<h2>To do it again</h2>", _again(found),
         ])  # fmt: skip
+    relative = [(NAMES[name], effect) for name, effect in found.effects.items() if not effect.metric.is_share]
+    uncounted = {row.number for row in left}
+    lanes = partial(_lanes, definition)
     sections = [
         f"<h1>{escape(sentence(found))}</h1><p class=facts>{escape(facts)}</p>", _stopped(recording), _warned(found),
         f"<p class=legend>{_key(0)} {escape(arms[0])} (control) &nbsp; {_key(1)} {escape(arms[1])} (treatment)</p>",
-        "<h2>Effects</h2>", _effects(found), charts.intervals(
-            [(NAMES[name], effect) for name, effect in found.effects.items() if not effect.metric.is_share],
-            "effects with their 95 % intervals"), _read(found),
+        "<h2>Effects</h2>", _effects(found),
+        charts.both(lambda width: charts.intervals(relative, "effects with their 95 % intervals", width)), _read(found),
         "<h2>Energy by component</h2>", _energy(found), "<h2>p95 workflow time by class</h2>", _classes(found),
         f"<h2>Block by block: {escape(WORDS[found.primary.metric.name])}</h2>",
-        charts.timeline(found.rows, found.primary, arms, {row.number for row in left}), _looks(found),
+        charts.both(lambda width: charts.timeline(found.rows, found.primary, arms, uncounted, lanes, width)),
+        _whose(definition), _looks(found),
         *(["<h2>Guardrails</h2>", _guardrails(found)] if definition.guardrails else []),
         "<h2>May it be trusted?</h2>", _checks(found, recording), "<h2>To do it again</h2>", _again(found),
     ]  # fmt: skip
     return _html(found, sections)
+
+
+def _lanes(definition: Definition, number: int) -> tuple[int, ...]:
+    """The arms that a block had at once."""
+    block = Schedule(definition, 0.0).block(number)
+    if number == LEAD_IN or definition.design == "shadow":
+        return (CONTROL,)
+    if definition.design == "split_and_swap":
+        return block.arm_of_side(0), block.arm_of_side(1)
+    return (CONTROL, TREATMENT) if definition.design == "interleaved" else (block.arm,)
+
+
+def _whose(definition: Definition) -> str:
+    text = "The band: whose block it was. Hatched: does not count, see below."
+    if definition.design == "split_and_swap":
+        half = len(definition.engines) // 2
+        upper, lower = (", ".join(part) for part in (definition.engines[:half], definition.engines[half:]))
+        text = (
+            f"The band: which arm {upper} had (above), and which {lower} (below). Hatched: does not count, see below."
+        )
+    elif definition.design == "interleaved":
+        text = "The band: both arms at once. Hatched: does not count, see below."
+    return f"<p class=note>{escape(text)}</p>"
 
 
 def _html(found: Analysis, sections: list[str]) -> str:
@@ -186,7 +216,7 @@ def _read(found: Analysis) -> str:
 
 
 def _looks(found: Analysis) -> str:
-    picture = charts.sequence(found.primary)
+    picture = charts.both(lambda width: charts.sequence(found.primary, width))
     if not picture:
         return ""
     return (
@@ -208,7 +238,8 @@ def _guardrails(found: Analysis) -> str:
             share = estimate.control or 1e-9
             best, worst = best / share, worst / share
         kept = "kept" if worst <= guardrail.limit else "broken" if best > guardrail.limit else "not shown to be kept"
-        rows.append([str(guardrail), kept, f"95 % interval: {100 * best:+.1f} to {100 * worst:+.1f} %"])
+        unit = "%" if guardrail.relative else "points"
+        rows.append([str(guardrail), kept, f"95 % interval: {100 * best:+.1f} to {100 * worst:+.1f} {unit}"])
     return _table(("guardrail", "", "why"), rows)
 
 
@@ -253,10 +284,15 @@ def _again(found: Analysis) -> str:
     link = base64.b64encode(table.encode()).decode()
     whole = json.dumps(as_json(found)).replace("<", chr(92) + "u003c")
     told = json.dumps(definition.as_json(), indent=1, default=str)
+    dealt = "The block table has what was counted in each block."
+    if definition.design != "shadow":
+        dealt = (
+            f"Seed {definition.seed}, salt “{escape(definition.the_salt)}”. The first arm of pair <i>n</i> is the"
+            f" treatment where the first 64 bits of SHA-256 of “order/{definition.seed}/<i>n</i>” are below a half; the"
+            " block table has each block's arm. Resampling and randomisation use the same seed."
+        )
     return (
-        f"<p>Seed {definition.seed}, salt “{escape(definition.the_salt)}”. The first arm of pair <i>n</i> is the"
-        f" treatment where the first 64 bits of SHA-256 of “order/{definition.seed}/<i>n</i>” are below a half; the"
-        " block table has each block's arm. Resampling and randomisation use the same seed.</p>"
+        f"<p>{dealt}</p>"
         f'<p><a download="blocks.csv" href="data:text/csv;base64,{link}">Block table as CSV</a>'
         f" ({len(found.rows)} rows)</p><details><summary>Definition</summary><pre>{escape(told)}</pre></details>"
         f'<script type="application/json" id="report">{whole}</script>'

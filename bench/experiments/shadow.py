@@ -52,8 +52,15 @@ def looked_on(rows: Sequence[BlockRow], dropped: str | None) -> Shadowed:
     def ratio(above: str, below: str) -> Ratio | None:
         return _ratio([getattr(one, above) for one in kept], [getattr(one, below) for one in kept])
 
-    names = ("same", "same_time", "same_engine", "same_priority", "later_seconds", "seconds")
-    by_call = {name: ratio(name, "decisions") for name in names}
+    def share(above: str) -> Ratio | None:
+        """Of calls: none is below 0 or above 1, whatever a symmetric interval says."""
+        found = ratio(above, "decisions")
+        if found is None or found.low is None or found.high is None:
+            return found
+        return found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0))
+
+    by_call = {name: share(name) for name in ("same", "same_time", "same_engine", "same_priority")}
+    by_call |= {name: ratio(name, "decisions") for name in ("later_seconds", "seconds")}
     return Shadowed(total, len(kept), **by_call, joules=ratio("joules", "joules_of_control"), dropped=dropped)
 
 

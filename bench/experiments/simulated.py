@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,8 +14,9 @@ from bench.experiments.sequence import confidence_sequence
 from scheduler.experiments.definition import TREATMENT, Definition, Guardrail
 from scheduler.experiments.evidence import sharpest_scale
 from scheduler.experiments.guardrails import Guard
+from scheduler.experiments.hours import SWING_LEAST, load_swing, spread_of_stretches
 from scheduler.experiments.metrics import METRICS
-from scheduler.experiments.plan import detectable_effect, pairs_needed, spread_of_sums
+from scheduler.experiments.plan import detectable_effect, pairs_needed, pairs_of_a_day
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,7 +84,7 @@ def ever_excluded(
     """Experiments in which the confidence sequence at any time left the truth out: the mean of the true effects of the
     pairs so far. And its mean half-width at the end."""
     ever, widths = 0, []
-    scale = sharpest_scale(planned_spread(composer, traffic, seed), pairs)
+    scale = sharpest_scale(planned_spread(recorded(composer, traffic, seed), pairs), pairs)
     for number in range(count):
         made = composer.compose(pairs, seed + number, traffic, aa=aa)
         low, high = confidence_sequence(logs(composer.seen(made, aa=aa)), scale, LEVEL)
@@ -111,33 +113,67 @@ def true_effect(composer: Composer, traffic: Traffic, seed: int) -> float:
     return composer.true_effect(composer.compose(200_000, seed, traffic))
 
 
-def planned_spread(composer: Composer, traffic: Traffic, seed: int, pairs: int = 20_000) -> float:
-    """As `plan` takes it from traffic that was recorded under the control."""
-    seen = composer.seen(composer.compose(pairs, seed + 1_000_000, traffic, aa=True), aa=True)
+def recorded(composer: Composer, traffic: Traffic, seed: int, pairs: int = 20_000) -> Sums:
+    """Traffic as it was under the control, before the experiment."""
+    return composer.seen(composer.compose(pairs, seed + 1_000_000, traffic, aa=True), aa=True)
+
+
+def planned_spread(seen: Sums, pairs: int) -> float:
+    """As `plan` takes it from recorded traffic, for an experiment of so many pairs."""
     sums = np.stack([seen.joules, seen.ended], axis=-1).tolist()
-    return spread_of_sums([((a[0], a[1]), (b[0], b[1])) for a, b in sums])
+    return spread_of_stretches([((a[0], a[1]), (b[0], b[1])) for a, b in sums], pairs)
 
 
 class Power(NamedTuple):
-    """`pairs` is what `plan` asks for to find the library's true effect."""
+    """Of an experiment of so many pairs, at the effect that `plan` calls detectable with them."""
 
     effect: float
     spread: float
     pairs: int
-    detectable: float
+    swing: float
+    """Of the load, between stretches of so many pairs."""
     found: Share
 
 
-def power(composer: Composer, traffic: Traffic, count: int, seed: int) -> Power:
-    """How often the true effect is found by the number of pairs at which the plan calls it detectable at 80 %."""
+def short_power(composer: Composer, traffic: Traffic, count: int, seed: int) -> Power:
+    """With the fewest pairs for which the treatment's effect is detectable, were all hours alike."""
     effect = float(np.expm1(abs(true_effect(composer, traffic, seed))))
-    spread = planned_spread(composer, traffic, seed)
-    pairs = pairs_needed(spread, effect)
+    seen = recorded(composer, traffic, seed)
+    pairs = pairs_needed(planned_spread(seen, len(seen.began)), effect)
+    pairs = pairs_needed(planned_spread(seen, pairs), effect)
+    return _power(composer, traffic, count, seed, effect, pairs)
+
+
+def power(composer: Composer, traffic: Traffic, count: int, seed: int) -> Power:
+    """As `plan` would have it: where the load of so short an experiment is a matter of the hour, of whole days. They
+    find smaller effects than the treatment's: then of a treatment that does the same, but less of it."""
+    short = short_power(composer, traffic, 0, seed)
+    if short.swing < SWING_LEAST:
+        return _power(composer, traffic, count, seed, short.effect, short.pairs)
+    day = pairs_of_a_day(composer.library.shape.block_seconds)
+    pairs = day * ceil(short.pairs / day)
+    effect = detectable_effect(planned_spread(recorded(composer, traffic, seed), pairs), pairs)
+    return _power(_weakened(composer, traffic, seed, effect), traffic, count, seed, effect, pairs)
+
+
+def _power(composer: Composer, traffic: Traffic, count: int, seed: int, effect: float, pairs: int) -> Power:
+    seen = recorded(composer, traffic, seed)
     found = 0
     for number in range(count):
         made = composer.compose(pairs, seed + number, traffic)
         found += ratio_test(*ratios(composer.seen(made)), seed + number, draws=DRAWS).p_value <= LEVEL
-    return Power(effect, spread, pairs, detectable_effect(spread, pairs), Share(found, count))
+    swing = load_swing(seen.began.mean(axis=1).tolist(), pairs)
+    return Power(effect, planned_spread(seen, pairs), pairs, swing, Share(found, count))
+
+
+def _weakened(composer: Composer, traffic: Traffic, seed: int, effect: float) -> Composer:
+    """So that the true effect has this size: by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        found = np.expm1(abs(true_effect(composer.weakened(middle), traffic, seed)))
+        low, high = (middle, high) if found < effect else (low, middle)
+    return composer.weakened((low + high) / 2)
 
 
 def false_stops(

@@ -23,9 +23,9 @@ th,td{text-align:left;padding:.35rem .6rem .35rem 0;border-bottom:1px solid var(
 thead th{color:var(--dim);font-weight:500}
 tbody th{font-weight:600}
 svg{display:block;width:100%;height:auto;margin:.6rem 0}
-.picture{overflow-x:auto}
+.narrow{display:none}
 svg.key{display:inline-block;margin:0}
-svg text{fill:var(--fg);font-size:13px}
+svg text{fill:var(--fg);font-size:13px;paint-order:stroke;stroke:var(--bg);stroke-width:4px}
 svg text.axis{fill:var(--dim);font-size:12px}
 .grid{stroke:var(--line);stroke-width:1}
 .zero{stroke:var(--dim);stroke-width:1.5;stroke-dasharray:4 3}
@@ -35,11 +35,12 @@ svg text.axis{fill:var(--dim);font-size:12px}
 .hatch{stroke:var(--dim);stroke-width:1}
 .band{fill:var(--band);stroke:var(--control);stroke-width:1}
 pre{overflow:auto;font-size:.8rem}
-@media (max-width:44rem){thead{display:none}tr{display:block;padding:.5rem 0;border-bottom:1px solid var(--line)}
+@media (max-width:44rem){.wide{display:none}.narrow{display:block}
+thead{display:none}tr{display:block;padding:.5rem 0;border-bottom:1px solid var(--line)}
 th,td{display:flex;gap:.8rem;border:0;padding:.1rem 0}
 td:before{content:attr(data-label);color:var(--dim);flex:0 0 7.5rem}
 td:empty{display:none}
-td[data-label=""]:before{content:none}.picture svg{min-width:36rem}tbody th:before{content:none}
+td[data-label=""]:before{content:none}tbody th:before{content:none}
 main{padding:1rem .8rem}h1{font-size:1.25rem}}
 @media print{:root{--bg:#fff;--fg:#000;--dim:#444;--line:#bbb;--control:#0072b2;--treatment:#d55e00;--band:#0072b233}
 body{font-size:11pt}main{max-width:none;padding:0}details{display:none}h2{break-after:avoid}svg,tr{break-inside:avoid}

@@ -128,11 +128,7 @@ def _lines(composer: Composer, args: argparse.Namespace, arms: tuple[Arm, Arm], 
     inside = simulated.covered(composer, "stationary", count, PAIRS, seed, truth)
     yield Line("95 % interval covers the effect on all traffic, stationary", inside.share, 0.92, 0.97,
                _told(inside, f"; it is {100 * np.expm1(truth):+.2f} %"))  # fmt: skip
-    for traffic in TRAFFICS:
-        power = simulated.power(composer, traffic, count, seed)
-        yield Line(f"power at the effect that the plan calls detectable at 80 %, {traffic}", power.found.share, 0.75,
-                   0.85, _told(power.found, f"; {100 * power.effect:.1f} % with {power.pairs} pairs, spread"
-                   f" {100 * power.spread:.1f} %"))  # fmt: skip
+    yield from _power(composer, "", count, seed)
     yield from _split(SplitComposer(composer.library), count, seed)
     stops = simulated.false_stops(composer, "diurnal", max(20, count // 10), 144, seed, arms)
     yield Line("A/A stopped by a guardrail of p95 +5 %, diurnal, 144 pairs", stops.share, 0.0, 0.02, _told(stops))
@@ -155,9 +151,21 @@ def _split(composer: Composer, count: int, seed: int) -> Iterator[Line]:
         inside = simulated.covered(composer, traffic, count, PAIRS, seed)
         yield Line(f"split and swap: 95 % interval covers the effect, {traffic}", inside.share, 0.92, 0.97,
                    _told(inside, note))  # fmt: skip
+    yield from _power(composer, "split and swap: ", count, seed)
+
+
+def _power(composer: Composer, design: str, count: int, seed: int) -> Iterator[Line]:
+    def told(power: simulated.Power) -> str:
+        return _told(power.found, f"; {100 * power.effect:.1f} % with {power.pairs} pairs, spread"
+                     f" {100 * power.spread:.1f} %, load × {power.swing:.1f} from hour to hour")  # fmt: skip
+
+    for traffic in TRAFFICS:
         power = simulated.power(composer, traffic, count, seed)
-        yield Line(f"split and swap: power at what the plan calls detectable, {traffic}", power.found.share, 0.75, 0.85,
-                   _told(power.found, f"; {100 * power.effect:.1f} % with {power.pairs} pairs"))  # fmt: skip
+        yield Line(f"{design}power at what the plan calls detectable at 80 %, {traffic}", power.found.share, 0.75, 0.85,
+                   told(power))  # fmt: skip
+    power = simulated.short_power(composer, "diurnal", count, seed)
+    yield Line(f"{design}… in less than a day, which the plan warns of, diurnal", power.found.share, None, None,
+               told(power))  # fmt: skip
 
 
 def _stops(shape: Shape, args: argparse.Namespace) -> Line:

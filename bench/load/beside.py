@@ -262,7 +262,7 @@ ERRORS = (
 def lines(rows: Sequence[Row]) -> Iterator[str]:
     """The table, a play a line, and what it comes to."""
     cells = [[head for head, _, _ in HEADS]]
-    cells += [[_cell(row[name], form) for _, name, form in HEADS] for row in rows]
+    cells += [[cell(row[name], form) for _, name, form in HEADS] for row in rows]
     widths = [max(len(row[at]) for row in cells) for at in range(len(HEADS))]
     for row in cells:
         padded = [
@@ -271,10 +271,7 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
         ]
         yield "  ".join(padded).rstrip()
     yield ""
-    for name, words in ERRORS:
-        errors = [abs(row[name]) for row in rows if row[name] is not None]
-        if errors:
-            yield f"twin, {words}: mean error {sum(errors) / len(errors):.1%}, worst {max(errors):.1%} of {len(errors)}"
+    yield from errors(rows)
     sources = sorted({str(row["energy_source"]) for row in rows})
     yield (
         f"Joules are {', '.join(sources)}. J ratio: to the baseline over one horizon, the shorter play idling for the"
@@ -282,5 +279,14 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
     )
 
 
-def _cell(value: Any, form: str) -> str:
+def errors(rows: Sequence[Row]) -> Iterator[str]:
+    """The twin's, over all plays."""
+    for name, words in ERRORS:
+        found = [abs(row[name]) for row in rows if row[name] is not None]
+        if found:
+            yield f"twin, {words}: mean error {sum(found) / len(found):.1%}, worst {max(found):.1%} of {len(found)}"
+
+
+def cell(value: Any, form: str) -> str:
+    """As the table has it: a dash for what is not known."""
     return "-" if value is None else f"{value:{form}}"

@@ -1,4 +1,4 @@
-"""Do the six findings of the characterisation that this continues hold here? By rules that stand beside each answer."""
+"""Do the six findings of the characterisation that this continues hold here? What was measured for each hypothesis."""
 
 from __future__ import annotations
 
@@ -6,6 +6,32 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bench.load.compare import ratio_of
 from bench.load.figures import Interval
+from bench.load.hypotheses import (
+    AWARE,
+    CAPS_MODEST,
+    CAPS_PREDICTABLE,
+    CHAIN,
+    CLAIMS,
+    CODING,
+    COPILOT,
+    LINEAR,
+    LITTLE,
+    MODEST,
+    MORE_MISSED,
+    NOTHING_SAVED,
+    OUTPUT_LINEAR,
+    OUTPUT_LITTLE,
+    PAYS,
+    PREDICTABLE,
+    STRONGEST,
+    Claim,
+    Outcomes,
+    all_of,
+    any_of,
+    below,
+    inside,
+    verdict,
+)
 from bench.load.report_data import policy_name
 from bench.load.report_ratios import ratio
 from bench.load.spec import AS_IS
@@ -15,29 +41,33 @@ if TYPE_CHECKING:
 
     from bench.load.report_data import Run
 
-HOLDS, PARTLY, NOT, OPEN = "holds", "holds in part", "does not hold", "cannot be tested here"
-SAVES, NOTHING_SAVED = 0.7, 0.95
-"""J ÷ J: at most the first is a saving worth the name, above the second is none."""
-MODEST = 0.75
-PREDICTABLE = 0.05
-LINEAR = 0.98
-LITTLE = 0.1
 NONE = Interval(None, None, None, 0)
+NO_CAPS = "No cap was played: limits of a real card are never set by this command."
+NOT_PLAYED = "What it is about was not played."
+NOT_METERED = "Not tested: joules were not measured."
 Table = dict[str, dict[str, Interval]]
 """Workload → setting or policy → ratio."""
 
 
 class Finding(NamedTuple):
-    """`claim`: the paper's, in other words. `rule`: when it is said to hold. `table`: what its figure shows."""
+    """`outcomes`: of its hypotheses. `table`: what its figure shows."""
 
-    number: int
-    claim: str
-    rule: str
-    verdict: str
+    claim: Claim
+    outcomes: Outcomes
     measured: tuple[str, ...]
     table: Table
     axis: str
     """Of the figure: what its values are."""
+
+    @property
+    def number(self) -> int:
+        """1 to 6."""
+        return self.claim.number
+
+    @property
+    def verdict(self) -> str:
+        """By the rule that is the same for all."""
+        return verdict(self.claim, self.outcomes)
 
 
 class Study:
@@ -50,6 +80,11 @@ class Study:
         usual = ("chain", "copilot", "coding", "composite")
         there = {run.workload for run in self.runs}
         self.workloads = [*(name for name in usual if name in there), *sorted(there - set(usual))]
+
+    @property
+    def metered(self) -> bool:
+        """Joules of something are known."""
+        return any(run.over("joules_per_workflow").mean is not None for run in self.runs)
 
     def closed(self, workload: str, policy: str = AS_IS, users: int | None = None) -> list[Run]:
         """Of users who take one workflow after the other; all caps, batches and lengths."""
@@ -109,7 +144,9 @@ def over(run: Run, base: Run, name: str) -> Interval:
 
 def findings(study: Study) -> list[Finding]:
     """All six."""
-    return [_lever(study), _sharing(study), _caps(study), _output(study), _utilisation(study), _aware(study)]
+    found = [_lever(study), _sharing(study), _caps(study), _output(study), _utilisation(study), _aware(study)]
+    why = NOT_PLAYED if study.metered else NOT_METERED
+    return [each if any(each.outcomes.values()) or each.measured else each._replace(measured=(why,)) for each in found]
 
 
 LEVERS = ("batch", "power cap", "prompt lengths", "answer lengths")
@@ -124,16 +161,15 @@ def _lever(study: Study) -> Finding:
         found = {name: _reach(runs) for name, runs in zip(LEVERS, ways, strict=True) if len(runs) > 1}
         table[workload] = {name: each for name, each in found.items() if each.mean is not None}
     table = {workload: each for workload, each in table.items() if "batch" in each and len(each) > 1}
-    first = [workload for workload, each in table.items() if min(each, key=lambda name: _mean(each[name])) == "batch"]
+    first = {
+        workload: all_of(*(below(each["batch"], other) for name, other in each.items() if name != "batch"))
+        for workload, each in table.items()
+    }
     said = [f"{workload}: {_listed(each, ', ')}" for workload, each in table.items()]
     missing = [name for name in LEVERS if not any(name in each for each in table.values())]
     if missing and table:
         said.append(f"Not played here: {', '.join(missing)}.")
-    return Finding(
-        1, "Of all knobs the batch size moves the energy of a token most.",
-        "It holds where the best batch ÷ the worst is a lower ratio of J/token than any other lever's best ÷ worst.",
-        _verdict(len(first), len(table)), tuple(said), table, "best ÷ worst setting, GPU J a token",
-    )  # fmt: skip
+    return Finding(CLAIMS[0], {STRONGEST.says: first}, tuple(said), table, "best ÷ worst setting, GPU J a token")
 
 
 def _reach(runs: list[Run]) -> Interval:
@@ -156,28 +192,20 @@ def _sharing(study: Study) -> Finding:
                 table[workload][name] = found
     table = {workload: each for workload, each in table.items() if each}
     said = [f"{workload}: {_listed(each, '; ')}{_cached(study, workload)}" for workload, each in table.items()]
-    needed = [table.get(workload, {}) for workload in ("chain", "copilot", "coding")]
-    verdict = OPEN
-    if all(many in each for each in needed):
-        chain, copilot, coding = (_mean(each[many]) for each in needed)
-        alone = needed[0].get(one)
-        if copilot <= SAVES and chain > NOTHING_SAVED and copilot < coding < chain:
-            verdict = HOLDS
-        elif copilot <= SAVES and alone is not None and _mean(alone) > NOTHING_SAVED:
-            verdict = PARTLY
-            said.append(
-                "Within one workflow it is as the paper says: calls that wait for each other fill no batch. Between"
-                " users it is not: other people's calls fill it, whatever the workflow's shape."
-            )
-        else:
-            verdict = NOT
-    return Finding(
-        2, "A larger batch pays with large shared prompts (copilot), not in sequential summaries (chain), and partly in"
-        " multi-agent coding.",
-        f"It holds if the largest batch ÷ the smallest is at most {SAVES:g} in J/workflow for copilot, above"
-        f" {NOTHING_SAVED:g} for chain, and in between for coding; in part if chain saves nothing only with one user.",
-        verdict, tuple(said), table, "largest batch ÷ smallest, GPU J a workflow",
-    )  # fmt: skip
+    chain, copilot, coding = (table.get(workload, {}).get(many, NONE) for workload in ("chain", "copilot", "coding"))
+    outcomes: Outcomes = {}
+    if copilot.mean is not None:
+        outcomes[COPILOT.says] = {"copilot": inside(copilot, high=PAYS)}
+    if chain.mean is not None:
+        outcomes[CHAIN.says] = {"chain": inside(chain, low=NOTHING_SAVED)}
+    if None not in (chain.mean, copilot.mean, coding.mean):
+        outcomes[CODING.says] = {"coding": all_of(below(copilot, coding), below(coding, chain))}
+    if any(one in each for each in table.values()):
+        said.append(
+            f"The tests are of {many}, as in the paper: other people's calls fill a batch, whatever the workflow's"
+            " shape. With one user its own calls alone do, and a chain has but one at a time."
+        )
+    return Finding(CLAIMS[1], outcomes, tuple(said), table, "largest batch ÷ smallest, GPU J a workflow")
 
 
 def _cached(study: Study, workload: str) -> str:
@@ -188,13 +216,10 @@ def _cached(study: Study, workload: str) -> str:
 
 def _caps(study: Study) -> Finding:
     """3: each cap ÷ none, at the largest batch, vLLM as it is."""
-    claim = "Power caps save a modest and predictable share of energy."
-    rule = (
-        f"It holds where the best cap ÷ none lies between {MODEST:g} and {NOTHING_SAVED:g} in J/workflow, and all"
-        f" intervals of those ratios are within ± {PREDICTABLE:.0%}; in part if only the latter is so."
-    )
     table: Table = {}
-    said, good, steady = [], 0, 0
+    said: list[str] = []
+    modest: dict[str, bool | None] = {}
+    steady: dict[str, bool | None] = {}
     for workload in study.workloads:
         runs = study.by_cap(workload)
         base = runs[-1] if runs and uncapped(runs[-1]) else None
@@ -205,26 +230,30 @@ def _caps(study: Study) -> Finding:
         if not table[workload]:
             continue
         best = min(table[workload].values(), key=_mean)
-        predictable = all(_half(each) <= PREDICTABLE for each in table[workload].values())
-        good += MODEST <= _mean(best) <= NOTHING_SAVED and predictable
-        steady += predictable
+        modest[workload] = inside(best, MODEST, NOTHING_SAVED)
+        steady[workload] = all_of(*(_predictable(each) for each in table[workload].values()))
         told = (
             f"{name} {_text(one.joules)} J at {_text(one.seconds)} of the median time" for name, one in found.items()
         )
         said.append(f"{workload}: {'; '.join(told)}")
     table = {workload: each for workload, each in table.items() if each}
-    verdict = _verdict(good, len(table))
-    if verdict == NOT and steady == len(table):
-        verdict = f"{PARTLY}: predictable, and not modest"
     if not table:
-        said.append("No cap was played: limits of a real card are never set by this command.")
-    return Finding(3, claim, rule, verdict, tuple(said), table, "with the cap ÷ without, GPU J a workflow")
+        said.append(NO_CAPS)
+    outcomes = {CAPS_MODEST.says: modest, CAPS_PREDICTABLE.says: steady} if table else {}
+    return Finding(CLAIMS[2], outcomes, tuple(said), table, "with the cap ÷ without, GPU J a workflow")
+
+
+def _predictable(value: Interval) -> bool | None:
+    """One repeat says nothing of it."""
+    return None if value.low is None or value.high is None else (value.high - value.low) / 2 <= PREDICTABLE
 
 
 def _output(study: Study) -> Finding:
     """4: joules of a workflow over its output tokens, and joules of a token."""
     table: Table = {}
-    said, good, linear = [], 0, 0
+    said: list[str] = []
+    linear: dict[str, bool | None] = {}
+    little: dict[str, bool | None] = {}
     for workload in study.workloads:
         runs = study.by_length(workload, "output_scale")
         base = next((run for run in runs if own_lengths(run)), None)
@@ -235,19 +264,11 @@ def _output(study: Study) -> Finding:
         table[workload] = {f"answers ×{run.spec['output_scale']:g}": over(run, base, "joules_per_output_token")
                            for run in runs if run is not base}  # fmt: skip
         fit = r_squared(known)
-        gain = max(abs(_mean(each) - 1) for each in table[workload].values())
-        good += fit >= LINEAR and gain <= LITTLE
-        linear += fit >= LINEAR
+        linear[workload] = fit >= LINEAR
+        little[workload] = all_of(*(inside(each, 1 - LITTLE, 1 + LITTLE) for each in table[workload].values()))
         said.append(f"{workload}: R² {fit:.3f}; J/token to the usual lengths: {_listed(table[workload], ', ')}")
-    verdict = _verdict(good, len(table))
-    if verdict == NOT and linear == len(table):
-        verdict = f"{PARTLY}: linear, but the joules of a token change with it"
-    return Finding(
-        4, "Output length costs energy linearly, so there is little to gain from it.",
-        f"It holds where a straight line through joules of a workflow over its output tokens has R² ≥ {LINEAR:g}, and"
-        f" J/token stays within {LITTLE:.0%} of that of the usual lengths; in part if only the former is so.",
-        verdict, tuple(said), table, "÷ usual lengths, GPU J a token",
-    )  # fmt: skip
+    outcomes = {OUTPUT_LINEAR.says: linear, OUTPUT_LITTLE.says: little} if table else {}
+    return Finding(CLAIMS[3], outcomes, tuple(said), table, "÷ usual lengths, GPU J a token")
 
 
 def r_squared(points: list[tuple[float, float]]) -> float:
@@ -277,12 +298,7 @@ def _utilisation(study: Study) -> Finding:
         "Here parrot is Parrot's order of calls before the same engine, which batches continuously for all; Parrot's"
         " own engine is not part of this. So the figures show what the order alone does."
     )
-    return Finding(
-        5,
-        "vLLM's continuous batching keeps utilisation higher than Parrot's engine, most where decoding dominates.",
-        "It would need Parrot's own engine beside vLLM's.",
-        OPEN, tuple(said), table, "calls in the batch, mean",
-    )  # fmt: skip
+    return Finding(CLAIMS[4], {}, tuple(said), table, "calls in the batch, mean")
 
 
 def policies(study: Study) -> list[str]:
@@ -292,19 +308,16 @@ def policies(study: Study) -> list[str]:
 
 def _aware(study: Study) -> Finding:
     """6: workflow-aware policies ÷ vLLM as it is at the strictest cap, same deadlines."""
-    claim = "Under strict power caps workflow-aware scheduling needs less energy."
-    rule = (
-        "It holds where, at the strictest cap and with times of their own, a workflow-aware policy ÷ vLLM as it is lies"
-        " below 1 in J/workflow with its whole interval, and at most 1 % of deadlines more are missed."
-    )
     table: Table = {}
-    said, good = [], 0
+    said: list[str] = []
+    less: dict[str, bool | None] = {}
     for workload in study.workloads:
         capped = [run for run in study.opened(workload) if not uncapped(run)]
         base = min(capped, key=_cap, default=None)
         if base is None:
             continue
-        table[workload], better = {}, False
+        table[workload] = {}
+        better: list[bool | None] = []
         for policy in policies(study):
             run = next((each for each in study.opened(workload, policy) if policy != AS_IS
                         and each.spec["cap_watts"] == base.spec["cap_watts"]), None)  # fmt: skip
@@ -312,31 +325,21 @@ def _aware(study: Study) -> Finding:
                 continue
             more = (run.over("missed_share").mean or 0.0) - (base.over("missed_share").mean or 0.0)
             table[workload][policy_name(run)] = found.joules
-            better |= found.joules.high is not None and found.joules.high < 1 and more <= 0.01
+            better.append(all_of(inside(found.joules, high=1.0), more <= MORE_MISSED))
             said.append(
                 f"{workload} at {base.spec['cap_watts']:g} W, {policy_name(run)}: {_text(found.joules)} J, median time"
                 f" {_text(found.seconds)}, deadlines missed {more:+.1%}"
             )
-        good += better
+        if better:
+            less[workload] = any_of(*better)
     table = {workload: each for workload, each in table.items() if each}
     if not table:
-        said.append("No cap was played: limits of a real card are never set by this command.")
-    return Finding(6, claim, rule, _verdict(good, len(table)), tuple(said), table, "÷ vLLM as is, GPU J a workflow")
-
-
-def _verdict(good: int, of: int) -> str:
-    """All workloads, some or none."""
-    if not of:
-        return OPEN
-    return HOLDS if good == of else f"{PARTLY}: {good} of {of} workloads" if good else NOT
+        said.append(NO_CAPS)
+    return Finding(CLAIMS[5], {AWARE.says: less}, tuple(said), table, "÷ vLLM as is, GPU J a workflow")
 
 
 def _mean(value: Interval) -> float:
     return float("inf") if value.mean is None else value.mean
-
-
-def _half(value: Interval) -> float:
-    return 0.0 if value.low is None or value.high is None else (value.high - value.low) / 2
 
 
 def _listed(values: dict[str, Interval], between: str) -> str:

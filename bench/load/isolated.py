@@ -7,32 +7,18 @@ from typing import TYPE_CHECKING
 from backends.twin import calibration as calibrations
 from backends.twin.engine import TwinEngine
 from backends.twin.virtual import World
+from bench.load.direct import ENGINE, Direct
 from bench.twin.play import Player
-from scheduler.actions import Dispatch
-from scheduler.events import CallArrived
 
 if TYPE_CHECKING:
-    from scheduler.actions import Action
-    from scheduler.events import Event
     from workloads.shapes import WorkflowShape
-
-ENGINE = "twin"
-
-
-class AtOnce:
-    """Sends every call on: no scheduler is needed for one workflow."""
-
-    def handle(self, event: Event, now: float) -> list[Action]:
-        """One event in, actions out."""
-        del now
-        return [Dispatch(event.call_id, ENGINE)] if isinstance(event, CallArrived) else []
 
 
 class Alone:
     """An engine on which one workflow runs at a time."""
 
     def __init__(self, calibration: str) -> None:
-        self._player = Player(World(AtOnce(), {ENGINE: TwinEngine(calibrations.load(calibration))}))
+        self._player = Player(World(Direct(), {ENGINE: TwinEngine(calibrations.load(calibration))}))
         self._known: set[str] = set()
 
     def seconds(self, workflow: WorkflowShape) -> float:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 WARM_UP = 0
 """The number of the repeat that is dropped."""
-LOADS_KEPT = 4
+LOADS_KEPT = 24
+"""A characterisation comes back to the loads of its batches when it plays caps."""
 OF_A_LOAD = (
     "workload", "preset", "input_scale", "output_scale", "parameters", "mix", "trace", "arrivals", "rate", "cv",
     "swing", "period_seconds", "users", "workflows", "speed", "seconds", "warm_up_seconds", "seed", "calibration",

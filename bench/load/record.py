@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"graph: {found.graph}")
     print(f"prefixes: {trace.head['prefixes']}")
     if found.left_out:
-        print(f"left out: {found.left_out:,} calls without an end or without token counts")
+        print(f"left out: {found.left_out:,} requests without an end or token counts (as GET /metrics)")
     print(f"play it: joulegate-bench replay {args.out}")
     return 0
 

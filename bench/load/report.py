@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.load import report_html as html
 from bench.load import report_plots as plots
+from bench.load.report_beside import chapter as beside
+from bench.load.report_beside import rows_of
 from bench.load.report_data import (
     AXES,
     BY_NAME,
@@ -34,11 +37,13 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
+    from bench.load.drawing import Drawing
     from bench.load.report_data import Axis, Run
 
 PANELS = ("joules_per_output_token", "joules_per_workflow", "workflow_p50_s", "output_tokens_per_second")
 UTILISATION = ("busy_share", "mean_running")
 """The first of them that was measured."""
+ROWS_PRINTED = 40
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
         if named is None:
             named = run_of(read(args.baseline))
             found.append(named)
-    print(f"report: {write(found, args.out, named)}")
+    twins = rows_of([path for path in args.results if path.is_dir()])
+    print(f"report: {write(found, args.out, named, twins)}")
     return 0
 
 
@@ -73,9 +79,16 @@ def load(paths: Sequence[Path]) -> list[Run]:
     return [run_of(read(path)) for path in dict.fromkeys(files)]
 
 
-def write(runs: Sequence[Run], out: Path, named: Run | None = None) -> Path:
-    """The page of these. BenchError where it cannot be written."""
-    return put(out, "Joulegate: results", [], lambda pictures: Page(runs, pictures, named).chapters())
+def write(runs: Sequence[Run], out: Path, named: Run | None = None, twins: Sequence[dict[str, Any]] = ()) -> Path:
+    """The page of these; `twins`: rows of `joulegate-bench beside`. BenchError where it cannot be written."""
+
+    def made(pictures: html.Pictures) -> list[tuple[str, str, str]]:
+        chapters = Page(runs, pictures, named).chapters()
+        if twins:
+            chapters.insert(-2, ("twin", "Beside the twin", beside(twins, pictures)))
+        return chapters
+
+    return put(out, "Joulegate: results", [], made)
 
 
 def put(out: Path, title: str, lead: list[str], made: Callable[[html.Pictures], list[tuple[str, str, str]]]) -> Path:
@@ -83,10 +96,12 @@ def put(out: Path, title: str, lead: list[str], made: Callable[[html.Pictures], 
     path = out / "index.html"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        chapters = made(html.Pictures(out))
+        pictures = html.Pictures(out)
+        chapters = made(pictures)
         links = html.contents([(anchor, name) for anchor, name, _ in chapters])
         body = "".join(html.chapter(anchor, name, text) for anchor, name, text in chapters)
-        path.write_text(html.page(title, "".join([*lead, links, body])), encoding="utf-8")
+        whole = pictures.put_into(html.page(title, "".join([*lead, links, body])))
+        path.write_text(whole, encoding="utf-8")
     except OSError as error:
         raise BenchError(f"{out}: {error.strerror}; name a folder that can be written") from None
     return path
@@ -115,9 +130,10 @@ class Page:
         n = len(self.runs)
         repeats = sorted({len(run.repeats) for run in self.runs})
         notes: dict[str, list[Run]] = defaultdict(list)
+        for code, told in _notes(self.runs).items():
+            texts = list(dict.fromkeys(text for text, _ in told))
+            notes[f"{texts[0]} ({code}{'; others alike' if len(texts) > 1 else ''})"] = [run for _, run in told]
         for run in self.runs:
-            for note in run.result.meta.get("notes", []):
-                notes[f"{note['text']} ({note['code']})"].append(run)
             if run.result.meta["state"] != "complete":
                 notes[f"not whole: {run.result.meta.get('state_detail') or run.result.meta['state']}"].append(run)
         sources = sorted({_sources(run) for run in self.runs})
@@ -158,7 +174,7 @@ class Page:
             head = ["policy", "setting", "on its line", "median s", "J/workflow", "missed"]
             parts.append(
                 self.pictures.figure(
-                    f"{name}-pareto-{number}", "Energy against latency.", caption, plots.pareto(spots),
+                    f"{name}-pareto-{number}", "Energy against latency.", caption, partial(plots.pareto, spots),
                     html.table(head, rows, (0, 1)),
                 )
             )  # fmt: skip
@@ -181,12 +197,18 @@ class Page:
             return []
         names = [policy_name(line.run) for line in lines]
         first = lines[0]
+        calls = "one call" if len(first.calls) == 1 else f"{len(first.calls)} calls"
+        among = "" if len(first.calls) == 1 else " among those with several calls"
         caption = (
-            f"{_where(name, chosen, mine)}: {first.workflow}, of {len(first.calls)} calls, the one of median length"
-            f" under {names[0]} among those with several calls; the same under each policy. Under its calls stands the"
-            " power of all that ran meanwhile."
+            f"{_where(name, chosen, mine)}: {first.workflow}, of {calls}, the one of median length under"
+            f" {names[0]}{among}; the same under each policy. Under its calls stands the power of all that ran"
+            " meanwhile."
         )
-        return [self.pictures.figure(f"{name}-time-line", "A workflow in time.", caption, plots.gantt(lines, names))]
+        return [
+            self.pictures.figure(
+                f"{name}-time-line", "A workflow in time.", caption, partial(plots.gantt, lines, names)
+            )
+        ]
 
     def _ratios(self) -> str:
         differ = [name for name in differing(self.runs) if name not in ("workload", "policy", "way", "tell_lengths")]
@@ -208,7 +230,7 @@ class Page:
             "<p>Each result ÷ the baseline in its row: the geometric mean over repeats that played the same workflows"
             " at the same times, and its 95 % interval. Joules are brought to one horizon: the shorter play is given"
             " its idle power for the rest. The baseline is the plainest policy with the same load; of several the most"
-            " alike; of the plainest itself the one with the widest limits.</p>" + html.table(head, rows, (0, 1, 5))
+            " alike; of the plainest itself the one with the widest limits.</p>" + _folded(head, rows, (0, 1, 5))
         )
 
     def _all(self) -> str:
@@ -218,13 +240,18 @@ class Page:
                  *(html.number(run.over(each.name), each.form) for each in shown)] for run in self.runs]  # fmt: skip
         files = "".join(f"<li><code>{escape(str(run.result.path))}</code></li>" for run in self.runs)
         return (
-            html.table(["result", "state", *(escape(each.title) for each in shown)], rows, (0, 1))
+            _folded(["result", "state", *(escape(each.title) for each in shown)], rows, (0, 1))
             + f"<details><summary>files</summary><ul>{files}</ul></details>"
         )
 
 
-def axis_plot(axis: Axis, group: Sequence[Run]) -> bytes:
-    """The figures that were measured, above this axis."""
+def _folded(head: Sequence[str], rows: Sequence[Sequence[str]], texts: Sequence[int]) -> str:
+    table = html.table(head, rows, texts)
+    return table if len(rows) <= ROWS_PRINTED else html.long(table, f"{len(rows)} rows")
+
+
+def axis_plot(axis: Axis, group: Sequence[Run]) -> Drawing:
+    """Of the figures that were measured, above this axis."""
     used = next((name for name in UTILISATION if any(run.over(name).mean is not None for run in group)), None)
     names = [name for name in (*PANELS, *([used] if used else []))
              if any(run.over(name).mean is not None for run in group)]  # fmt: skip
@@ -233,7 +260,7 @@ def axis_plot(axis: Axis, group: Sequence[Run]) -> bytes:
         for policy, runs in series(group).items()
     }
     titles = {name: BY_NAME[name].title for name in names}
-    return plots.panels(lines, titles, axis.label, doubling=axis.name in ("batch", "input", "output"))
+    return partial(plots.panels, lines, titles, axis.label, doubling=axis.name in ("batch", "input", "output"))
 
 
 def _ordered(axis: Axis, runs: Sequence[Run]) -> list[tuple[float, Run]]:
@@ -284,13 +311,24 @@ def _sources(run: Run) -> str:
     what = engine.get("calibration") or engine.get("url") or run.spec["engine"]
     apart = ", ".join(f"{name.upper()} {energy[name]}" for name in ("gpu", "cpu", "dram") if name in energy)
     detail = f" ({energy['detail']})" if energy.get("detail") else ""
-    return f"Engine {what}: times are {meta.get('time_source', 'unknown')}; joules: {apart or 'unavailable'}{detail}."
+    observed = "" if run.simulated else " The cards' limits and clocks are read, never set."
+    times = meta.get("time_source", "unknown")
+    return f"Engine {what}: times are {times}; joules: {apart or 'unavailable'}{detail}.{observed}"
 
 
 def _state(run: Run) -> str:
     meta = run.result.meta
     source = meta.get("energy", {}).get("source", "unavailable")
     return f"{meta['state']}, {len(run.repeats)} repeats; {meta.get('time_source', '?')}, joules {source}"
+
+
+def _notes(runs: Sequence[Run]) -> dict[str, list[tuple[str, Run]]]:
+    """(text and result) each, by their codes."""
+    found: dict[str, list[tuple[str, Run]]] = defaultdict(list)
+    for run in runs:
+        for note in run.result.meta.get("notes", []):
+            found[note["code"]].append((note["text"], run))
+    return found
 
 
 def _some(those: Sequence[Run], everybody: Sequence[Run]) -> str:

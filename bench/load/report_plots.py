@@ -31,7 +31,7 @@ WIDTH_INCHES = 4.7
 DPI = 170
 SAME = 0.002
 """Lines that differ by less, everywhere, are drawn as one and named together: they would hide each other."""
-LANES_FROM = 40
+LANES_FROM = 24
 SIZES = (7.5, 6.0, 4.5, 3.0)
 """Of markers, the first filled: one on another shows both."""
 
@@ -63,12 +63,15 @@ def _figure(height: float, rows: int = 1, **more: Any) -> tuple[Any, Any]:
 
 def _png(figure: Any) -> bytes:
     """Of few colours, so it is small."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
-    buffer, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    buffer.seek(0)
-    Image.open(buffer).convert("RGB").quantize(64).save(small, format="PNG", optimize=True)
+    figure.set_dpi(DPI)
+    canvas: Any = FigureCanvasAgg(figure)
+    small = io.BytesIO()
+    canvas.draw()
+    drawn = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba(), "raw", "RGBA", 0, 1)
+    drawn.convert("RGB").quantize(64).save(small, format="PNG", optimize=True)
     return small.getvalue()
 
 

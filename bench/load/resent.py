@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 from backends.twin import calibration as calibrations
 from backends.twin.engine import TwinEngine
 from backends.twin.virtual import World
+from bench.load.direct import ENGINE, Direct
 from bench.load.playing import Playing
 from bench.load.rows import rows_of
-from bench.load.spec import CALLS_MAX
-from bench.load.virtual import ENERGY, ENGINE, LIMITS, NOTES
+from bench.load.virtual import ENERGY, NOTES
 from bench.load.virtual_meter import VirtualMeter
 from bench.twin.play import Player
-from scheduler.core import Scheduler, SchedulerConfig
-from scheduler.events import EngineSpec
 from workloads.played import PlayedCall, PlayedWorkflow
 
 if TYPE_CHECKING:
@@ -69,12 +67,9 @@ def resent(load: Load, repeat: int, times: Mapping[Sent, float], calibration: st
     """Rows of a result. `times`: when each call came to its engine, seconds since the play began; calls that are not in
     it are not made."""
     engine = TwinEngine(calibrations.load(calibration))
-    config = SchedulerConfig(
-        (EngineSpec(ENGINE, CALLS_MAX),), queue_calls=1_000_000, queue_seconds=1e9, workflow_limits=LIMITS
-    )
-    world = World(Scheduler(config, 0.0), {ENGINE: engine})
+    world = World(Direct(), {ENGINE: engine})
     player = _Resender(world, times)
-    meter = VirtualMeter(world, engine, ENGINE)
+    meter = VirtualMeter(world, engine, ENGINE, told=False)
     meter.start()
     player.begin(load, meter)
     world.time.run()

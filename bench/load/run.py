@@ -58,7 +58,9 @@ def specs_of(args: argparse.Namespace, **own: Any) -> list[Spec]:
     args.policy = None
     if args.gateway is not None and args.engine is None:
         args.engine = args.gateway
-    direct = {"gateway": None} if args.gateway is not None else {}
+    direct: dict[str, Any] = {"gateway": None} if args.gateway is not None else {}
+    if len(policies) > 1 and args.way in ("native", "parrot"):
+        direct["way"] = "bare"  # there is nobody to tell; alone it is refused
     return [spec_of(args, **own, policy=policy, **(direct if policy == AS_IS else {})) for policy in policies]
 
 

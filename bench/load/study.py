@@ -17,8 +17,8 @@ RATES = {"chain": 4.0, "copilot": 2.0, "coding": 2.0, "composite": 4.0}
 """Calls a second of the open arrivals."""
 STRETCHES = (1.5, 3.0, 10.0)
 LONG = 10.0
-"""Deadline of what is not about deadlines, times a workflow's isolated time."""
 USUAL_RATE = 4.0
+LENGTHS = ("prompt lengths", "answer lengths")
 TOLD = {"way": "native", "tell_lengths": True}
 """How workflows go in where there is a gateway: declared, as Parrot has them."""
 
@@ -39,16 +39,27 @@ class Size:
     scales: tuple[float, ...]
     parameters: dict[str, dict[str, Any]]
     """Of a workload, where it is cut."""
+    stretches: tuple[float, ...] = STRETCHES
+    long: float = LONG
+    """Deadline of what is not about deadlines, times a workflow's isolated time."""
+    lengths_of_all: bool = True
+    """Lengths vary under every policy; else with vLLM as it is, of which the findings are."""
 
 
 _ONE_ROUND = {"coding": {"rounds": 1}, "composite": {"coding.rounds": 1}}
-_FEW_FILES = {"coding": {"rounds": 1, "files": [4, 6]}, "composite": {"coding.rounds": 1, "coding.files": [4, 6]}}
+_HALF = {"rounds": 1, "files": [2, 2], "design_tokens": 350, "code_tokens": [250, 410], "revision_tokens": [255, 318]}
+_SHORT: dict[str, dict[str, Any]] = {
+    "chain": {"chunks": [6, 8]},
+    "coding": _HALF,
+    "composite": {"chain.chunks": [6, 8], **{f"coding.{name}": value for name, value in _HALF.items()}},
+}
+"""So short that a real engine plays them all in about an hour."""
 QUICK = Size(3, 60.0, 10.0, 16, {"chain": 32, "copilot": 96, "coding": 16, "composite": 64}, (1, 2, 4, 8, 16),
              (0.0, 0.2, 0.5), (0.5, 2.0), _ONE_ROUND)  # fmt: skip
 FULL = Size(5, 300.0, 30.0, 16, {"chain": 64, "copilot": 192, "coding": 32, "composite": 192}, (1, 2, 4, 8, 16),
             (0.0, 0.1, 0.2, 0.4, 0.6, 0.8), (0.25, 0.5, 2.0, 4.0), {})  # fmt: skip
-LIVE_QUICK = Size(2, 45.0, 5.0, 8, {"chain": 8, "copilot": 24, "coding": 8, "composite": 24}, (2, 8), (), (0.5, 2.0),
-                  _FEW_FILES)  # fmt: skip
+LIVE_QUICK = Size(2, 25.0, 5.0, 8, {"chain": 8, "copilot": 16, "coding": 4, "composite": 8}, (2, 8), (), (0.5, 2.0),
+                  _SHORT, (3.0,), 3.0, lengths_of_all=False)  # fmt: skip
 LIVE = Size(3, 90.0, 10.0, 16, {"chain": 16, "copilot": 48, "coding": 16, "composite": 48}, (1, 4, 16), (), (0.5, 2.0),
             _ONE_ROUND)  # fmt: skip
 OTHER_WORKFLOWS = 48
@@ -76,10 +87,11 @@ def sweep_text(
         **more,
     }
     lines = ["# Made by joulegate-bench characterize; `joulegate-bench sweep` plays it as well.", *_pairs(top)]
+    as_is_alone = ("alone",) if size.lengths_of_all else ("alone", *LENGTHS)
     for workload in workloads:
         for title, base, axes in _grids(size, workload, caps):
             for told, those in (({}, [AS_IS]), (TOLD, [policy for policy in policies if policy != AS_IS])):
-                if not those or (title == "alone" and told):
+                if not those or (told and title in as_is_alone):
                     continue
                 lines += ["", f"# {workload}: {title}", "[[grid]]"]
                 values = {"workload": workload, **told, **base}
@@ -90,7 +102,7 @@ def sweep_text(
 def _grids(size: Size, workload: str, caps: list[float]) -> list[tuple[str, dict[str, Any], dict[str, list[Any]]]]:
     """(what for, fixed members, lists) each."""
     own = {f"parameters.{name}": value for name, value in size.parameters.get(workload, {}).items()}
-    closed = {"arrivals": "closed", "users": size.users, "stretch": LONG, **own}
+    closed = {"arrivals": "closed", "users": size.users, "stretch": size.long, **own}
     alone = closed | {"users": 1}
     if workload != "trace":  # of which as much is played as its seconds hold
         count = size.workflows.get(workload, OTHER_WORKFLOWS)
@@ -101,14 +113,14 @@ def _grids(size: Size, workload: str, caps: list[float]) -> list[tuple[str, dict
     found: list[tuple[str, dict[str, Any], dict[str, list[Any]]]] = [
         ("batch", closed, {"in_flight": list(size.batches)}),
         ("alone", alone, {"in_flight": [size.batches[0], size.batches[-1]]}),
-        ("deadlines", opened, {"stretch": list(STRETCHES)}),
+        ("deadlines", opened, {"stretch": list(size.stretches)}),
     ]
     if caps:
         found.append(("cap", closed | full, {"cap_watts": caps}))
-        found.append(("cap, with times of their own", opened | {"stretch": LONG}, {"cap_watts": caps}))
+        found.append(("cap, with times of their own", opened | {"stretch": size.long}, {"cap_watts": caps}))
     if workload != "trace":
-        found.append(("prompt lengths", closed | full, {"input_scale": list(size.scales)}))
-        found.append(("answer lengths", closed | full, {"output_scale": list(size.scales)}))
+        for title, name in zip(LENGTHS, ("input_scale", "output_scale"), strict=True):
+            found.append((title, closed | full, {name: list(size.scales)}))
     return found
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING
 
 from bench.load import report_html as html
 from bench.load import report_plots as plots
-from bench.load.findings import HOLDS, NOT, OPEN, Study, findings, policies
+from bench.load.findings import Study, findings, policies
+from bench.load.hypotheses import HOLDS, NOT, OPEN, RULE
 from bench.load.report_data import MEASURES, policy_name, words
 from bench.load.report_ratios import ratio
 
@@ -18,14 +20,7 @@ if TYPE_CHECKING:
     from bench.load.report_data import Run
 
 MARKS = {HOLDS: ("✓", "holds"), NOT: ("✗", "not"), OPEN: ("?", "open")}
-TITLES = (
-    "Batch size is the strongest lever",
-    "It pays with shared prompts, not in sequences",
-    "Caps save modestly",
-    "Output length costs linearly",
-    "Continuous batching keeps utilisation up",
-    "Knowing workflows helps under caps",
-)
+OUTCOMES = {True: "✓", False: "✗", None: "?"}
 USUAL_STRETCH = 3.0
 
 
@@ -90,34 +85,48 @@ class Chapter:
         rows = [[_link(each), _verdict(each.verdict)] for each in found]
         study = self._study
         about = words(study.runs[0], ["engine"])
+        repeats = max(len(run.repeats) for run in study.runs)
+        joules = f"All joules are of the GPU {about}; ratios have 95 % intervals over {repeats} paired repeats."
+        if not self._study.metered:
+            joules = f"No joules were measured {about}, so what is about joules cannot be tested; nothing is zero."
         text = (
             "The findings are those of Ifath and Haque's characterisation (Llama-2-7B on one A100, vLLM 0.9.1 and"
-            " Parrot, 16 users), in other words than theirs. The rule by which each is said to hold here stands beside"
-            " it; other rules may say otherwise, and the figures are there for them. All joules are of the GPU"
-            f" {about}; ratios have 95 % intervals over {max(len(run.repeats) for run in study.runs)} paired repeats."
+            " Parrot, 16 users), in other words than theirs. " + joules
         )
-        return f"<p>{escape(text)}</p>{html.table(['finding', 'here'], rows, (0, 1))}"
+        return f"<p>{escape(text)}</p><p>{escape(RULE)}</p>{html.table(['finding', 'here'], rows, (0, 1))}"
 
     def _finding(self, each: Finding) -> str:
         parts = [
-            f"<h3>{each.number}. {escape(TITLES[each.number - 1])}</h3>",
-            f"<p><b>The paper:</b> {escape(each.claim)}</p><p><b>Rule:</b> {escape(each.rule)}</p>",
+            f"<h3>{each.number}. {escape(each.claim.title)}</h3>",
+            f"<p><b>The paper:</b> {escape(each.claim.claim)}</p>",
+            _tests(each),
             f'<p class="verdict">{_verdict(each.verdict)}</p>',
         ]
+        if each.table:
+            drawing = partial(plots.bars, each.table, each.axis, one="÷" in each.axis)
+            name, title = f"finding-{each.number}-plot", f"Finding {each.number}."
+            caption = f"{each.axis}; bars are means, whiskers 95 % intervals."
+            parts.append(self._pictures.figure(name, title, caption, drawing))
         if each.measured:
             listed = "".join(f"<li>{escape(line)}</li>" for line in each.measured)
             parts.append(f"<p><b>Measured:</b></p><ul>{listed}</ul>")
-        if each.table:
-            png = plots.bars(each.table, each.axis, one="÷" in each.axis)
-            name, title = f"finding-{each.number}-plot", f"Finding {each.number}."
-            caption = f"{each.axis}; bars are means, whiskers 95 % intervals."
-            parts.append(self._pictures.figure(name, title, caption, png))
         kind = next((css for verdict, (_, css) in MARKS.items() if each.verdict == verdict), "part")
         return f'<div class="finding {kind}" id="finding-{each.number}">{"".join(parts)}</div>'
 
 
 def _link(each: Finding) -> str:
-    return f'<a href="#finding-{each.number}">{each.number}. {escape(TITLES[each.number - 1])}</a>'
+    return f'<a href="#finding-{each.number}">{each.number}. {escape(each.claim.title)}</a>'
+
+
+def _tests(each: Finding) -> str:
+    """A row for each hypothesis, a column for each workload that one of them is about."""
+    workloads = list(dict.fromkeys(name for found in each.outcomes.values() for name in found))
+    rows = []
+    for hypothesis in each.claim.hypotheses:
+        found = each.outcomes.get(hypothesis.says, {})
+        cells = [OUTCOMES[found[name]] if name in found else "" for name in workloads]
+        rows.append([escape(f"{hypothesis.says}: {hypothesis.test}"), *(cells or ["not tested"])])
+    return html.table(["test", *(map(escape, workloads) if workloads else [""])], rows)
 
 
 def _verdict(verdict: str) -> str:

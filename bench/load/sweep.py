@@ -6,6 +6,7 @@ import json
 import os
 import random
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 VERSION = 1
 INDEX = "sweep.json"
 ROWS_SHOWN = 40
+WRITE_SECONDS = 2.0
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +76,7 @@ class Index:
         self._argv = args.argv
         self.states = {file_name(spec): "missing" for spec in sweep.cells}
         self.errors: dict[str, str] = {}
+        self._next_write = 0.0
         for spec in sweep.cells:
             path = self.folder / file_name(spec)
             if path.exists():
@@ -110,6 +113,12 @@ class Index:
         except OSError as error:
             raise BenchError(f"{self.folder / INDEX}: {error}; results that are there are kept") from None
 
+    def write_now_and_then(self) -> None:
+        """That it is under way. Each result says of itself whether it is whole."""
+        if time.monotonic() >= self._next_write:
+            self._next_write = time.monotonic() + WRITE_SECONDS
+            self.write("partial")
+
     def take(self, done: Done) -> None:
         """One configuration is over."""
         self.states[done.name] = "failed" if done.error else "complete"
@@ -133,7 +142,7 @@ def _virtual(args: argparse.Namespace, index: Index) -> int:
                 index.take(done)
                 progress.next(done.name.removesuffix(".parquet"))
                 progress.done(done.error or f"{done.calls:,} calls")
-                index.write("partial")
+                index.write_now_and_then()
     except KeyboardInterrupt:
         return _broken_off(index, progress)
     except WorkerLost as lost:

@@ -10,6 +10,7 @@ from backends.twin import calibration as calibrations
 from backends.twin.engine import TwinEngine
 from backends.twin.prior import prior_of
 from backends.twin.virtual import World
+from bench.load.direct import ENGINE, Direct
 from bench.load.playing import EnergyAbout, Note, Playing
 from bench.load.spec import AS_IS, CALLS_MAX
 from bench.load.virtual_meter import VirtualMeter
@@ -22,6 +23,7 @@ from workloads.played import Arrival, PlayedCall, PlayedWorkflow
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from backends.twin.calibration import Calibration
     from backends.twin.request import Request
     from backends.twin.virtual import Answer
     from bench.load.load import Load
@@ -31,12 +33,14 @@ if TYPE_CHECKING:
     from scheduler.events import Event
     from workloads.shapes import CallShape, WorkflowShape
 
-ENGINE = "twin"
 LIMITS = WorkflowLimits(workflows=200_000, nodes=4_000_000, edges=16_000_000, closed_workflows=1)
 NEWS_SECONDS = 0.2
 ENERGY = EnergyAbout("simulated", "unavailable", "unavailable", "the twin's meter; it has no processors and no memory")
 NOTES = (
-    Note("no_gateway_time", "virtual time: the gateway's own time and the network's are 0; policy none is passthrough"),
+    Note(
+        "no_gateway_time",
+        "virtual time: the gateway's own time and the network's are 0; there is none with policy none",
+    ),
 )
 
 
@@ -50,24 +54,15 @@ class VirtualArm:
         self.engine = TwinEngine(calibration)
         if spec.cap_watts is not None:
             self.engine.set_limit_watts(spec.cap_watts * calibration.card.gpus, 0.0)
-        config = SchedulerConfig(
-            (EngineSpec(ENGINE, spec.in_flight or CALLS_MAX),),
-            "passthrough" if spec.policy == AS_IS else spec.policy,
-            tuple(sorted(spec.policy_options.items())),
-            queue_calls=1_000_000,
-            queue_seconds=1e9,
-            workflow_limits=LIMITS,
-        )
-        scheduler = Scheduler(config, 0.0)
-        scheduler.handle(EnergyPrior(ENGINE, prior_of(calibration), simulated=True), 0.0)
-        self.mind = Billing(scheduler)
+        places = spec.in_flight or CALLS_MAX
+        self.mind = Direct(places) if spec.policy == AS_IS else Billing(_scheduler(spec, places, calibration))
         self.world = World(self.mind, {ENGINE: self.engine})
         self._on_news = on_news
 
     def play(self, load: Load) -> Playing:
         """All of it, or as far as it came before Ctrl-C."""
         player = _Player(self.world, self.spec, self.mind, self._on_news)
-        meter = VirtualMeter(self.world, self.engine, ENGINE)
+        meter = VirtualMeter(self.world, self.engine, ENGINE, told=self.spec.policy != AS_IS)
         player.on_end = meter.stop
         meter.start()
         complete, started_unix = True, time.time()
@@ -82,13 +77,27 @@ class VirtualArm:
         return Playing(player.workflows(), meter.windows, complete, idle_watts, ENERGY, started_unix, NOTES)
 
 
+def _scheduler(spec: Spec, places: int, calibration: Calibration) -> Scheduler:
+    """A gateway's, that knows the twin's prices."""
+    config = SchedulerConfig(
+        (EngineSpec(ENGINE, places),),
+        spec.policy,
+        tuple(sorted(spec.policy_options.items())),
+        queue_calls=1_000_000,
+        queue_seconds=1e9,
+        workflow_limits=LIMITS,
+    )
+    scheduler = Scheduler(config, 0.0)
+    scheduler.handle(EnergyPrior(ENGINE, prior_of(calibration), simulated=True), 0.0)
+    return scheduler
+
+
 class Billing:
     """The scheduler; beside it, what the gateway says in an answer's head of the call's joules."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self.estimates: dict[str, Estimate] = {}
-        """Of calls that are over and not yet noted."""
+        self._estimates: dict[str, Estimate] = {}
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """One event in, actions out."""
@@ -96,14 +105,18 @@ class Billing:
             call_id, prompt, cached, output, _ = event[:5]
             estimate = self._scheduler.energy.guess(call_id, prompt, cached, output, now)
             if estimate is not None:
-                self.estimates[call_id] = estimate
+                self._estimates[call_id] = estimate
         return self._scheduler.handle(event, now)
+
+    def told_of(self, call_id: str) -> Estimate | None:
+        """Of a call that is over, once."""
+        return self._estimates.pop(call_id, None)
 
 
 class _Player(Player):
     """Begins workflows as the load says, and keeps every call."""
 
-    def __init__(self, world: World, spec: Spec, mind: Billing, on_news: Callable[[int], None] | None) -> None:
+    def __init__(self, world: World, spec: Spec, mind: Direct | Billing, on_news: Callable[[int], None] | None) -> None:
         super().__init__(world)
         self.began = world.time.now
         self.on_end: Callable[[], None] = lambda: None
@@ -199,9 +212,7 @@ class _Player(Player):
         """Keep it."""
         began, name = self.began, progress.workflow.id
         at, ended = ready_at - began, answer.finished_at - began
-        estimate = self._mind.estimates.pop(answer.call_id, None)
-        if self._spec.policy == AS_IS:
-            estimate = None
+        estimate = self._mind.told_of(answer.call_id)
         self._calls.setdefault(name, []).append(
             PlayedCall(call.node, at, at, ended, 503, answer.reason)
             if answer.reason is not None

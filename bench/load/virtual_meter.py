@@ -27,7 +27,9 @@ class _Sums(NamedTuple):
 class VirtualMeter:
     """Reads from `start` to `stop`."""
 
-    def __init__(self, world: World, engine: TwinEngine, name: str) -> None:
+    def __init__(self, world: World, engine: TwinEngine, name: str, *, told: bool = True) -> None:
+        """`told`: so is a scheduler."""
+        self._told = told
         self._world = world
         self._engine = engine
         self._name = name
@@ -39,7 +41,8 @@ class VirtualMeter:
 
     def start(self) -> None:
         """From now on."""
-        self._tell()
+        if self._told:
+            self._tell()
         self._world.time.at(self._world.time.now + READ_SECONDS, self._again)
 
     def stop(self) -> None:
@@ -52,7 +55,8 @@ class VirtualMeter:
         if self._stopped:
             return
         self._window()
-        self._tell()
+        if self._told:
+            self._tell()
         self._world.time.at(self._world.time.now + READ_SECONDS, self._again)
 
     def _tell(self) -> None:

@@ -56,7 +56,7 @@ def play_cell(document: dict[str, Any], folder: str, meta: dict[str, Any]) -> Do
     return Done(name, calls)
 
 
-def _quiet() -> None:
+def be_quiet() -> None:
     """Ctrl-C is the parent's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -67,7 +67,7 @@ class Pool:
     def __init__(self, workers: int) -> None:
         # Spawned: a copy of a process with threads may hang.
         context = multiprocessing.get_context("spawn")
-        self._executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet)
+        self._executor = ProcessPoolExecutor(workers, mp_context=context, initializer=be_quiet)
 
     def __enter__(self) -> Self:
         return self

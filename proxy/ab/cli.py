@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from proxy.ab.live import add_commands as add_live_commands
 
 if TYPE_CHECKING:
-    from scheduler.experiments.definition import Definition
+    from scheduler.experiments.definition import Arm, Definition, Guardrail
     from scheduler.experiments.plan import Plan
 
 EXIT_USAGE = 2
@@ -41,8 +41,13 @@ def add_commands(commands: Any) -> None:
     plan.add_argument("--hours", type=_positive, default=24.0, metavar="H", help="how long it may take (default: 24)")
     plan.add_argument("--effect", type=_percent, metavar="P%", help="the effect hoped for: refused if it is not found")
     plan.add_argument(
-        "--cap-settling-seconds", type=float, default=0.0, metavar="S", help="until a power limit has settled"
-    )
+        "--cap-settling-seconds", type=_not_negative, metavar="S",
+        help="until a power limit has settled (default: by [caps], where an arm sets limits)",
+    )  # fmt: skip
+    plan.add_argument("--config", type=Path, metavar="FILE", help="the gateway's: its [caps], power.mode and pace")
+    plan.add_argument("--design", choices=("switchback", "split_and_swap"), default="switchback",
+                      help="(default: switchback)")  # fmt: skip
+    plan.add_argument("--engines", type=_names, default=(), metavar="A,B", help="by name (split_and_swap: needed)")
     plan.add_argument("--id", default="experiment", metavar="ID", help="of the experiment (default: experiment)")
     plan.add_argument("--seed", type=int, default=1, help="decides the order of the arms (default: 1)")
     plan.add_argument("--write", type=Path, metavar="FILE", help="write the definition, as JSON")
@@ -60,32 +65,44 @@ def _positive(text: str) -> float:
     return value
 
 
+def _not_negative(text: str) -> float:
+    return 0.0 if text.strip() in ("0", "0.0") else _positive(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
 def _percent(text: str) -> float:
     return _positive(text.removesuffix("%").rstrip()) / 100.0
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from proxy.ab.settling import settling_of
     from proxy.ab.traffic import TrafficFault
+    from proxy.config_file import ConfigError
     from scheduler.experiments.checks import problems
     from scheduler.experiments.definition import ExperimentError
     from scheduler.policies import POLICIES
 
     try:
-        made, p95 = _made(options)
-        defined = _definition(options, made)
+        arms, guardrails = _arms_and_guardrails(options)
+        settling = settling_of(arms, options.config, options.cap_settling_seconds)
+        made, p95 = _made(options, settling.seconds, settling.pace)
+        defined = _definition(options, arms, guardrails, made)
     except ExperimentError as error:
         return _refused(error.problems)
+    except ConfigError as error:
+        return _refused([f"--config: {line}" for line in str(error).splitlines()])
     except (OSError, TrafficFault) as error:
         return _refused([f"--calls: {error}"])
     except ValueError as error:
         return _refused([str(error)])
     known = {name: policy.options for name, policy in POLICIES.items()}
-    found = problems(
-        defined, policies=known, p95_workflow_seconds=p95, cap_settling_seconds=options.cap_settling_seconds
-    )
+    found = problems(defined, policies=known, p95_workflow_seconds=p95, cap_settling_seconds=settling.seconds)
     if found:
         return _refused(found)
-    print(_said(defined, made))
+    print(_said(defined, made, settling.says))
     for warning in (*made.warnings, *_slow_guardrails(defined, made)):
         print(f"warning: {warning}", file=sys.stderr)
     if options.effect is not None and made.detectable > options.effect:
@@ -101,17 +118,21 @@ def _refused(problems: list[str]) -> int:
     return EXIT_USAGE
 
 
-def _made(options: argparse.Namespace) -> tuple[Plan, float]:
+def _made(options: argparse.Namespace, settling: float, pace: float) -> tuple[Plan, float]:
     """The plan, and the p95 workflow time that it is for."""
     from scheduler.experiments.plan import from_rate, from_traffic
 
-    seconds, settling = options.hours * 3600.0, options.cap_settling_seconds
+    seconds = options.hours * 3600.0
     if options.calls is not None:
         from proxy.ab.traffic import COST, workflows_of
 
         with options.calls.open("rb") as lines:
-            traffic = workflows_of(lines)
-        made = from_traffic(traffic, seconds, cost_is=COST, cap_settling_seconds=settling, effect=options.effect)
+            traffic = [each._replace(began_at=each.began_at * pace, seconds=each.seconds * pace)
+                       for each in workflows_of(lines)]  # fmt: skip
+        made = from_traffic(
+            traffic, seconds, cost_is=COST, cap_settling_seconds=settling, effect=options.effect,
+            split=options.design == "split_and_swap",
+        )  # fmt: skip
         return made, made.washout_seconds - settling
     if options.p95_seconds is None:
         raise ValueError("--rate needs --p95-seconds: the wash-out is made of it")
@@ -123,8 +144,8 @@ def _made(options: argparse.Namespace) -> tuple[Plan, float]:
     return made, options.p95_seconds
 
 
-def _definition(options: argparse.Namespace, made: Plan) -> Definition:
-    from scheduler.experiments.definition import Definition, ExperimentError, arm_of, guardrail_of
+def _arms_and_guardrails(options: argparse.Namespace) -> tuple[list[Arm], list[Guardrail]]:
+    from scheduler.experiments.definition import ExperimentError, arm_of, guardrail_of
 
     wrong: list[str] = []
     arms, guardrails = [], []
@@ -140,10 +161,19 @@ def _definition(options: argparse.Namespace, made: Plan) -> Definition:
             wrong += error.problems
     if wrong:
         raise ExperimentError(wrong)
+    return arms, guardrails
+
+
+def _definition(
+    options: argparse.Namespace, arms: list[Arm], guardrails: list[Guardrail], made: Plan
+) -> Definition:  # fmt: skip
+    from scheduler.experiments.definition import Definition
+
     return Definition(
-        options.id, tuple(arms), metric=options.metric, block_seconds=made.block_seconds,
-        washout_seconds=made.washout_seconds, pairs=made.pairs, seed=options.seed, guardrails=tuple(guardrails),
-        spread=min(max(made.spread, 1e-4), 10.0), aa=len(arms) == 2 and arms[0].same_as(arms[1]),
+        options.id, tuple(arms), metric=options.metric, design=options.design, engines=options.engines,
+        block_seconds=made.block_seconds, washout_seconds=made.washout_seconds, pairs=made.pairs, seed=options.seed,
+        guardrails=tuple(guardrails), spread=min(max(made.spread, 1e-4), 10.0),
+        aa=len(arms) == 2 and arms[0].same_as(arms[1]),
     )  # fmt: skip
 
 
@@ -158,11 +188,13 @@ def _slow_guardrails(defined: Definition, made: Plan) -> list[str]:
     return [text]
 
 
-def _said(defined: Definition, made: Plan) -> str:
+def _said(defined: Definition, made: Plan, settling: str) -> str:
     control, treatment = map(str, defined.arms)
+    design = "" if defined.design == "switchback" else f" ({defined.design})"
     lines = [
-        f"{treatment} against {control}, by {defined.metric}",
+        f"{treatment} against {control}, by {defined.metric}{design}",
         f"  blocks      {made.block_seconds:g} s, the first {made.washout_seconds:g} s of each are the wash-out",
+        *([f"  caps        {settling}"] if settling else []),
         f"  pairs       {made.pairs}, in an order that seed {defined.seed} decides",
         f"  duration    {made.duration_seconds / 3600:.1f} h, with a block of {control} first",
         f"  workflows   {made.workflows_per_block:.0f} in the measured part of a block",

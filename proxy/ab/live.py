@@ -95,10 +95,10 @@ def _start(options: argparse.Namespace) -> int:
     told = json.loads(_ask(options, "POST", "/admin/experiments", wanted))
     minutes = (told["ends_at"] - told["started_at"]) / 60 / told["pace"]
     lasts = f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min"
+    finds = f"an effect of {100 * told['detectable']:.1f} % is found with 80 % probability"
     print(
         f"{told['id']} has started: {told['arms'][1]} against {told['arms'][0]}, {lasts},"
-        f" until {_when(told['ends_at'] / told['pace'])};"
-        f" an effect of {100 * told['detectable']:.1f} % is found with 80 % probability"
+        f" until {_when(told['ends_at'] / told['pace'])}; {'it only looks on' if told['design'] == 'shadow' else finds}"
     )
     return 0
 
@@ -151,12 +151,28 @@ def in_words(told: dict[str, Any]) -> list[str]:
     if "block" in told:
         part = "lead-in" if told["lead_in"] else f"block {told['block'] + 1} of {told['blocks']}"
         washout = ", in its wash-out" if told["in_washout"] else ""
-        lines.append(f"  now         {part}: {told['arm']}{washout}; {told['seconds_to_next_block']:.0f} s to the next")
+        arm = told["arm"]
+        if (other := told.get("arm_of_second_half")) is not None and not told["lead_in"]:
+            arm = f"{arm} on the first half of the engines, {other} on the second"
+        elif told["design"] == "interleaved" and not told["lead_in"]:
+            arm = "both arms at once"
+        if told["ramp_up"]:
+            arm += ", of which the treatment's workflows are a share (ramp-up)"
+        lines.append(f"  now         {part}: {arm}{washout}; {told['seconds_to_next_block']:.0f} s to the next")
         lines.append(f"  until       {_when(told['ends_at'] / told['pace'])}")
     if (done := told.get("blocks_done")) is not None:
-        lines.append(f"  blocks      {done['control']} of the control and {done['treatment']} of the treatment count")
-    if marked := told.get("marked"):
+        arms = f"{done['control']} of the control and {done['treatment']} of the treatment"
+        lines.append(f"  blocks      {done['control'] if told.get('design') == 'shadow' else arms} count")
+    marked = dict(told.get("marked", ()))
+    without = marked.pop("energy_unavailable", 0)
+    if marked:
         lines.append("  do not      " + ", ".join(f"{count} {reason}" for reason, count in sorted(marked.items())))
+    if without:
+        lines.append(f"  no joules   of {without}, whether they count or not: those have times alone")
+    if (shadow := told.get("shadow")) is not None:
+        dropped = told["shadow_dropped"]
+        lines.append(f"  shadow      decided the same for {shadow['same']:.0f} of {shadow['decisions']:.0f} calls"
+                     + ("" if dropped is None else f"; it raised and is asked no more: {dropped}"))  # fmt: skip
     for verdict in told.get("guardrails", ()):
         bad, known = verdict["treatment_bad"], verdict["treatment_known"]
         lines.append(

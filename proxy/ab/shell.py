@@ -104,7 +104,8 @@ class Experiments:
 
     def _problems(self, definition: Definition, *, again: bool = False) -> list[str]:
         if self.store is None:
-            return ["state_dir: is not configured, and an experiment must outlive a restart: set it and start again"]
+            how = "set it (for `up`: JOULEGATE_STATE_DIR in the environment) and start again"
+            return [f"state_dir: is not configured, and an experiment must outlive a restart: {how}"]
         running = [each.experiment.definition for each in self._desk.running.values()]
         return problems_here(definition, self._gateway.scheduler, self._pace, running=running, again=again)
 

@@ -16,7 +16,7 @@ from aiohttp import web
 from proxy.energy.store import StoreBusy, StoreClosed
 from proxy.energy.store_query import By, Question, cost
 from proxy.errors import RequestFault, error_object
-from scheduler.energy.bill_accounts import COMPONENTS, ENGINE_COMPONENTS, UNCERTAINTY
+from scheduler.energy.bill_accounts import COMPONENTS, ENGINE_COMPONENTS, UNCERTAINTY, weakest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -137,6 +137,7 @@ def write(question: Question, found: Answer, config: EnergyConfig, kind: str) ->
             "by": question.by,
             "since": question.since,
             "until": question.until,
+            "energy_source": weakest(group.figure.source for group in found.rows),
             "ledger_begins": found.oldest,
             "rows": rows,
             "rows_in_all": len(rows) if question.by == "component" else found.groups,

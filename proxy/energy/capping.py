@@ -287,7 +287,8 @@ class Capping:
                 told["why"] = meter.detail if meter is not None else "looking for its GPUs"
             elif name in self._untold:
                 told["why"] = ENFORCED_UNTOLD
-            found[name] = {**told, "devices": {label: held.get(label) for label in labels}}
+            source = self._gateway.scheduler.energy.source(name)
+            found[name] = {**told, "energy_source": source, "devices": {label: held.get(label) for label in labels}}
         return {
             "mode": self._desk.rules.mode,
             "now": monotonic(),

@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from prometheus_client.core import Metric
 
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 class CapsMetrics(Collector):
     """All is read at a scrape. Watts are of each GPU; what is not known has no sample."""
 
-    def __init__(self, desk: CapsDesk) -> None:
+    def __init__(self, desk: CapsDesk, source: Callable[[str], str]) -> None:
+        """`source`: what an engine's watts are."""
         self._desk = desk
+        self._source = source
 
     def collect(self) -> Iterator[Metric]:
         """Called by prometheus-client at a scrape."""
@@ -31,7 +33,7 @@ class CapsMetrics(Collector):
         watts = GaugeMetricFamily(
             "joulegate_cap_watts",
             "Limit of each GPU: requested, enforced, prior (as found), wanted (where the steps lead)",
-            labels=["engine", "kind"],
+            labels=["engine", "kind", "source"],
         )
         binding = GaugeMetricFamily("joulegate_cap_binding", "1: the limit holds the engine back", labels=["engine"])
         yielded = GaugeMetricFamily(
@@ -50,7 +52,7 @@ class CapsMetrics(Collector):
             }
             for kind, value in found.items():
                 if value is not None:
-                    watts.add_metric([name, kind], value)
+                    watts.add_metric([name, kind, self._source(name)], value)
             if sight.binding is not None:
                 binding.add_metric([name], float(sight.binding))
             if controller is not None:
@@ -72,7 +74,7 @@ class CapsMetrics(Collector):
         saved = GaugeMetricFamily(
             "joulegate_cap_saved_joules",
             "Joules that caps saved against the limit that was found, modelled, while they were seen to bind",
-            labels=["engine", "bound"],
+            labels=["engine", "bound", "source"],
         )
         seconds = CounterMetricFamily(
             "joulegate_cap_seconds",
@@ -85,6 +87,6 @@ class CapsMetrics(Collector):
             seconds.add_metric([name, "false"], savings.not_binding_seconds)
             if savings.claimed_seconds:
                 for bound, value in savings.saved._asdict().items():
-                    saved.add_metric([name, bound], value)
+                    saved.add_metric([name, bound, self._source(name)], value)
         yield saved
         yield seconds

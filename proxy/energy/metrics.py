@@ -32,14 +32,25 @@ def _side(component: str) -> str:
 class EnergyMetrics(Collector):
     """Registered beside `proxy.metrics.Metrics`. All is read at a scrape."""
 
-    def __init__(self, bill: Bill, budgets: JouleBudgets, store: EnergyStore | None = None) -> None:
+    def __init__(
+        self, bill: Bill, budgets: JouleBudgets, store: EnergyStore | None = None,
+        sources: Callable[[], dict[str, str]] = dict,
+    ) -> None:  # fmt: skip
+        """`sources`: what the joules of each engine are now, those too of which nothing is known."""
         self._bill = bill
+        self._sources = sources
         self._budgets = budgets
         self._store = store
         self._shown: dict[tuple[str, str, str], float] = {}
 
     def collect(self) -> Iterator[Metric]:
         """Called by prometheus-client at a scrape."""
+        source = GaugeMetricFamily(
+            "joulegate_energy_source", "1: what the engine's joules and watts are", labels=["engine", "source"]
+        )
+        for engine, of in self._sources().items():
+            source.add_metric([engine, of], 1.0)
+        yield source
         yield from self._joules()
         yield from self._engines()
         yield from self._budget_use()

@@ -48,8 +48,9 @@ class EnergyShell:
         self.store = EnergyStore(None if folder is None else folder / FILE_NAME, config.energy, log)
         self.door = EnergyDoor(self.store, config.energy, self._keep)
         self.door.register(gateway.router)
-        gateway.metrics.registry.register(EnergyMetrics(self._desk.bill, self._desk.budgets, self.store))
-        gateway.metrics.registry.register(CapsMetrics(gateway.scheduler.caps))
+        registry = gateway.metrics.registry
+        registry.register(EnergyMetrics(self._desk.bill, self._desk.budgets, self.store, self._sources))
+        registry.register(CapsMetrics(gateway.scheduler.caps, self._desk.source))
         self.capping = Capping(gateway, config)
         self.metering = Metering(gateway, config, self._found, self.capping)
         self._state_path = None if config.state_dir is None else config.state_dir / STATE_FILE
@@ -79,17 +80,14 @@ class EnergyShell:
             found[name] = {
                 "devices": list(meter.gpus) if meter is not None else [],
                 "meter": meter.detail if meter is not None else "looking for one",
-                "energy_source": self._source(name),
+                "energy_source": self._desk.source(name),
                 "prior": self._priors.get(name),
                 "model": None if model is None else model.describe(),
             }
         return {"engines": found, "host": self.metering.host_detail or "not looked at"}
 
-    def _source(self, name: str) -> str:
-        desk = self._desk.engines.get(name)
-        if desk is None or desk.last_window is None or desk.last_window.energy.gpu is None:
-            return "unavailable" if desk is None or desk.model is None else "modelled"
-        return desk.last_window.source
+    def _sources(self) -> dict[str, str]:
+        return {name: self._desk.source(name) for name in self._gateway.engines}
 
     def export(self) -> dict[str, Any]:
         """What was learned of each engine, as it is kept over a restart."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from scheduler.energy.bill_split import WindowBill
     from scheduler.energy.window import Window
 
+_new = tuple.__new__
+"""Makes a named tuple in half the time."""
 GIVEN_UP_SHARE = 64
 """One of so many calls that are not settled is given up at once where there are too many."""
 
@@ -90,7 +92,9 @@ class Bill:
         self.accounts.touched[account] = None
         since = book.at if now is None else now
         if since > book.at:
-            book.shared_until(since)
+            if calls := book.calls:
+                book.shared_seconds += (since - book.at) / calls
+            book.at = since
         shared = book.shared_seconds
         book.calls += 1
         live = self._live
@@ -140,11 +144,13 @@ class Bill:
             elif cached_tokens > prompt_tokens:
                 cached_tokens = prompt_tokens
             at = book.at if now is None else now
-            shared, stay = book.shared_until(at) - call.shared, at - call.since
-            part = shared / stay if stay > 0 else 1.0 / book.calls
+            if at > book.at:
+                book.shared_until(at)
+            stay = at - call.since
+            part = (book.shared_seconds - call.shared) / stay if stay > 0 else 1.0 / book.calls
             joules = joules_of(quoted, prompt_tokens, cached_tokens, output_tokens, part)
-            half = (quoted.doubt + book.company.error) * joules
-            made = Estimate(joules, joules - half if half < joules else 0.0, joules + half, quoted.source)
+            half = (quoted[5] + book.company.error) * joules
+            made = _new(Estimate, (joules, joules - half if half < joules else 0.0, joules + half, quoted[6]))
         call.guess = tokens, made
         return made
 
@@ -173,9 +179,12 @@ class Bill:
                 cached_tokens = prompt_tokens * (1.0 - book.company.computed_share)
             call.cached_tokens = min(prompt_tokens, cached_tokens)
         open_at = call.open_at
-        for name in open_at:
-            self.engines[name].over.append((now, call))
-        if not open_at:
+        if open_at is book.alone:
+            book.over.append(call)
+        elif open_at:
+            for name in open_at:
+                self.engines[name].over.append(call)
+        else:
             self._settle([call], book)
         return guess
 
@@ -218,34 +227,41 @@ class Bill:
         places: dict[Account, int] = {}
         place_of = []
         marginals = rows[:, :4].sum(axis=1).tolist()
-        ended_and_computed = zip(shares.ended.tolist(), shares.prompt_tokens.tolist(), strict=True)
-        for number, (call, marginal, (ended, computed)) in enumerate(
-            zip(map(self._live.get, shares.ids), marginals, ended_and_computed, strict=True)
-        ):
+        account: Account | None = None
+        place = -1
+        for number, (call, marginal, ended, computed) in enumerate(
+            zip(
+                map(self._live.get, shares.ids), marginals, shares.ended.tolist(), shares.prompt_tokens.tolist(),
+                strict=True,
+            )
+        ):  # fmt: skip
             if call is None:
                 account = self.accounts.others(engine)
-            else:
+                place_of.append(places.setdefault(account, len(places)))
+                continue
+            if call.account is not account:  # calls of a workflow come one after the other
                 account = call.account
                 if account.into is not None or account.name[0] != engine:
                     account = self._account(call, engine)
-                call.marginal += marginal
-                call.parts += (rows, number)
-                if len(call.parts) > PARTS_MAX:
-                    _ = call.amounts
-                if call.source != source:
-                    call.source = source if call.source == "unavailable" else weakest((call.source, source))
-                if ended:
-                    call.computed_tokens += computed
-                    if call.open_at is alone:
-                        call.open_at = ()
-                        if call.over_at is not None:
-                            over.append(call)
-                    else:
-                        self._window_ended(call, engine, over)
-            place = places.get(account)
-            if place is None:
-                place = places[account] = len(places)
+                place = places.setdefault(account, len(places))
             place_of.append(place)
+            call.marginal += marginal
+            if parts := call.parts:
+                call.parts = (*parts, rows, number)
+                if len(parts) >= PARTS_MAX:
+                    _ = call.amounts
+            else:
+                call.parts = (rows, number)
+            if (before := call.source) != source:
+                call.source = source if before == "unavailable" else weakest((before, source))
+            if ended:
+                call.computed_tokens += computed
+                if call.open_at is alone:
+                    call.open_at = ()
+                    if call.over_at is not None:
+                        over.append(call)
+                else:
+                    self._window_ended(call, engine, over)
         for account, sums in zip(places, sums_of(rows, place_of), strict=True):
             add(self.accounts.touch(account).amounts(source), sums)
 
@@ -272,29 +288,29 @@ class Bill:
 
     def _overdue(self, book: EngineBook, window: Window) -> list[CallBill]:
         """Calls that were over before this window began, and whose end no window has named: none will."""
-        late, over, name = [], book.over, book.name
-        while over and over[0][0] < window.start:
-            _, call = over.popleft()
-            if name in call.open_at and call.id in self._live:
+        name, start = book.name, window.start
+        waiting = [call for call in book.over if call.open_at]
+        late = [call for call in waiting if (call.over_at or 0.0) < start]
+        book.over = [call for call in waiting if (call.over_at or 0.0) >= start] if late else waiting
+        for call in late:
+            if name in call.open_at:
                 call.open_at = tuple([engine for engine in call.open_at if engine != name])
-                if not call.open_at:
-                    late.append(call)
-        return late
+        return [call for call in late if not call.open_at and call.id in self._live]
 
     def _settle(self, calls: Iterable[CallBill], book: EngineBook) -> None:
         """All their windows have closed: what they come to is known, and of their prefill what others use is shared."""
-        live, settled = self._live, self._settled
+        live, settled, order = self._live, self._settled, self._in_order
         some = [call for call in calls if live.pop(call.id, None) is not None]
         book.judge(some)
         self._news += some
-        across = self.limits.prefixes_across_keys
+        across, tariff = self.limits.prefixes_across_keys, book.tariff
         for call in some:
             call.settled = True
-            settled[call.id] = call
-            if call.marks and book.tariff is not None and call.source != "unavailable":
-                self.prefixes.joined(call, book.tariff, across_keys=across)
-        order = self._in_order
-        order.extend([call.id for call in some])
+            name = call.id
+            settled[name] = call
+            order.append(name)
+            if call.marks and tariff is not None and call.source != "unavailable":
+                self.prefixes.joined(call, tariff, across_keys=across)
         while len(order) > self.limits.settled_calls:
             settled.pop(order.popleft(), None)
 
@@ -337,7 +353,7 @@ class Bill:
     def workflow(self, key: str, workflow_id: str) -> Figure:
         """A workflow's; `unavailable` if it is not kept apart (any more)."""
         name = workflow_id[:NAME_MAX]
-        calls = {call for book in self.engines.values() for _, call in book.over if not call.settled}
+        calls = {call for book in self.engines.values() for call in book.over if not call.settled}
         pending = sum(_pending(call) for call in calls if call.account.name[1:3] == (key, name))
         return figure(self.accounts.workflow(key, name), pending)
 

@@ -129,8 +129,7 @@ class Figure(NamedTuple):
 
 def add(amounts: Amounts, more: Iterable[int]) -> None:
     """Add in place."""
-    for place, value in enumerate(more):
-        amounts[place] += value
+    amounts[:] = map(int.__add__, amounts, more)
 
 
 def sums_of(rows: Microjoules, places: list[int]) -> list[Amounts]:
@@ -213,7 +212,8 @@ class AccountTable:
         """The account of this name: as a `Name` or not."""
         account = self._accounts.get(of)  # type: ignore[call-overload]  # equal, and of the same hash
         if account is not None:
-            self._accounts.move_to_end(of)  # type: ignore[arg-type]
+            if account not in self.touched:  # else it is among the last ones already
+                self._accounts.move_to_end(of)  # type: ignore[arg-type]
             return account  # type: ignore[no-any-return]
         name = Name(of[0], of[1], of[2][:NAME_MAX], of[3][:NAME_MAX])
         if name != of:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.energy.bill_accounts import PREFILL, UNCERTAINTY, ZERO, named
-from scheduler.energy.bill_limit import left_of
+from scheduler.energy.bill_limit import left_alone
 from scheduler.energy.bill_prices import MICRO
 
 if TYPE_CHECKING:
@@ -106,14 +106,15 @@ class Call(NamedTuple):
 class Company:
     """What an engine has been like lately."""
 
-    __slots__ = ("computed_share", "error", "repeated_share", "scale", "source")
+    __slots__ = ("computed_share", "error", "limited", "repeated_share", "scale", "source")
 
     def __init__(self) -> None:
         self.computed_share = 1.0
         """Of prompts: the rest was cached."""
         self.repeated_share = 0.0
         """Of the context that was read: by others in the same step, too."""
-        self.scale = 1.0
+        self.scale = self.limited = 1.0
+        """Of priced joules; and what a limit leaves of prompts as they come, over what it would of each alone."""
         self.source: Source = "modelled"
         self.error = 0.3
         """Nine of ten estimates of what windows have not billed yet lie within this share of it."""
@@ -129,7 +130,8 @@ class Quote(NamedTuple):
     attention_pair: float
     doubt: float
     source: Source
-    tariff: Tariff
+    curve: tuple[float, ...]
+    """Of prefill by a prompt's length, see bill_limit.py; empty: the prices have it in them."""
 
 
 def quote(tariff: Tariff, company: Company) -> Quote:
@@ -138,10 +140,11 @@ def quote(tariff: Tariff, company: Company) -> Quote:
     rest = scale * tariff.decode_left
     again = company.repeated_share
     context = (1.0 - again) * tariff.context_token + again * tariff.repeated_token
-    own = scale if tariff.prefill_curve else scale * tariff.prefill_left
+    own = scale * (company.limited if tariff.prefill_curve else tariff.prefill_left)
     return Quote(
         rest * tariff.step, rest * tariff.decode_token, rest * context,
-        own * tariff.prefill_token, own * tariff.attention_pair, tariff.relative_error, company.source, tariff,
+        own * tariff.prefill_token, own * tariff.attention_pair, tariff.relative_error, company.source,
+        tariff.prefill_curve,
     )  # fmt: skip
 
 
@@ -150,11 +153,11 @@ def joules_of(quoted: Quote, prompt: float, cached: float, output: float, part: 
     each step that it was in. The features are `call_work`'s."""
     if output <= 0:
         return 0.0
-    step, decode, context, prefill, pair, _, _, tariff = quoted
+    step, decode, context, prefill, pair, _, _, curve = quoted
     computed = prompt - cached
     own = computed * (prefill + pair * (cached + computed / 2))
-    if tariff.prefill_curve:
-        own *= left_of(tariff, computed)
+    if curve:
+        own *= left_alone(curve, computed)
     if output <= 1.0:
         return own + step * output * part + context * cached
     decoded = output - 1.0

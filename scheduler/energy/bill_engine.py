@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from scheduler.energy.bill_accounts import COMPONENTS, ENGINE_COMPONENTS, ZERO, add
 from scheduler.energy.bill_calls import Company, quote
-from scheduler.energy.bill_limit import SteadyLimit
+from scheduler.energy.bill_limit import SteadyLimit, limited_share
 from scheduler.energy.bill_prices import MICRO
 from scheduler.energy.bill_scale import IdleWatch, Scale
 
@@ -57,8 +56,8 @@ class EngineBook:
         self.tariff: Tariff | None = None
         self.source: Source = "modelled"
         """Of the last window that has figures."""
-        self.over: deque[tuple[float, CallBill]] = deque()
-        """When calls ended whose last window has perhaps not closed, in this order."""
+        self.over: list[CallBill] = []
+        """Calls that have ended and whose last window has perhaps not closed, in the order of their ends."""
         self.windows = 0
         self.windows_marked = 0
         self.booked_until: float | None = None
@@ -127,23 +126,16 @@ class EngineBook:
             again = min(max(work.repeated_tokens / read, 0.0), 1.0)
             company.repeated_share += RECENT * (again - company.repeated_share)
         company.scale = bill.scale
+        if self.tariff is not None and (share := limited_share(self.tariff, window)) is not None:
+            company.limited += RECENT * (share - company.limited)
         company.source = "simulated" if window.source == "simulated" else "modelled"
         self.quote = None if self.tariff is None else quote(self.tariff, company)
 
     def pace(self, window: Window) -> Pace:
         """How long steps take lately, by what the model says of the last window."""
-        from scheduler.energy.stays import Pace
+        from scheduler.energy.stays import pace_of
 
-        work = window.work
-        mean = window.busy_seconds / work.steps if work.steps > 0 else 0.0
-        seconds = None if self.tariff is None else self.tariff.seconds
-        if seconds is None or seconds.step <= 0:
-            return Pace(mean_seconds=mean)
-        context = repeated = 0.0
-        if work.decode_tokens > 0:
-            context, repeated = work.context_tokens / work.decode_tokens, work.repeated_tokens / work.decode_tokens
-        each = seconds.decode_token + seconds.context_token * context + seconds.repeated_token * repeated
-        return Pace(seconds.step + each, each, seconds.prefill_token, mean)
+        return pace_of(None if self.tariff is None else self.tariff.believed, window)
 
     def judge(self, calls: Iterable[CallBill]) -> None:
         """Some are settled: how good were their estimates, and how much of their prompts was computed?"""
@@ -155,13 +147,16 @@ class EngineBook:
                 computed_share += weight * (
                     (0.0 if computed < 0 else computed if computed < 1 else 1.0) - computed_share
                 )
-            joules = call.estimate.joules
+            joules = call.estimate[0]
             if joules is not None and not call.unknown:
                 joules *= MICRO
-                missed = call.marginal - joules
+                missed, most = call.marginal - joules, error * joules
                 # Grows nine times as fast as it falls: it stands still where one of ten is outside.
-                error *= GROWS if missed > error * joules or -missed > error * joules else FALLS
-                error = min(max(error, ERROR_LOWEST), ERROR_HIGHEST)
+                error *= GROWS if missed > most or -missed > most else FALLS
+                if error < ERROR_LOWEST:
+                    error = ERROR_LOWEST
+                elif error > ERROR_HIGHEST:
+                    error = ERROR_HIGHEST
         company.computed_share, company.error = computed_share, error
 
     def drain(self) -> list[EngineChange]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from scheduler.energy.work import Work
 
 if TYPE_CHECKING:
-    from scheduler.energy.model.prior import Prices
     from scheduler.energy.model.steps import StepPrices
     from scheduler.energy.window import Window
 
@@ -60,9 +59,9 @@ class Tariff(NamedTuple):
     prefill_left: float = 1.0
     """Share of these prices that a power limit leaves: of all else, and of prefill on average."""
     prefill_curve: tuple[float, ...] = ()
-    """Of prefill by the prompt's length, see `bill_limit.left_of`; empty: of all alike."""
-    seconds: Prices | None = None
-    """What the same takes in time; None: not known."""
+    """Of prefill by the step that it is computed in, see bill_limit.py; empty: of all alike."""
+    believed: StepPrices | None = None
+    """All that the model believes, what the same takes in time too; None: not known."""
 
     @classmethod
     def of(cls, prices: UnitPrices, idle_watts: float, relative_error: float = 0.3) -> Tariff:
@@ -112,7 +111,7 @@ def tariff_of(model: Model, window: Window | None = None) -> Tariff:
         error = (float(step["high"]) - float(step["value"])) / float(step["value"]) if step["value"] else 1.0
     else:
         error = SETTLED_ERROR + WINDOW_ERRORS * seen
-    tariff = Tariff.of(believed.energy, believed.idle_watts, min(error, 1.0))._replace(seconds=believed.time)
+    tariff = Tariff.of(believed.energy, believed.idle_watts, min(error, 1.0))._replace(believed=believed)
     if window is None or window.limit_watts is None:
         return tariff
     from scheduler.energy.bill_limit import under_limit

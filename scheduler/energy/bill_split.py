@@ -126,14 +126,13 @@ def _source(window: Window) -> Source:
 def _own(rows: Microjoules, calls: Shares, tariff: Tariff, scale: float) -> None:
     """What each call caused, with what earlier windows were told wrong, into the first rows: `price` for all of them.
 
-    A limit's share is by all of a prompt, also where its tokens are put right.
+    A limit's share is by the step that its prompt was computed in, also where its tokens are put right.
     """
     work = calls.work + calls.correction
     others = MICRO * scale * tariff.decode_left
     own = MICRO * scale * (tariff.prefill_token * work[:, 4] + tariff.attention_pair * work[:, 5])
     if tariff.prefill_curve:
-        computed = np.where(calls.ended & (calls.prompt_tokens > 0), calls.prompt_tokens, work[:, 4])
-        own *= all_left_of(tariff, computed)
+        own *= all_left_of(tariff, np.maximum(calls.step_tokens, work[:, 4]), calls.step_before)
     else:
         own *= tariff.prefill_left
     parts = rows[:, :4]

@@ -40,7 +40,9 @@ CARRIED = slice(27, 30)
 """Integrals since its last mark that no window could use so far: see `Interval` in batch.py."""
 ENTERED_AT, ENTERED_SHARED, ENTERED_STEPS = range(30, 33)
 """See stays.py; nan: it shares no steps so far."""
-SIZE = 33
+STEP_TOKENS, STEP_BEFORE = range(33, 35)
+"""Of the step that it was prefilled in: see bursts.py."""
+SIZE = 35
 _FIRST = np.zeros((SIZE, 1))
 _FIRST[[JOINED_AT, OUTCOME, ENTERED_AT]] = NAN
 _FIRST[ENDED_AT] = INFINITE

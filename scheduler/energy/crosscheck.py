@@ -55,6 +55,8 @@ def as_counted(work: Work, cached_tokens: float, moves: Moved) -> Work | None:
         prefill_tokens=computed,
         attention_pairs=pairs,
         prompts=work.prompts if told > 0 or not computed else max(work.prompts, 1.0),
+        crowded_tokens=work.crowded_tokens * computed / told if told > 0 else 0.0,
+        late_tokens=work.late_tokens * computed / told if told > 0 else 0.0,
     )
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from scheduler.energy.batch import Prefixes
+    from scheduler.energy.bill_accounts import Source
     from scheduler.energy.bill_calls import Estimate
     from scheduler.energy.model import EnergyModel, Learned, Prior
     from scheduler.energy.window import Counters, MeterSample, Window
@@ -116,6 +117,18 @@ class EnergyDesk:
             desk = self.engines[name] = EngineDesk(name, now, self.rules)
         return desk
 
+    def source(self, name: str) -> Source:
+        """What joules and watts of an engine are now; `unavailable`: nothing tells of them."""
+        desk = self.engines.get(name)
+        if desk is None:
+            return "unavailable"
+        window = desk.last_window
+        if desk.simulated or (window is not None and window.source == "simulated"):
+            return "simulated"
+        if window is not None and window.energy.gpu is not None:
+            return "measured"
+        return "unavailable" if desk.model is None else "modelled"
+
     def keep(self, names: Iterable[str]) -> None:
         """Forget engines that are gone; what they used stays in the accounts."""
         for name in self.engines.keys() - set(names):
@@ -144,20 +157,13 @@ class EnergyDesk:
         desk = self.engines.get(engine)
         if desk is None:
             return
-        windows, prompt = desk.windows, event.prompt_tokens_estimate
+        call_id, key, model, workflow_id, prompt, output = event[:6]
+        windows, streamed = desk.windows, event.streamed
         prefixes = _beginnings(prefix, windows.prompt_ratio) if prefix else ()
-        windows.sent(event.call_id, prompt, event.max_output_tokens, now, streamed=event.streamed, prefixes=prefixes)
-        self.bill.dispatched(
-            event.call_id,
-            event.key,
-            event.workflow_id,
-            event.model,
-            engine,
-            now,
-            prefixes,
-        )
+        windows.sent(call_id, prompt, output, now, streamed=streamed, prefixes=prefixes)
+        self.bill.dispatched(call_id, key, workflow_id, model, engine, now, prefixes)
         if (listener := self.listener) is not None:
-            listener.sent(engine, event.call_id, now, streamed=event.streamed)
+            listener.sent(engine, call_id, now, streamed=streamed)
 
     def placed(self, call_id: str, engine: str | None, prefix: tuple[int, ...]) -> None:
         """A call's content was looked at, perhaps after it was sent: how its prompt begins. `prefix`: see NodeSpec."""
@@ -187,7 +193,9 @@ class EnergyDesk:
             desk.windows.finished(call_id, prompt, cached, output, now)
             if (listener := self.listener) is not None:
                 listener.finished(engine, call_id, output if output is not None else seen or None, now)
-            self._ended(call_id, prompt, cached, seen if output is None and seen else output, now)
+            guess = self.bill.ended(call_id, prompt, cached, seen if output is None and seen else output, now)
+            if self.budgets.open_calls:
+                self._reckoned(call_id, guess, now)
         else:
             self.budgets.settled(call_id, None, now)
 
@@ -211,10 +219,12 @@ class EnergyDesk:
     def _ended(
         self, call_id: str, prompt: float | None, cached: float | None, output: float | None, now: float
     ) -> None:
-        guess = self.bill.ended(call_id, prompt, cached, output, now)
+        self._reckoned(call_id, self.bill.ended(call_id, prompt, cached, output, now), now)
+
+    def _reckoned(self, call_id: str, guess: Estimate | None, now: float) -> None:
         if guess is None:  # no engine whose energy is told was given it
             self.budgets.settled(call_id, None, now)
-        elif self.budgets.open_calls:
+        else:
             self.budgets.ended(call_id, guess.joules)
 
     def guess(

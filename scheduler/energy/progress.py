@@ -22,6 +22,8 @@ from scheduler.energy.columns import (
     PREFILLED,
     PROMPT,
     SENT_AT,
+    STEP_BEFORE,
+    STEP_TOKENS,
     STREAMED,
     TOKENS,
     TOKENS_AT,
@@ -32,6 +34,7 @@ from scheduler.energy.columns import (
 from scheduler.energy.window import FEATURES, Shares
 
 if TYPE_CHECKING:
+    from scheduler.energy.bursts import Bursts
     from scheduler.energy.columns import Columns, Floats
     from scheduler.energy.stays import Stays
 
@@ -80,7 +83,9 @@ class Closing:
         seconds += float(np.maximum(stays, 0.0)[others].sum())
         return tokens / seconds if seconds > 0.05 and tokens else None
 
-    def shares(self, rate: float, steps: float | None, at: float, stays: Stays, now: float) -> Shares:
+    def shares(
+        self, rate: float, steps: float | None, at: float, stays: Stays, bursts: Bursts, now: float
+    ) -> Shares:  # fmt: skip
         """Of all calls. `rate`: steps a second; `steps`: the engine's count, which all shares make together.
 
         Corrections: where a call has ended, all that it did before this window is computed anew from what the engine
@@ -122,10 +127,16 @@ class Closing:
         more = np.where(ended & known(table[OUTCOME]), table[OUTCOME] * of_stay - table[TOLD_STEPS], 0.0)
         computed = np.where(ended & prefilled, new, told[2])
         table[CLOSED_TOKENS], table[CLOSED_AT] = after, at
+        if stays.pace.average_seconds and len(fresh := np.flatnonzero((first > 0) & (new > 0))):
+            found = bursts.steps(table[SENT_AT, fresh], new[fresh], stays.pace)
+            table[STEP_TOKENS, fresh], table[STEP_BEFORE, fresh] = found
+            work[fresh, 7] = new[fresh] / found.tokens
+            work[fresh, 8], work[fresh, 9] = new[fresh] * found.tokens, new[fresh] * found.before
         table[PREFILLED] = np.maximum(table[PREFILLED], first)
         # What a black box has in the batch waits until it is known to be prefilled.
         table[CARRIED] *= ~(self.streamed | (table[COUNTED] > 0))
-        return Shares(self.columns.ids.copy(), work, correction, seconds, ended, more, computed)
+        in_steps = np.maximum(table[STEP_TOKENS], computed), table[STEP_BEFORE].copy()
+        return Shares(self.columns.ids.copy(), work, correction, seconds, ended, more, computed, *in_steps)
 
     def _tokens(self, in_window: Floats, rate: float, at: float) -> tuple[Floats, Floats]:
         """(tokens before this window, tokens up to now), the first ≤ the second."""

@@ -20,6 +20,8 @@ from scheduler.energy.columns import (
 
 if TYPE_CHECKING:
     from scheduler.energy.columns import Floats, Places
+    from scheduler.energy.model.steps import StepPrices
+    from scheduler.energy.window import Window
 
 STEPS_BEFORE = 1.5
 """A newcomer waits for half of the step that runs, and the next is scheduled already: it is in the one after."""
@@ -43,6 +45,30 @@ class Pace(NamedTuple):
     """Each prompt token that is computed in it, too."""
     mean_seconds: float = 0.0
     """All that is computed, over the steps."""
+    decode_seconds: float = 0.02
+    """A mean step without prompts."""
+    prompt_seconds: float = 0.0
+    """Further time of each prompt."""
+    average_seconds: float = 0.0
+    """Of the power that a limiter acts on; 0: no limit is near."""
+
+
+def pace_of(believed: StepPrices | None, window: Window) -> Pace:
+    """By what a model says of a window's work."""
+    work = window.work
+    mean = window.busy_seconds / work.steps if work.steps > 0 else 0.0
+    if believed is None or believed.time.step <= 0:
+        return Pace(mean_seconds=mean)
+    seconds, context, repeated = believed.time, 0.0, 0.0
+    if work.decode_tokens > 0:
+        context, repeated = work.context_tokens / work.decode_tokens, work.repeated_tokens / work.decode_tokens
+    each = seconds.decode_token + seconds.context_token * context + seconds.repeated_token * repeated
+    decode = seconds.step + each * work.decode_tokens / max(work.steps, 1.0)
+    token = seconds.prefill_token
+    if work.prefill_tokens > 0:
+        token += seconds.attention_pair * work.attention_pairs / work.prefill_tokens
+    near = 0.0 if window.limit_watts is None else believed.cap.average_seconds
+    return Pace(seconds.step + each, each, token, mean, decode, believed.prompt_seconds, near)
 
 
 class Stays:

@@ -91,6 +91,10 @@ class CallShare(NamedTuple):
     """Of a call that has ended: what it shared in beyond what windows have told, see `stays`."""
     prompt_tokens: float = 0.0
     """That were computed of its prompt, all in all as far as is known now."""
+    step_tokens: float = 0.0
+    """Prompt tokens of the step that it was prefilled in, those of others too."""
+    step_before: float = 0.0
+    """What came before that step: see `Steps` in bursts.py."""
 
 
 FEATURES = len(Work._fields)
@@ -100,11 +104,14 @@ class Shares(Sequence[CallShare]):
     """All calls' parts of a window, as columns of numpy: one addition books hundreds. Read one by one they are
     `CallShare`s."""
 
-    __slots__ = ("correction", "ended", "engine_seconds", "ids", "more_steps", "prompt_tokens", "work")
+    __slots__ = (
+        "correction", "ended", "engine_seconds", "ids", "more_steps", "prompt_tokens", "step_before", "step_tokens",
+        "work",
+    )  # fmt: skip
 
     def __init__(
         self, ids: list[str], work: Floats, correction: Floats, engine_seconds: Floats, ended: npt.NDArray[np.bool_],
-        more_steps: Floats, prompt_tokens: Floats,
+        more_steps: Floats, prompt_tokens: Floats, step_tokens: Floats, step_before: Floats,
     ) -> None:  # fmt: skip
         """`work` and `correction` have the shape (calls, FEATURES), the others (calls,)."""
         self.ids = ids
@@ -114,6 +121,8 @@ class Shares(Sequence[CallShare]):
         self.ended = ended
         self.more_steps = more_steps
         self.prompt_tokens = prompt_tokens
+        self.step_tokens = step_tokens
+        self.step_before = step_before
 
     @classmethod
     def of(cls, shares: Iterable[CallShare]) -> Shares:
@@ -129,6 +138,8 @@ class Shares(Sequence[CallShare]):
             np.array([share.ended for share in some], dtype=np.bool_),
             np.array([share.more_steps for share in some], dtype=np.float64),
             np.array([share.prompt_tokens for share in some], dtype=np.float64),
+            np.array([share.step_tokens for share in some], dtype=np.float64),
+            np.array([share.step_before for share in some], dtype=np.float64),
         )
 
     def __len__(self) -> int:
@@ -144,7 +155,7 @@ class Shares(Sequence[CallShare]):
         return CallShare(
             self.ids[place], Work(*self.work[place].tolist()), Work(*self.correction[place].tolist()),
             float(self.engine_seconds[place]), bool(self.ended[place]), float(self.more_steps[place]),
-            float(self.prompt_tokens[place]),
+            float(self.prompt_tokens[place]), float(self.step_tokens[place]), float(self.step_before[place]),
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[CallShare]:

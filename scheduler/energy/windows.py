@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from scheduler.energy.bursts import Bursts
 from scheduler.energy.columns import ENDED_AT, FORECAST, INFINITE, JOINED_AT, NAN, SENT_AT, STREAMED, Columns, known
 from scheduler.energy.crosscheck import BypassWatch, as_counted, moved
 from scheduler.energy.notes import Notes
@@ -71,7 +72,7 @@ class WindowMaker:
         self.number = 0
         self.steps_per_second = STEPS_PER_SECOND_FIRST
         """As measured last, while something decodes."""
-        self.stays = Stays()
+        self.stays, self._bursts = Stays(), Bursts()
         self._columns = Columns()
         self._index: dict[str, int] = {}
         """Calls at the engine: their places among the columns."""
@@ -276,7 +277,9 @@ class WindowMaker:
         moves = moved(self._start_counters, counters)
         closing = Closing(self._columns, self._mark, self._notes.now)
         self._measure_steps(closing, moves.steps)
-        shares = closing.shares(self.steps_per_second, moves.steps, at, self.stays, self._notes.now)
+        shares = closing.shares(
+            self.steps_per_second, moves.steps, at, self.stays, self._bursts, self._notes.now
+        )  # fmt: skip
         work, correction = shares.sums()
         counted = as_counted(work, closing.cached_tokens, moves)
         why = self._why(at, counters, moves, work + correction)

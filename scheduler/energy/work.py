@@ -25,7 +25,14 @@ class Work(NamedTuple):
     attention_pairs: float = 0.0
     """Σ over prefills of new tokens × mean number of tokens before each."""
     prompts: float = 0.0
-    """Prefills that ended. No price of its own but in time: it says how many steps had prompt tokens in them."""
+    """Prefills that ended. No price of its own but in time."""
+    prompt_steps: float = 0.0
+    """Steps that had prompt tokens in them, as far as is known (0: it is not), of a call its prompt's share. It and the
+    next two have no price: they say how a power limit meets the prompts, see bursts.py."""
+    crowded_tokens: float = 0.0
+    """Σ over prompt tokens of the prompt tokens in their step."""
+    late_tokens: float = 0.0
+    """Σ over prompt tokens of what came before their step, from 0 to 1."""
 
     def __add__(self, other: Work) -> Work:  # type: ignore[override]  # sums of features, not of tuples
         return Work(
@@ -36,6 +43,9 @@ class Work(NamedTuple):
             self[4] + other[4],
             self[5] + other[5],
             self[6] + other[6],
+            self[7] + other[7],
+            self[8] + other[8],
+            self[9] + other[9],
         )
 
     def __sub__(self, other: Work) -> Work:
@@ -47,6 +57,9 @@ class Work(NamedTuple):
             self[4] - other[4],
             self[5] - other[5],
             self[6] - other[6],
+            self[7] - other[7],
+            self[8] - other[8],
+            self[9] - other[9],
         )
 
     def __mul__(self, factor: float) -> Work:  # type: ignore[override]

@@ -46,6 +46,8 @@ class ExperimentDesk:
         self.over_now: OrderedDict[str, Experiment] = OrderedDict()
         """Those that ended in this process, the last ones."""
         self._policies: PoolPolicies | None = None
+        self._failed: dict[str, str] = {}
+        """Why one of its policies decides no more, by experiment; they are stopped when the event is over."""
         self._draining = False
         self.handlers: dict[type, Callable[[Any, float, list[Action]], None]] = {
             ExperimentStarted: self._started,
@@ -78,15 +80,15 @@ class ExperimentDesk:
 
     def _take_part(self, name: str, policy: Policy, running: Running, now: float) -> None:
         if self._policies is None:
-            self._policies = PoolPolicies(self._pool_of, self._rest)
+            self._policies = PoolPolicies(self._pool_of, self._rest, self._part_failed)
             self._policies.add(name, policy, None if running.whole else running.engines)
             self._deciding.install(self._policies, now)
             return
         self._policies.add(name, policy, running.engines)
-        with self._deciding.guarded("begin", now):
-            self._policies.take(name, now)
+        self._policies.take(name, now)
 
     def _rest(self) -> Policy:
+        self._deciding.failed = None
         name, options = self._deciding.asked
         return make_policy(name, options)
 
@@ -135,7 +137,7 @@ class ExperimentDesk:
 
     def _cap_modes(self, running: Running, now: float, actions: list[Action]) -> None:
         for engine, mode in running.cap_modes(now):
-            self._caps.set_mode(engine, mode, now, actions)
+            self._caps.set_mode(engine, mode or self._caps.rules.mode, now, actions)
 
     # --- what the core tells ---
 
@@ -161,15 +163,21 @@ class ExperimentDesk:
             if event.engine in running.engines and event.by == "us" and event.applied is None:
                 running.experiment.mark("cap_not_applied", running.clock.at(now))
 
+    def _part_failed(self, name: str, hook: str, error: Exception) -> None:
+        """`passthrough` decides there: for both arms, so there is nothing to compare any more; or for the engines that
+        no experiment has."""
+        failed = self._deciding.failed_in_part(hook, error)
+        if name == REST:
+            self._deciding.failed = failed
+        else:
+            self._failed.setdefault(name, f"a policy failed in {failed.hook}: {failed.error}")
+
     def policy_failed(self, now: float, actions: list[Action]) -> None:
-        """`passthrough` decides for all arms: there is nothing to compare any more."""
-        failed = self._deciding.failed
-        if failed is None or not self.running:
-            return
-        self._policies = None
-        why = f"a policy failed in {failed.hook}: {failed.error}"
-        for running in list(self.running.values()):
-            self._closed(running, running.experiment.stop(running.clock.at(now), why), now, actions)
+        """Something was said of policies: the experiments are over whose arms it was."""
+        failed, self._failed = self._failed, {}
+        for name, why in failed.items():
+            if (running := self.running.get(name)) is not None:
+                self._closed(running, running.experiment.stop(running.clock.at(now), why), now, actions)
 
     def drain(self) -> None:
         """The process goes down: what happens from here on is in no block."""
@@ -199,8 +207,7 @@ class ExperimentDesk:
         definition = running.experiment.definition
         if self.running:
             if self._policies is not None:
-                with self._deciding.guarded("end", now):
-                    self._policies.drop(definition.id, now)
+                self._policies.drop(definition.id, now)
             return
         self._policies = self._energy.also = None
         if running.whole:

@@ -65,6 +65,8 @@ class Experiment:
         self.ended_at: float | None = None
         self.stopped_why: str | None = None
         """None: it was not stopped."""
+        self.harmed = False
+        """A guardrail stopped it."""
         self.guards = [Guard(guardrail, definition) for guardrail in definition.guardrails]
         self.live: dict[str, Live] = {}
         self.rows: dict[tuple[int, int], OpenRow] = {}
@@ -252,6 +254,7 @@ class Experiment:
         self._verdicts = [guard.judge(*count) for guard, count in zip(self.guards, self.counts, strict=True)]
         for verdict in self._verdicts:
             if verdict.stop:
+                self.harmed = True
                 return closed + self.stop(now, f"{verdict.guardrail}: {verdict.why}")
         if number >= blocks and not self.rows:
             self.ended_at = now
@@ -375,6 +378,8 @@ class Experiment:
                 "in_washout": now < block.measured_from, "seconds_to_next_block": max(0.0, block.end - now),
                 "lead_in": block.number == LEAD_IN, "ramp_up": self.schedule.is_ramp_up(block),
             }  # fmt: skip
+            if definition.design == "split_and_swap":
+                where["arm_of_second_half"] = str(definition.arms[self.arm_at(now, 1)])
         return {
             "id": definition.id, "state": self.state, "design": definition.design, "metric": definition.metric,
             "pool": definition.pool, "arms": [str(arm) for arm in definition.arms],

@@ -7,8 +7,13 @@ from math import ceil, expm1, inf, log1p, pi, sqrt
 from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
+from scheduler.experiments.chance import share_of
+from scheduler.experiments.hours import DAY_SECONDS, SWING_LEAST, load_swing, spread_of_stretches
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from scheduler.experiments.hours import Sums
 
 ERROR = 0.05
 POWER = 0.8
@@ -47,6 +52,14 @@ class Plan(NamedTuple):
     basis: str
     """Where the spread is from."""
     warnings: tuple[str, ...] = ()
+
+
+class Hours(NamedTuple):
+    """What an experiment of less than a day leaves out."""
+
+    pairs_least: int = 0
+    """So many see all hours."""
+    says: str = ""
 
 
 def t_quantile(share: float, freedom: float) -> float:
@@ -102,53 +115,57 @@ def washout_of(seconds: Sequence[float], cap_settling_seconds: float = 0.0) -> f
     return float(max(1, ceil(ordered[ceil(0.95 * len(ordered)) - 1] + cap_settling_seconds)))
 
 
-def spread_of_pairs(traffic: Sequence[Recorded], block_seconds: float, washout_seconds: float) -> tuple[float, int]:
-    """What one pair of equal arms adds to the log ratio of both arms' cost a workflow, as a standard deviation, and how
-    many pairs gave it. (inf, n) for fewer than PAIRS_KNOWN_LEAST.
+def pairs_of_traffic(
+    traffic: Sequence[Recorded], block_seconds: float, washout_seconds: float, *, split: bool = False
+) -> tuple[list[tuple[Sums, Sums]], list[float]]:
+    """Cost and workflows of both arms in each pair of blocks that could have been, had both arms been equal; and the
+    workflows of each block. Neighbouring blocks stand for the arms of a pair, which begin at even and at odd ones.
 
-    Neighbouring blocks stand for the arms of a pair. The standard error of n pairs is this over sqrt(n), by the same
-    linearisation as the analysis uses (delta method).
+    `split`: both arms run at once, each on one half of the engines, and swap: a coin stands for the half of a workflow.
     """
     if not traffic:
-        return inf, 0
+        return [], []
     start = min(each.began_at for each in traffic)
-    sums: dict[int, tuple[float, int]] = {}
-    for each in traffic:
+    sums: dict[int, list[float]] = {}
+    for place, each in enumerate(traffic):
         number, inside = divmod(each.began_at - start, block_seconds)
         if inside >= washout_seconds and each.cost > 0:
-            cost, count = sums.get(int(number), (0.0, 0))
-            sums[int(number)] = cost + each.cost, count + 1
-    # Pairs that begin at even and at odd blocks: both are pairs that could have been.
-    pairs = [(sums[number], sums[number + 1]) for number in sorted(sums) if number + 1 in sums]
-    known = (len(pairs) + 1) // 2
-    return (inf if known < PAIRS_KNOWN_LEAST else spread_of_sums(pairs)), known
-
-
-def spread_of_sums(pairs: Sequence[tuple[tuple[float, float], tuple[float, float]]]) -> float:
-    """The same of pairs of blocks whose sums (numerator, denominator) are known. Order was a coin, so equal arms differ
-    by 0 on average: the root mean square, not the deviation from the mean of one day's trend."""
-    blocks = [block for pair in pairs for block in pair]
-    mean_count = sum(count for _, count in blocks) / len(blocks)
-    ratio = sum(cost for cost, _ in blocks) / sum(count for _, count in blocks)
-    adds = [(first[0] - second[0] - ratio * (first[1] - second[1])) / (mean_count * ratio) for first, second in pairs]
-    return sqrt(sum(add * add for add in adds) / len(adds))
+            half = 2 * (split and share_of("half", str(place)) < 0.5)
+            block = sums.setdefault(int(number), [0.0] * 4)
+            block[half] += each.cost
+            block[half + 1] += 1
+    pairs = []
+    for number in sorted(sums):
+        if (other := sums.get(number + 1)) is None:
+            continue
+        one = sums[number]
+        if split:
+            pairs.append(((one[0] + other[2], one[1] + other[3]), (one[2] + other[0], one[3] + other[1])))
+        else:
+            pairs.append(((one[0], one[1]), (other[0], other[1])))
+    loads = [sum(sums[number][1::2]) if number in sums else 0.0 for number in range(max(sums, default=-1) + 1)]
+    return pairs, loads
 
 
 def from_traffic(
     traffic: Sequence[Recorded], duration_seconds: float, *, cost_is: str, cap_settling_seconds: float = 0.0,
-    effect: float | None = None,
+    effect: float | None = None, split: bool = False,
 ) -> Plan:  # fmt: skip
     """The block length that finds the smallest effect in this time, tried on the traffic. ValueError if it is too short
-    for any: it must have 16 blocks of 4 wash-outs."""
+    for any: it must have 16 blocks of 4 wash-outs. `split`: for `split_and_swap`."""
     washout = washout_of([each.seconds for each in traffic], cap_settling_seconds)
     shortest = shortest_block(washout)
     plans = []
     for times in CANDIDATES:
         block = shortest * times
-        spread, known = spread_of_pairs(traffic, block, washout)
-        if spread < inf and (pairs := int((duration_seconds - block) // (2 * block))) >= 6:
-            basis = f"{known} pairs of blocks of recorded traffic ({cost_is})"
-            plans.append(_plan(block, washout, pairs, spread, _rate(traffic), basis, effect))
+        known, loads = pairs_of_traffic(traffic, block, washout, split=split)
+        independent = (len(known) + 1) // 2
+        if independent >= PAIRS_KNOWN_LEAST and (pairs := int((duration_seconds - block) // (2 * block))) >= 6:
+            basis = f"{independent} pairs of blocks of recorded traffic ({cost_is})"
+            # Twice as many: those that begin at odd blocks are among them.
+            spread = spread_of_stretches(known, 2 * pairs)
+            hours = _hours(loads, block, pairs)
+            plans.append(_plan(block, washout, pairs, spread, _rate(traffic), basis, effect, hours))
     if not plans:
         length = max(each.began_at for each in traffic) - min(each.began_at for each in traffic)
         raise ValueError(
@@ -156,6 +173,29 @@ def from_traffic(
             f" {2 * PAIRS_KNOWN_LEAST} blocks of {shortest:.0f} s (4 wash-outs of {washout:.0f} s) or more"
         )
     return min(plans, key=lambda plan: plan.detectable)
+
+
+def pairs_of_a_day(block_seconds: float) -> int:
+    """After the first block, which is the control's."""
+    return int((DAY_SECONDS - block_seconds) // (2 * block_seconds))
+
+
+def _hours(loads: Sequence[float], block: float, pairs: int) -> Hours:
+    """What the recorded traffic says of the hours that an experiment of so many pairs has not seen."""
+    if pairs >= pairs_of_a_day(block):
+        return Hours()
+    swing = load_swing(loads, 2 * pairs)
+    if swing >= SWING_LEAST:
+        return Hours(pairs_of_a_day(block), (
+            f"the experiment is shorter than a day, and busy hours of the recorded traffic have {swing:.1f} times the"
+            " load of quiet ones: what it finds, and what it can find, are of the hours it runs in; 24 h have them all"
+        ))  # fmt: skip
+    if len(loads) * block < DAY_SECONDS:
+        return Hours(0, (
+            f"the experiment is shorter than a day, and the recorded traffic is of {len(loads) * block / 3600:.1f} h:"
+            " whether other hours differ is not known"
+        ))  # fmt: skip
+    return Hours()
 
 
 def from_rate(
@@ -195,8 +235,10 @@ def _rate(traffic: Sequence[Recorded]) -> float:
 
 
 def _plan(
-    block: float, washout: float, pairs: int, spread: float, rate: float, basis: str, effect: float | None
+    block: float, washout: float, pairs: int, spread: float, rate: float, basis: str, effect: float | None,
+    hours: Hours | None = None,
 ) -> Plan:  # fmt: skip
+    hours = hours or Hours()
     detectable = detectable_effect(spread, pairs)
     duration = block + 2 * pairs * block
     workflows = rate * (block - washout)
@@ -204,11 +246,13 @@ def _plan(
     if workflows < 20:
         said.append(f"only {workflows:.0f} workflows in the measured part of a block: longer blocks are better")
     if effect is not None and detectable > effect:
-        needed = pairs_needed(spread, effect)
+        needed = max(pairs_needed(spread, effect), hours.pairs_least)
         said.append(
             f"an effect of {100 * effect:g} % cannot be found in {duration / 3600:.1f} h, where only"
             f" {100 * detectable:.1f} % can: {needed} pairs are needed, {(2 * needed + 1) * block / 3600:.1f} h"
         )
     elif detectable >= EFFECT_USELESS:
         said.append(f"only an effect of {100 * detectable:.0f} % or more can be found: plan a longer experiment")
+    if hours.says:
+        said.append(hours.says)
     return Plan(block, washout, pairs, duration, spread, detectable, workflows, basis, tuple(said))

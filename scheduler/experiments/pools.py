@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scheduler.experiments.among import Among
-from scheduler.policies.base import Choice, Policy, View
+from scheduler.policies.base import Choice, Policy, View, check_choice
+from scheduler.policies.passthrough import Passthrough
 from scheduler.state import ReadyCalls
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ REST = ""
 class Part:
     """A policy with the calls and the engines that are its own."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, name: str, policy: Policy) -> None:
+        self.name = name
         self.policy = policy
         self.ready = ReadyCalls()
         self.calls: dict[str, CallState] = {}
@@ -31,13 +33,18 @@ class PoolPolicies(Policy):
     experiment's); `engines` names the engines of an experiment.
 
     Experiments come and go while the others' policies go on undisturbed: only the rest's is made anew each time
-    (`rest`), since what it sees has changed.
+    (`rest`), since what it sees has changed. A part that raises is `passthrough` from there on, and `failed` hears its
+    name, the hook and the error: the others know nothing of it.
     """
 
     name = "experiment"
 
-    def __init__(self, pool_of: Callable[[CallState], str], rest: Callable[[], Policy]) -> None:
+    def __init__(
+        self, pool_of: Callable[[CallState], str], rest: Callable[[], Policy],
+        failed: Callable[[str, str, Exception], None],
+    ) -> None:  # fmt: skip
         self.parts: dict[str, Part] = {}
+        self._failed = failed
         self._pool_of = pool_of
         self._make_rest = rest
         self._engines: dict[str, frozenset[str] | None] = {}
@@ -53,7 +60,7 @@ class PoolPolicies(Policy):
     def add(self, name: str, policy: Policy, engines: frozenset[str] | None) -> None:
         """One more, before `begin` or followed by `take`. `engines` None: all, also those to come."""
         self._engines[name] = engines
-        self.parts[name] = Part(policy)
+        self.parts[name] = Part(name, policy)
 
     def begin(self, view: View, now: float) -> None:
         """All of them."""
@@ -68,7 +75,7 @@ class PoolPolicies(Policy):
         for call in sorted(self._view.calls.values(), key=lambda call: call.sequence):
             if call.arrived.call_id not in self._part_of and self._pool_of(call) == name:
                 self._enter(part, call)
-        part.policy.begin(self._part_view(name, part), now)
+        self._begin_part(part, now)
         self._begin_rest(now)
 
     def drop(self, name: str, now: float) -> None:
@@ -78,21 +85,40 @@ class PoolPolicies(Policy):
         del self._engines[name]
         for call_id in part.calls:
             del self._part_of[call_id]
-        part.policy.end(now)
+        self._end(part, now)
         self._begin_rest(now)
 
     def _leave_rest(self, now: float) -> None:
         if (rest := self.parts.pop(REST, None)) is not None:
             for call_id in rest.calls:
                 del self._part_of[call_id]
-            rest.policy.end(now)
+            self._end(rest, now)
 
     def _begin_rest(self, now: float) -> None:
-        rest = self.parts[REST] = Part(self._make_rest())
+        rest = self.parts[REST] = Part(REST, self._make_rest())
         for call in sorted(self._view.calls.values(), key=lambda call: call.sequence):
             if call.arrived.call_id not in self._part_of:
                 self._enter(rest, call)
-        rest.policy.begin(self._part_view(REST, rest), now)
+        self._begin_part(rest, now)
+
+    def _begin_part(self, part: Part, now: float) -> None:
+        try:
+            part.policy.begin(self._part_view(part.name, part), now)
+        except Exception as error:  # noqa: BLE001  (said, and relieved)
+            self._relieve(part, "begin", error, now)
+
+    def _end(self, part: Part, now: float) -> None:
+        try:
+            part.policy.end(now)
+        except Exception as error:  # noqa: BLE001  (said; it decides no more)
+            self._failed(part.name, "end", error)
+
+    def _relieve(self, part: Part, hook: str, error: Exception, now: float) -> None:
+        if type(part.policy) is Passthrough:
+            raise error  # there is nothing simpler
+        self._failed(part.name, hook, error)
+        self._end(part, now)
+        part.policy = Passthrough({})
 
     def _enter(self, part: Part, call: CallState, *, front: bool = False) -> None:
         self._part_of[call.arrived.call_id] = part
@@ -116,18 +142,27 @@ class PoolPolicies(Policy):
         """To its part."""
         part = self.parts.get(self._pool_of(call)) or self.parts[REST]
         self._enter(part, call, front=call.attempts > 0)
-        part.policy.arrived(call, now)
+        try:
+            part.policy.arrived(call, now)
+        except Exception as error:  # noqa: BLE001  (said, and relieved)
+            self._relieve(part, "arrived", error, now)
 
     def sent(self, call: CallState, engine: EngineState, now: float) -> None:
         """To its part."""
         part = self._part_of[call.arrived.call_id]
         part.ready.remove(call)
-        part.policy.sent(call, engine, now)
+        try:
+            part.policy.sent(call, engine, now)
+        except Exception as error:  # noqa: BLE001  (said, and relieved)
+            self._relieve(part, "sent", error, now)
 
     def ended(self, call: CallState, now: float) -> None:
         """To its part."""
         part = self._part_of.pop(call.arrived.call_id)
-        part.policy.ended(call, now)
+        try:
+            part.policy.ended(call, now)
+        except Exception as error:  # noqa: BLE001  (said, and relieved)
+            self._relieve(part, "ended", error, now)
         del part.calls[call.arrived.call_id]
         if call.engine is None:
             part.ready.remove(call)
@@ -135,7 +170,7 @@ class PoolPolicies(Policy):
     def end(self, now: float) -> None:
         """To all, the last to begin first: what each changed outside is as it was."""
         for part in reversed(self.parts.values()):
-            part.policy.end(now)
+            self._end(part, now)
 
     def said_by(self, call: CallState) -> str:
         """Its part's word."""
@@ -144,16 +179,28 @@ class PoolPolicies(Policy):
     def next(self, ready: ReadyCalls, engines: Sequence[EngineState], now: float) -> Choice | float | None:
         """The first choice that a part has; else the earliest time at which one wants to look again."""
         again: float | None = None
-        for name, part in self.parts.items():
+        for name, part in list(self.parts.items()):
             if not part.ready.count:
                 continue
             mine = [engine for engine in engines if self._has(name, engine.name)]
-            choice = part.policy.next(part.ready, mine, now)
+            try:
+                choice = self._checked(part, mine, now)
+            except Exception as error:  # noqa: BLE001  (said, and relieved)
+                self._relieve(part, "next", error, now)
+                choice = part.policy.next(part.ready, mine, now)
             if isinstance(choice, Choice):
                 return choice
             if choice is not None:
                 again = choice if again is None else min(again, choice)
         return again
+
+    @staticmethod
+    def _checked(part: Part, engines: Sequence[EngineState], now: float) -> Choice | float | None:
+        choice = part.policy.next(part.ready, engines, now)
+        if isinstance(choice, Choice):
+            check_choice(choice, part.ready, engines, now)
+            return choice
+        return None if choice is None else float(choice)
 
     def validate(self) -> None:
         """Each call is in one part, and the parts are whole. AssertionError otherwise."""

@@ -55,8 +55,12 @@ class Running:
         sides = None
         if self.halves:
 
-            def sides(arm: int, now: float) -> frozenset[str]:
-                return self.halves[experiment.side_of(arm, clock.at(now))]
+            def sides(arm: int, now: float) -> frozenset[str] | None:
+                at = clock.at(now)
+                block = experiment.schedule.block_at(at)
+                if arm == CONTROL and (block is None or block.pair < len(experiment.definition.ramp_up)):
+                    return None  # it has most of the workflows, or all: half of the engines might not bear them
+                return self.halves[experiment.side_of(arm, at)]
 
         def arm_of(call: CallState, now: float) -> int:
             return experiment.arm_of(name_of(call.arrived), clock.at(now))
@@ -105,11 +109,12 @@ class Running:
                 gpu, cpu, dram = joules
                 self.experiment.add_energy(at(start), at(end), gpu, cpu, dram, of, side)
 
-    def cap_modes(self, now: float) -> Iterator[tuple[str, CapMode]]:
-        """What may be done with each engine's caps now; the control's when it is over."""
+    def cap_modes(self, now: float) -> Iterator[tuple[str, CapMode | None]]:
+        """What may be done with each engine's caps now; None: what the gateway's configuration says, as it was before
+        the experiment. So it is again when it is over, unless a guardrail stopped it: then the control's mode stays."""
         experiment, arms = self.experiment, self.experiment.definition.arms
+        over = experiment.state != "running"
         for name in experiment.definition.engines:
             side = 1 if self.halves and name in self.halves[1] else 0
-            arm = CONTROL if experiment.state != "running" else experiment.arm_at(self.clock.at(now), side)
-            if (mode := arms[arm].cap_mode) is not None:
-                yield name, mode
+            mode = arms[experiment.arm_at(self.clock.at(now), side)].cap_mode  # the control's, when it is over
+            yield name, None if over and not experiment.harmed else mode

@@ -39,13 +39,6 @@ class StepCosts(NamedTuple):
     prefill_joules: float = 0.0
     pair_joules: float = 0.0
 
-    def full_batch(self, context_tokens: float, most: float, share: float = 0.05) -> float:
-        """Sequences in a step beyond which the fixed cost is less than `share` of what each token costs anyway."""
-        if self.step_joules is None:
-            return most
-        own = self.token_joules + self.context_joules * context_tokens
-        return max(1.0, min(most, self.step_joules / max(share * own, 1e-12)))
-
 
 def costs_of(desk: EngineDesk | None, learned: tuple[float, float, float], slower: Slower) -> StepCosts:
     """An engine's costs as they are believed now. `learned`: seconds a call, a new prompt token, an output token.

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from scheduler.state import CallState
 
 
+AVERAGED_SECONDS = 1.0
+"""Of busy time, over which it is averaged how much of it prompts take: bursts are over soon."""
+
+
 class Running(NamedTuple):
     """A call at the engine."""
 
@@ -35,6 +39,8 @@ class Stepping:
         """Of prompts that came and are not computed yet."""
         self.token_seconds = 0.0
         """Sum over what runs."""
+        self.prefill_share = 0.0
+        """Of the time in which something ran lately, that in which prompts were computed and nobody else got on."""
         self.running: dict[CallState, Running] = {}
         self._ends = Sifted(lambda entry: entry[2] in self.running)
         self._count = 0
@@ -50,11 +56,12 @@ class Stepping:
         self.now = now
         if not self.running or passed <= 0.0:
             return
-        prefill = self.prefill_seconds
+        prefill, whole = self.prefill_seconds, passed
         if prefill:
             used = min(prefill, passed)
             self.prefill_seconds = prefill - used
             passed -= used
+        self.prefill_share += min(1.0, whole / AVERAGED_SECONDS) * (1.0 - passed / whole - self.prefill_share)
         self.steps += passed / (self.costs.step_seconds + self.token_seconds)
 
     def add(self, call: CallState, flow: Flow, work: CallWork, now: float) -> None:
@@ -82,6 +89,13 @@ class Stepping:
         """Of its decoding, 0 to 1."""
         return min(1.0, (self.steps - running.steps_before) / running.work.steps)
 
+    def gap_seconds(self, work: CallWork) -> float:
+        """Between two tokens, in the mean over a call like this one, if it goes along: steps, and others' prompts
+        between them, at the pace of late or as many as wait to be computed now."""
+        step = self.step_seconds + work.token_seconds
+        prompts = self.prefill_seconds + work.prefill_seconds
+        return max(step / max(1.0 - self.prefill_share, 0.05), step + prompts / work.steps)
+
     def seconds_of(self, work: CallWork) -> float:
         """How long a call would take that comes now."""
         step = self.costs.step_seconds + self.token_seconds + work.token_seconds
@@ -96,7 +110,7 @@ class Stepping:
         """AssertionError for what does not hold."""
         tokens = sum(each.work.token_seconds for each in self.running.values())
         assert abs(self.token_seconds - tokens) <= 1e-9 * (1 + len(self.running)) + 1e-6 * tokens
-        assert self.prefill_seconds >= 0.0
+        assert self.prefill_seconds >= 0.0 and -1e-9 <= self.prefill_share <= 1.0 + 1e-9
         assert self.running.keys() <= {entry[2] for entry in self._ends.all()}
 
     @property

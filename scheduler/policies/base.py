@@ -99,6 +99,17 @@ class Policy(ABC):
         return self.name
 
 
+class ImpossibleChoiceError(RuntimeError):
+    """A policy chose a call that is not held, or an engine that has no room for it."""
+
+
+def check_choice(choice: Choice, ready: ReadyCalls, engines: Sequence[EngineState], now: float) -> None:
+    """ImpossibleChoiceError if it cannot be carried out."""
+    call, engine, _, _ = choice
+    if not (ready.holds(call) and engine.has_room(now) and engine in engines):
+        raise ImpossibleChoiceError(f"{call.arrived.call_id!r} to {engine.name!r}")
+
+
 def place_of(call: CallState) -> Node | None:
     """The call's node, as long as its workflow's graph has it: a workflow may be cancelled while calls of it live."""
     node = call.node

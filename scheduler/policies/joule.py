@@ -38,6 +38,8 @@ LEARNED_UNSEEN = (0.1, 5e-5, 0.012)
 """Seconds a call, a new prompt token, an output token: where somebody else's model of durations is in force."""
 PATIENCE_SECONDS = 1.0
 """A call is sent so long before the queue would refuse it."""
+ITL_SHARE = 0.85
+"""Of the ITL target, to which engines are filled: who comes next is not known, and 19 of 20 calls are to meet it."""
 CHOICES_AT_ONCE = 32
 """Of one event: then the gateway's loop does what else there is, for as long as `SOONEST_SECONDS`."""
 FLOWS_SWEPT = 1024
@@ -61,6 +63,9 @@ class Joule(Policy):
         ),
         "full_batch": Option(256, "sequences beyond which company saves nothing worth waiting for", least=1),
         "max_in_flight": Option(256, "calls at once on each engine", least=1),
+        "itl_seconds": Option(
+            0.0, "mean gap between tokens up to which an engine is given more calls; 0: `caps.itl_seconds_p95`", least=0
+        ),
         "spread_from": Option(
             0.15, "of several engines, one is given more until company lengthens its steps by this share", least=0
         ),
@@ -83,6 +88,7 @@ class Joule(Policy):
             in_flight=options["max_in_flight"],
             spread_from=options["spread_from"],
         )
+        self.itl_seconds: float = options["itl_seconds"]
         self.apart_seconds: float = options["keys_apart_seconds"]
         self.cap_share: float = options["cap_share"]
         self.slacks: dict[str, CapSlack] = {}
@@ -98,6 +104,7 @@ class Joule(Policy):
     def begin(self, view: View, now: float) -> None:
         """Take over what is held and what runs."""
         self.view = view
+        self.itl_seconds = self.itl_seconds or view.caps.rules.itl_seconds_p95 or float("inf")
         self._costs_at = self._looked_at = now
         self._learned = view.workflows.forecasts.durations
         for call in sorted(view.calls.values(), key=lambda call: call.sequence):
@@ -265,7 +272,7 @@ class Joule(Policy):
             if first is None or room.decided_at != now:  # what came since may go before what waits for its turn
                 wake = min(wake, room.decide(now))
                 first = room.queue.first(room.queued)
-            if first is not None and engine.in_flight < room.rules.in_flight and engine.has_room(now):
+            if first is not None and self._takes_more(engine, room, first.call, now):
                 if self._chosen == CHOICES_AT_ONCE:
                     return now
                 self._chosen += 1
@@ -275,6 +282,14 @@ class Joule(Policy):
         if self._fresh:
             self._tell_held(now)
         return wake if wake < float("inf") else None
+
+    def _takes_more(self, engine: EngineState, room: Room, call: CallState, now: float) -> bool:
+        """Not so many that tokens come too slowly; up to there each more makes the joules of a token fewer, since the
+        steps' fixed cost has more to share it. The first call runs whatever its steps take."""
+        if engine.in_flight >= room.rules.in_flight or not engine.has_room(now):
+            return False
+        work = room.flow_of[call].held[call]
+        return not engine.in_flight or room.stepping.gap_seconds(work) <= ITL_SHARE * self.itl_seconds
 
     def _tell_held(self, now: float) -> None:
         """What came and is not sent now is held: the log of decisions is told why."""

@@ -9,13 +9,18 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.cli import main
+from bench.load import study
 from bench.load.results import read
+from bench.load.study import Size
 from tests.e2e.twin_process import Twin
 from tests.vllm.children import ROOT, wait_until
 
@@ -272,6 +277,39 @@ def test_an_engine_that_falls_short_is_told_of_at_the_start_and_in_the_result(tm
     assert repeat["energy_source"] == "unavailable" and repeat["generated_tokens"] is None
     assert result.meta["summary"]["joules_per_workflow"]["mean"] is None
     assert result.meta["summary"]["workflow_p50_s"]["mean"] is not None
+
+
+@contextmanager
+def careless_engine() -> Iterator[str]:
+    """Its URL; in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(_careless, "127.0.0.1", 0))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        server.close()
+        loop.close()
+
+
+def test_a_study_of_an_engine_without_a_meter_tests_nothing_about_joules_and_has_no_zeros(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = Size(1, 2.0, 0.0, 2, {"chain": 2}, (1, 2), (), (2.0,), {}, (3.0,), 3.0, lengths_of_all=False)
+    monkeypatch.setattr(study, "LIVE_QUICK", tiny)
+    with careless_engine() as url:
+        code = main(["characterize", "--quick", "--engine", url, "--workload", "chain", "--preset", "cpu", "--policy",
+                     "joule", "--idle-seconds", "0.1", "--output", str(tmp_path)])  # fmt: skip
+    assert code == 0
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count("? cannot be tested here") == 2 * 6 and "No joules were measured on http" in page
+    assert page.count("Not tested: joules were not measured.") == 3 and page.count("No cap was played") == 2
+    table = page[page.index("What a workflow costs</h2>") : page.index("Six findings, tested</h2>")]
+    rows = re.findall(r"<tr><td class=t>chain: .*?</tr>", table)
+    assert len(rows) == 4 and all(row.count("<td>unavailable</td>") >= 4 for row in rows)
 
 
 def test_ctrl_c_of_a_sweep_on_the_twin_leaves_whole_files_and_goes_on(tmp_path: Path) -> None:

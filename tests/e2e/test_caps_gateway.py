@@ -81,8 +81,8 @@ def test_a_cap_is_set_on_the_twin_shown_and_put_back(twin: str, tmp_path: Path) 
             assert device["snapshot_watts"] == 700.0 and device["token"] is not None
             assert (await running.post("/v1/chat/completions", ASK)).status == 200
             text = (await get(running.control_port, "/metrics")).body.decode()
-            assert re.search(r'joulegate_cap_watts\{engine="[^"]+",kind="enforced"\} 400\.0', text)
-            assert re.search(r'joulegate_cap_watts\{engine="[^"]+",kind="prior"\} 700\.0', text)
+            assert re.search(r'joulegate_cap_watts\{engine="[^"]+",kind="enforced",source="simulated"\} 400\.0', text)
+            assert re.search(r'joulegate_cap_watts\{engine="[^"]+",kind="prior",source="simulated"\} 700\.0', text)
 
     run(main)
     assert limit_of(twin) == 700.0 and leases(tmp_path / "leases") == []

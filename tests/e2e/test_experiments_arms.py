@@ -152,6 +152,38 @@ def test_an_engine_that_cannot_empty_its_cache_is_said(tmp_path: Path) -> None:
     assert '"prefix_cache_not_reset"' in log.read_text()
 
 
+def test_what_never_had_an_arm_says_none_and_an_error_in_a_stream_is_one(tmp_path: Path) -> None:
+    """A call that is refused at arrival was no policy's; an answer of status 200 may end with the engine's error."""
+    error = b'data: {"error":{"message":"out of memory","type":"InternalServerError","code":500}}\n\n'
+
+    async def breaks(request: EngineRequest) -> None:
+        await request.begin_stream()
+        await request.chunk(b'data: {"choices":[{"delta":{"content":"\\"error\\": "}}]}\n\n')
+        await request.chunk(error[:20])
+        await request.chunk(error[20:] + b"data: [DONE]\n\n")
+        await request.end_stream()
+
+    log, state = tmp_path / "log", tmp_path / "state"
+
+    async def main() -> None:
+        async with engine(breaks) as vllm, gateway(vllm, log=str(log), state_dir=str(state)) as running:
+            wanted = definition(arms=["fifo", "passthrough"])
+            assert (await posted(running, "/admin/experiments", wanted))[0] == 201
+            seen: list[str] = []
+            following = running.app.gateway.scheduler.experiments.running["one"].following
+            over = following.over
+            following.over = lambda *args: (seen.append(args[2]), over(*args))[1]  # type: ignore[method-assign,func-returns-value]
+            answer = await running.post("/v1/chat/completions", {"model": "m", "messages": [], "stream": True})
+            assert answer.status == 200 and error in answer.body
+            assert seen == ["engine_error"]
+            (await running.post("/v1/chat/completions", {"model": "nobody", "messages": []})).assert_error(404)
+            (await running.post("/v1/chat/completions", {"model": 3})).assert_error(400)
+
+    uvloop.run(main())
+    calls = [line for line in map(json.loads, log.read_text().splitlines()) if line.get("event") == "call"]
+    assert [line["policy"] for line in calls] == ["fifo", "-", "-"]
+
+
 def test_a_shadow_is_asked_and_nothing_else_changes(twins: tuple[str, str], tmp_path: Path) -> None:
     state = tmp_path / "state"
     tables = {"state_dir": str(state), "experiments": {"pace": PACE}}
@@ -215,10 +247,11 @@ def test_a_cap_mode_by_arm_is_carried_out_on_the_card(tmp_path: Path) -> None:
                 await until(lambda: desk.mode_of(name) == "actuate", "the treatment's block", 60.0)
                 await until(lambda: desk.engines[name].limit_watts == 665.0, "a cap", 60.0)
                 assert limit_of(url) == 665.0
+                await until(lambda: desk.mode_of(name) == "observe", "the control's block", 60.0)
+                await until(lambda: desk.engines[name].limit_watts == 700.0, "the limit is back")
+                assert limit_of(url) == 700.0
             await posted(running, "/admin/experiments/one/stop", {})
-            assert desk.mode_of(name) == "observe"
-            await until(lambda: desk.engines[name].limit_watts == 700.0, "the limit is back")
-            assert limit_of(url) == 700.0
+            assert desk.mode_of(name) == "actuate", "as the gateway's configuration says"
 
     try:
         uvloop.run(main(child.wait_ready_to_serve().url))

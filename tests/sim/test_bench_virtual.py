@@ -128,6 +128,20 @@ def test_joules_of_calls_are_the_gateways_and_there_are_none_without_one() -> No
     assert {note.code for note in without.notes} == {"no_gateway_time"}
 
 
+@pytest.mark.parametrize("load", [{"arrivals": "closed", "users": 6, "workflows": 8}, {"cap_watts": 300}])
+def test_without_a_gateway_the_engine_sees_what_passthrough_would_send(load: dict[str, Any]) -> None:
+    """`none` is played past the scheduler, for its cost; the least limit makes calls wait."""
+    common = {"workload": "composite", "way": "bare", "in_flight": 3, "warm_up_seconds": 0, **load}
+    direct, through = played(policy="none", **common), played(policy="passthrough", **common)
+    of_a_gateway = {"held_s", "engine", "energy_source", "gpu_joules"}
+    for kind in ("call", "workflow", "window", "repeat"):
+        told = of_a_gateway if kind in ("call", "workflow") else {"started_unix_s"}
+        rows, others = ([{k: v for k, v in row.items() if k not in told} for row in outcome.rows[kind]]
+                        for outcome in (direct, through))  # fmt: skip
+        assert rows == others
+    assert any(call["held_s"] for call in through.rows["call"])
+
+
 def test_a_play_that_is_broken_off_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = of(SMALL | {"workload": "chain", "warm_up_seconds": 0})
     load = load_of(spec, 1)

@@ -13,6 +13,7 @@ from scheduler.core import Scheduler, SchedulerConfig
 from scheduler.events import (
     CallArrived,
     CallFinished,
+    CapResumed,
     EnginesChanged,
     EngineSpec,
     EngineStatus,
@@ -24,6 +25,7 @@ from scheduler.events import (
 )
 from scheduler.experiments import ExperimentError, definition_of, resume, saved
 from scheduler.policies import POLICIES
+from scheduler.policies.base import Choice
 from scheduler.policies.passthrough import Passthrough
 from tests.sim.test_experiments_desk import WALL, Recorder
 from tests.unit.caps_scene import ACTUATE, Scene
@@ -71,15 +73,37 @@ def test_caps_come_with_the_treatments_blocks_and_go_with_them(mode: str) -> Non
     assert settled < 700.0, "the treatment's block, behind the wash-out"
     decided = scene.scheduler.caps.describe("e")
     assert decided["mode"] == "actuate"
-    scene.world.tell(ExperimentStopped("caps", "enough"))
-    scene.seconds(2.0)
-    assert scene.limit_watts == 700.0, "the control's mode, at once"
-    assert scene.scheduler.caps.describe("e")["mode"] == mode
+    scene.seconds(58.0)
+    assert scene.limit_watts == 700.0, "the control's block"
     before = len(scene.set)
-    scene.seconds(60.0)
+    scene.seconds(40.0)
     assert len(scene.set) == before
     last = scene.scheduler.caps.fleet.controllers["e"].last
     assert last is not None and (last.why == "arm") == (mode == "off")
+    scene.world.tell(ExperimentStopped("caps", "enough"))
+    assert scene.scheduler.caps.describe("e")["mode"] == "actuate", "as it was before"
+    scene.seconds(90.0)
+    assert scene.limit_watts < 700.0
+
+
+def test_a_guardrail_goes_back_to_the_controls_mode_until_an_operator_says_otherwise() -> None:
+    scene = CappedScene(RULES, batch=48)
+    scene.seconds(60.0)
+    scene.begin(capped("observe", "actuate", guardrails=["errors:+1pp"]))
+    scene.seconds(250.0)
+    assert scene.limit_watts < 700.0, "the treatment's block"
+    [running] = scene.scheduler.experiments.running.values()
+    experiment = running.experiment
+    known = {"blocks": [[[], 0, 100]] * 3, "varied": [], "waiting": {}, "sum": 0.0, "squares": 0.0, "pairs": 0}
+    experiment.guards[0].restore(known)
+    experiment.counts[0][:] = [50, 60]
+    scene.seconds(2.0)
+    assert experiment.state == "stopped" and "errors" in str(experiment.stopped_why)
+    assert scene.limit_watts == 700.0 and scene.scheduler.caps.describe("e")["mode"] == "observe"
+    scene.seconds(60.0)
+    assert scene.limit_watts == 700.0, "what did harm does not come back by itself"
+    scene.world.tell(CapResumed("e"))
+    assert scene.scheduler.caps.describe("e")["mode"] == "actuate"
 
 
 def test_a_limit_that_did_not_go_back_is_tried_again_and_its_block_marked() -> None:
@@ -178,21 +202,71 @@ def test_a_policy_sees_no_engine_of_another_pool() -> None:
     assert world.scheduler.calls["no model"].engine == "a", "all engines are taken: the first experiment has it"
 
 
-def test_a_policy_that_fails_ends_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken(Passthrough):
-        name = "broken"
+def broken(hook: str) -> type[Passthrough]:
+    """A policy that raises there."""
 
-        def next(self, *args: Any) -> Any:
-            raise RuntimeError("no")
+    def fails(*args: Any) -> Any:
+        raise RuntimeError("no")
 
-    monkeypatch.setitem(POLICIES, "broken", Broken)
+    return type("Broken", (Passthrough,), {"name": "broken", hook: fails})
+
+
+@pytest.mark.parametrize("hook", ["begin", "arrived", "next", "sent", "ended"])
+def test_a_policy_that_fails_ends_its_own_experiment(hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one, and the gateway's policy on the rest, go on."""
+    monkeypatch.setitem(POLICIES, "broken", broken(hook))
     world = Pools()
-    world.begin("a", "broken", seed=3)
     world.begin("b")
+    world.begin("a", "broken", seed=3)
     world.tick(13.0)
     world.send("one", "model-a", 14.0)
-    assert [ended.state for ended in world.ended] == ["stopped", "stopped"]
-    assert world.scheduler.policy.name == "passthrough" and world.scheduler.calls["one"].engine == "a"
+    if hook != "begin":
+        world.handle(CallFinished("one", 10, 0, 20), 15.0)
+    [ended] = world.ended
+    assert (ended.experiment, ended.state) == ("on-a", "stopped")
+    assert ended.why == f"a policy failed in {hook}: RuntimeError: no"
+    desk = world.scheduler.experiments
+    assert list(desk.running) == ["on-b"] and world.scheduler.policy.name == "experiment"
+    for name in "abc":
+        world.send(f"to {name}", f"model-{name}", 16.0)
+        assert world.scheduler.calls[f"to {name}"].engine == name
+    assert world.scheduler.deciding.failed is None, "nobody stands in for the gateway's policy"
+    world.handle(ExperimentStopped("on-b", "enough"), 17.0)
+    assert world.scheduler.policy.name == "passthrough"
+
+
+def test_a_choice_that_cannot_be_is_the_fault_of_whose_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(Passthrough):
+        name = "full"
+
+        def next(self, ready: Any, engines: Any, now: float) -> Any:
+            """Of a call that it does not hold."""
+            return Choice(next(iter(world.scheduler.calls.values())), engines[0])
+
+    monkeypatch.setitem(POLICIES, "full", Full)
+    world = Pools()
+    world.begin("a", "full", seed=3)
+    world.begin("b")
+    world.send("elsewhere", "model-b", 1.0)
+    world.tick(13.0)
+    world.send("one", "model-a", 14.0)
+    assert [ended.experiment for ended in world.ended] == ["on-a"]
+    assert "ImpossibleChoiceError" in str(world.ended[0].why)
+    assert world.scheduler.calls["one"].engine == "a"
+
+
+def test_the_gateways_policy_that_fails_on_the_rest_ends_no_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POLICIES, "broken", broken("next"))
+    world = Pools()
+    world.scheduler.deciding.change("broken", {}, 0.0)
+    world.begin("a")
+    world.begin("b")
+    world.tick(13.0)
+    world.send("one", "model-c", 14.0)
+    assert world.scheduler.calls["one"].engine == "c"
+    assert not world.ended and len(world.scheduler.experiments.running) == 2
+    failed = world.scheduler.deciding.failed
+    assert failed is not None and failed.hook == "next", "/ready says it"
 
 
 def test_an_experiment_ends_whose_engines_are_all_gone_and_one_that_comes_is_no_part_of_it() -> None:
@@ -219,11 +293,13 @@ def test_an_engines_error_is_the_arms_and_a_bad_request_is_the_clients() -> None
     for number, status in enumerate((200, 400, 404, 429, 500, 503)):
         world.call(str(number), "", 16.0)
         world.handle(CallFinished(str(number), None, None, None, 0, status), 17.0)
+    world.call("a stream", "", 16.0)
+    world.handle(CallFinished("a stream", 10, 0, 5, has_error=True), 17.0)
     for second in range(18, 35):
         world.tick(float(second))
         world.scheduler.validate()
     row = next(row for row in world.rows if row.number == 0)
-    assert (row.began, row.timed, row.failed, row.client_faults, row.ended) == (6, 4, 3, 2, 1)
+    assert (row.began, row.timed, row.failed, row.client_faults, row.ended) == (7, 5, 4, 2, 1)
 
 
 # --- prefix caches ---

@@ -232,3 +232,25 @@ def test_decisions_are_said_to_be_of_the_arms_policy() -> None:
     recorder.call("2", "", 25.0, deadline_ms=1.0)
     sent = [recorder.scheduler.calls[name].sent for name in ("1", "2")]
     assert [each and each.policy for each in sent] == ["passthrough", "joule"]
+
+
+def test_split_and_swap_leaves_the_control_all_engines_until_its_pairs_begin() -> None:
+    """In the lead-in all workflows are the control's, in the ramp-up most: half of the engines might not bear it."""
+    recorder = Recorder(design="split_and_swap", ramp_up=[0.2], arms=["passthrough", "fifo"])
+    recorder.scheduler = Scheduler(SchedulerConfig((EngineSpec("a", 256), EngineSpec("b", 256))), 0.0)
+    recorder.definition = {**recorder.definition, "engines": ["a", "b"]}
+    recorder.start()
+    used: dict[str, set[tuple[str, str]]] = {}
+    for name, begins in (("lead-in", 2.0), ("ramp-up", 14.0), ("first", 38.0), ("second", 50.0)):
+        recorder.tick(begins)
+        for number in range(60):
+            call = f"{name} {number}"
+            recorder.call(call, call, begins + 1.0)
+            state = recorder.scheduler.calls[call]
+            assert state.sent is not None
+            used.setdefault(name, set()).add((state.sent.policy, state.sent.engine))
+            recorder.answered(call, begins + 2.0)
+    assert used["lead-in"] == {("passthrough", "a"), ("passthrough", "b")}
+    [(_, side)] = [place for place in used["ramp-up"] if place[0] == "fifo"]
+    assert used["ramp-up"] == {("passthrough", "a"), ("passthrough", "b"), ("fifo", side)}
+    assert len(used["first"]) == len(used["second"]) == 2 and not used["first"] & used["second"], "halves, swapped"

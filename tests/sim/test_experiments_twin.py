@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from bench.experiments.compose import Composer
+from bench.experiments.compose import Composer, SplitComposer
 from bench.experiments.library import as_json, build, read
 from bench.experiments.live import LiveRun, knows_late
 from bench.experiments.naive import compare
@@ -88,6 +88,14 @@ def test_composed_experiments_see_what_was_played(composer: Composer) -> None:
     same = composer.compose(10, 3, "diurnal", aa=True)
     assert (same.arms == made.arms).all()
     assert composer.true_effect(made) == pytest.approx(composer.true_differences(made).mean(), abs=0.05)
+
+
+def test_a_weakened_treatment_has_a_part_of_the_effect(composer: Composer) -> None:
+    for one in (composer, SplitComposer(composer.library)):
+        made = one.compose(200, 3, "diurnal")
+        effects = [one.weakened(share).true_effect(made) for share in (0.0, 0.5, 1.0)]
+        assert effects[0] == 0.0 and effects[2] == one.true_effect(made)
+        assert effects[1] == pytest.approx(effects[2] / 2, rel=0.1)
 
 
 def test_error_rates_of_a_few_hundred_experiments(composer: Composer) -> None:

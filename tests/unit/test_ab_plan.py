@@ -103,3 +103,48 @@ def test_arms_as_text() -> None:
     for text in ("", "fifo:caps=hot", "fifo:max_in_flight=", ":a=1"):
         with pytest.raises(ExperimentError, match="arms: "):
             arm_of(text)
+
+
+def test_a_cap_that_settles_is_in_the_wash_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the defaults of [caps], by the gateway's configuration, or as given; with the gateway's mode, too."""
+    rate = ["--rate", "5", "--p95-seconds", "25"]
+    config = tmp_path / "gateway.toml"
+    caps = "[caps]\nfloor_share = 0.8\nttft_seconds_p95 = 1.0\nitl_seconds_p95 = 0.1\n[experiments]\npace = 2\n"
+    config.write_text('[[engines]]\nurl = "http://127.0.0.1:1"\n[power]\nmode = "actuate"\n' + caps)
+    out = tmp_path / "plan.json"
+
+    def washout(*options: str) -> float:
+        assert main([*ARMS[:3], *options, *rate, "--write", str(out)]) == 0
+        return definition_of(json.loads(out.read_text())).washout_seconds
+
+    assert washout("passthrough,fifo:max_in_flight=4") == 25.0
+    assert "caps" not in capsys.readouterr().out
+    assert washout("passthrough,fifo:caps=actuate") == 168.0
+    assert "142.5 s of it until a cap has stepped down" in capsys.readouterr().out
+    assert washout("passthrough,fifo:max_in_flight=4", "--config", str(config)) == 110.0
+    assert washout("passthrough:caps=off,fifo:caps=off", "--config", str(config), "--id", "aa") == 25.0
+    assert washout("passthrough,fifo:caps=actuate", "--cap-settling-seconds", "10") == 35.0
+    assert main([*ARMS, *rate, "--config", str(tmp_path / "none.toml")]) == 2
+    assert "--config: " in capsys.readouterr().err
+
+
+def test_split_and_swap_is_planned_with_its_engines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On traffic whose load wanders, arms that run at once differ less than arms in turns."""
+    rng = random.Random(1)
+    log, out = tmp_path / "calls.jsonl", tmp_path / "plan.json"
+    second, lines = 0.0, []
+    levels = [rng.choice((1, 10)) for _ in range(1000)]
+    while second < 43_200.0:
+        longer = levels[int(second // 50)]
+        second += 2.0
+        lines.append(line(second, f"w{len(lines)}", rng.uniform(2000, 9000), rng.randint(20, 200) * longer))
+    log.write_bytes(b"".join(lines))
+    spreads = []
+    for more in ([], ["--design", "split_and_swap", "--engines", "a,b"]):
+        assert main([*ARMS, "--calls", str(log), "--write", str(out), *more]) == 0
+        made = definition_of(json.loads(out.read_text()))
+        spreads.append(made.spread * made.block_seconds**0.5)
+    assert (made.design, made.engines) == ("split_and_swap", ("a", "b"))
+    assert spreads[1] < 0.7 * spreads[0]
+    assert main([*ARMS, "--calls", str(log), "--design", "split_and_swap"]) == 2
+    assert "engines: split_and_swap needs an even number" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.experiments.files import read
+from proxy.ab.live import in_words
 from proxy.ab.store import ExperimentStore, StoreFault
 from proxy.cli import main
 from scheduler.experiments import Experiment
@@ -78,3 +79,32 @@ def test_commands_say_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "--control must be like" in capsys.readouterr().err
     assert main(["ab", "list", "--control", "http://127.0.0.1:9"]) == 1
     assert "no answer from http://127.0.0.1:9" in capsys.readouterr().err
+
+
+def told(**changes: object) -> dict[str, object]:
+    values = {
+        "id": "one", "state": "running", "design": "switchback", "metric": "joules_per_workflow", "block": 2,
+        "blocks": 12, "arms": ["passthrough", "joule"], "arm": "joule", "in_washout": False, "lead_in": False,
+        "ramp_up": False, "seconds_to_next_block": 7.4, "ends_at": 100.0, "pace": 1.0,
+        "blocks_done": {"control": 1, "treatment": 0}, "guardrails": [],
+    }  # fmt: skip
+    return {**values, **changes}
+
+
+def test_a_status_in_words_says_who_has_what() -> None:
+    """Both halves of a pool that is split; both arms where they run at once; and what a shadow said."""
+    assert "  now         block 3 of 12: joule; 7 s to the next" in in_words(told())
+    split = in_words(told(design="split_and_swap", arm_of_second_half="passthrough", ramp_up=True))
+    assert any("joule on the first half of the engines, passthrough on the second" in line for line in split)
+    assert any("(ramp-up)" in line for line in split)
+    assert any("both arms at once" in line for line in in_words(told(design="interleaved")))
+    lead_in = in_words(told(design="interleaved", lead_in=True, arm="passthrough"))
+    assert "  now         lead-in: passthrough; 7 s to the next" in lead_in
+    shadow = told(design="shadow", shadow={"same": 9, "decisions": 10}, shadow_dropped="ValueError: no")
+    assert (
+        "  shadow      decided the same for 9 of 10 calls; it raised and is asked no more: ValueError: no"
+        in in_words(shadow)
+    )
+    assert "  blocks      1 count" in in_words(shadow)
+    marked = in_words(told(marked={"energy_unavailable": 3, "lead_in": 1}))
+    assert "  do not      1 lead_in" in marked and any("no joules   of 3" in line for line in marked)

@@ -11,7 +11,9 @@ import pytest
 
 from bench.cli import main
 from bench.load import study
-from bench.load.findings import HOLDS, NOT, OPEN, PARTLY, Study, findings, r_squared
+from bench.load.figures import Interval
+from bench.load.findings import Study, findings, r_squared
+from bench.load.hypotheses import CLAIMS, HOLDS, NOT, OPEN, all_of, any_of, below, inside, verdict
 from bench.load.report_data import Run
 from bench.load.spec import Spec, of
 from bench.load.study import POLICIES, WORKLOADS, Size, size_of, sweep_text
@@ -117,6 +119,12 @@ def run(joules: float, seconds: float = 10.0, missed: float = 0.0, **spec: Any) 
     return Run(_Made(rows, full.document()), full.document(), figures, rows)  # type: ignore[arg-type]
 
 
+def replace_repeats(full: Run) -> Run:
+    """The first of its repeats alone."""
+    rows = {1: dict(full.rows[1])}
+    return Run(_Made(rows, dict(full.spec)), full.spec, {1: full.repeats[1]}, rows)  # type: ignore[arg-type]
+
+
 class _Made:
     """As a result that was read, as far as ratios look at it."""
 
@@ -152,7 +160,7 @@ def test_findings_hold_by_their_rules() -> None:
     found = verdicts(runs)
     assert (found[2], found[3], found[4], found[5], found[6]) == (HOLDS, HOLDS, HOLDS, OPEN, HOLDS)
     # Where a cap does as much as the batch, the batch is no longer the strongest lever: of chain it moves nothing.
-    assert found[1] == f"{PARTLY}: 2 of 3 workloads"
+    assert found[1] == "in part: batch first in 2 of 3"
 
 
 def test_findings_do_not_hold_by_their_rules() -> None:
@@ -165,14 +173,52 @@ def test_findings_do_not_hold_by_their_rules() -> None:
         opened = {"workload": workload, "arrivals": "poisson", "cap_watts": 300}
         runs += [run(100.0, **opened), run(80.0, missed=0.2, policy="joule", way="native", **opened)]
     found = verdicts(runs)
-    assert found[2] == PARTLY  # within one workflow alone
-    assert found[3] == f"{PARTLY}: predictable, and not modest"
+    assert found[2] == "in part: copilot pays: yes, chain does not: no, coding in between: no"
+    assert found[3] == "in part: modest in 0 of 3, predictable in 3 of 3"
     assert (found[4], found[6]) == (NOT, NOT)  # joules that tokens do not move; deadlines paid for the joules
 
 
 def test_what_was_not_played_is_not_judged() -> None:
     found = verdicts([run(100.0, workload="chat"), run(300.0, workload="chat", in_flight=1)])
     assert set(found.values()) == {OPEN}
+
+
+CLOSE, WIDE = Interval(0.8, 0.78, 0.82, 3), Interval(0.8, 0.6, 1.0, 3)
+
+
+def test_a_test_is_passed_by_the_whole_interval_and_failed_by_the_mean() -> None:
+    assert inside(CLOSE, 0.75, 0.95) is True and inside(WIDE, 0.75, 0.95) is None
+    assert inside(CLOSE, high=0.7) is False is inside(WIDE, high=0.7)
+    assert inside(Interval(0.8, None, None, 1), 0.75, 0.95) is True  # one repeat: the mean decides
+    assert inside(Interval(None, None, None, 0)) is False
+    assert below(CLOSE, Interval(0.9, 0.89, 0.91, 3)) is True and below(CLOSE, CLOSE) is False
+    assert below(CLOSE, Interval(0.81, 0.8, 0.82, 3)) is None
+    assert (all_of(True, None), all_of(None, False), all_of()) == (None, False, True)
+    assert (any_of(False, None), any_of(None, True), any_of()) == (None, True, False)
+
+
+@pytest.mark.parametrize(
+    ("modest", "predictable", "said"),
+    [
+        ({}, {}, OPEN),
+        ({"a": True}, {"a": True}, HOLDS),
+        ({"a": True, "b": None}, {"a": True, "b": True},
+         "in part: modest in 1 of 2 (1 undecided), predictable in 2 of 2"),
+        ({"a": True}, {}, "in part: modest: yes, predictable (not tested)"),
+        ({"a": False, "b": None}, {"a": False}, NOT),
+        ({"a": None}, {"a": None}, f"{OPEN}: the intervals are too wide"),
+    ],
+)  # fmt: skip
+def test_one_rule_judges_every_finding(
+    modest: dict[str, bool | None], predictable: dict[str, bool | None], said: str
+) -> None:
+    found = {"modest": modest, "predictable": predictable}
+    assert verdict(CLAIMS[2], {says: each for says, each in found.items() if each}) == said
+
+
+def test_one_repeat_is_not_called_predictable() -> None:
+    once = [replace_repeats(run(joules, cap_watts=cap)) for joules, cap in ((100.0, None), (90.0, 300))]
+    assert verdicts(once)[3] == "in part: modest: yes, predictable: undecided"
 
 
 def test_r_squared_is_of_the_least_squares_line() -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.cli import main
+from bench.load.drawing import FEW, draw
 from bench.load.figures import Interval
 from bench.load.report import load
 from bench.load.report_data import AXES, Run, against, at, front, series, words
-from bench.load.report_plots import Point, together
+from bench.load.report_plots import Point, Spot, pareto, together
 from bench.load.report_ratios import baseline_of, ratio
 from bench.load.report_times import arms, critical_path, lanes, time_lines
 from bench.load.results import Writer, read
@@ -70,9 +72,53 @@ def test_the_page_needs_no_network_and_says_what_is_to_be_known(folder: Path, tm
     links = re.findall(r'(?:src|srcset|href)="([^"]*)', page)
     assert links and all(link.startswith(("data:", "#")) for link in links)
     assert all(f'id="{link[1:]}"' in page for link in links if link.startswith("#"))
-    assert "policy none is passthrough" in page and "CPU unavailable" in page
+    assert "there is none with policy none" in page and "CPU unavailable" in page
     for name in ("pareto-1", "batch-1", "cap-1", "output-1", "time-line"):
         assert (tmp_path / f"chain-{name}.png").read_bytes().startswith(b"\x89PNG"), name
+
+
+H200 = Path(__file__).parents[2] / "bench" / "results" / "h200-2026-11-25"
+
+
+def test_what_was_measured_stands_beside_the_twins_prediction(tmp_path: Path) -> None:
+    assert main(["report", str(H200), "--out", str(tmp_path)]) == 0
+    page = (tmp_path / "index.html").read_text()
+    assert page.index('id="twin"') < page.index('id="ratios"') and "limits and clocks are read, never set" in page
+    rows = json.loads((H200 / "beside.json").read_text())
+    assert all(f"{row['joules_per_workflow']:,.1f}" in page for row in rows)
+    assert {path.name for path in tmp_path.glob("*-beside.png")} == {f"{row['workload']}-beside.png" for row in rows}
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"workload": "chain"}]'])
+def test_other_figures_beside_results_are_refused(
+    folder: Path, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in folder.glob("chain_none_*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "beside.json").write_text(text)
+    code = main(["report", str(tmp_path), "--out", str(tmp_path / "page")])
+    if text == "{}":  # of no play
+        assert code == 0 and 'id="twin"' not in (tmp_path / "page" / "index.html").read_text()
+    else:
+        assert code == 2 and "beside.json: is not of joulegate-bench beside --json" in capsys.readouterr().err
+
+
+def test_long_tables_are_not_printed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.load.report.ROWS_PRINTED", 3)
+    assert main(["report", str(folder), "--out", str(tmp_path)]) == 0
+    page = (tmp_path / "index.html").read_text()
+    for title in ("Ratios", "All figures"):
+        chapter = page[page.index(f"<h2>{title}") :]
+        assert chapter.index("<details open>") < chapter.index("<table>") < chapter.index('<p class="printed">')
+
+
+def test_figures_are_the_same_from_one_process_or_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = {"joule": [Spot(Interval(1.0, 0.9, 1.1, 3), Interval(2.0, 1.9, 2.1, 3), True, "")]}
+    drawings = [partial(pareto, points)] * (FEW + 1)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
+    one = draw(drawings[:1])
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    assert draw(drawings) == one * len(drawings)
 
 
 def test_a_baseline_is_the_plainest_policy_as_alike_as_can_be(runs: list[Run]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from bench.cli import main
 from bench.load.cell import Keeper, file_name, play_virtual
 from bench.load.results import read
+from bench.load.run import add_options, specs_of
 from bench.load.spec import Spec, SpecFault, of
 from bench.load.sweep_file import read_sweep
 from bench.programs import BenchError
@@ -87,6 +89,15 @@ def test_a_configuration_is_the_same_from_its_document() -> None:
         of({"policy": "none", "way": "native", "engine": "http://a:1"})
     with pytest.raises(SpecFault, match="trace: needed by workload trace"):
         of({"workload": "trace", "arrivals": "trace"})
+
+
+def test_beside_other_policies_vllm_as_it_is_needs_no_way_of_its_own() -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    asked = ["--engine", "http://a:1", "--way", "native", "--policy"]
+    assert [spec.way for spec in specs_of(parser.parse_args([*asked, "none,joule"]))] == ["bare", "native"]
+    with pytest.raises(BenchError, match="--way: native needs a gateway"):
+        specs_of(parser.parse_args([*asked, "none"]))
 
 
 def test_a_sweep_goes_on_where_it_was_broken_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,8 @@ from tests.unit.bill_feed import TARIFF, share, window
 ENGINES = ("e1", "e2")
 tokens = st.one_of(st.none(), st.integers(0, 5000))
 amounts = st.floats(0, 2000, allow_nan=False)
-works = st.builds(Work, *[amounts] * 7)
-changes = st.one_of(st.just(NOTHING), st.builds(Work, *[st.floats(-500, 500, allow_nan=False)] * 7))
+works = st.builds(Work, *[amounts] * len(Work._fields))
+changes = st.one_of(st.just(NOTHING), st.builds(Work, *[st.floats(-500, 500, allow_nan=False)] * len(Work._fields)))
 metered = st.one_of(st.none(), st.floats(0, 1e5, allow_nan=False))
 
 

@@ -119,7 +119,7 @@ def test_of_the_processor_the_least_is_taken_for_idle_until_a_window_was_empty()
 def test_what_a_limit_leaves_is_steady_until_the_limit_moves() -> None:
     steady = SteadyLimit()
     made = window(share("a", Work(100.0, 800.0, 8e5, 0.0, 4000.0, 4e6, 2.0)), joules=900.0)._replace(limit_watts=500.0)
-    curve = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+    curve = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7) * 3
     assert steady.of(TARIFF._replace(prefill_curve=curve), made).prefill_curve == curve
     after = steady.of(TARIFF, made)  # this window alone would say that nothing is taken off
     assert 0.7 < after.prefill_curve[-1] < 0.8

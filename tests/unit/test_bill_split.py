@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.energy.bill_accounts import COMPONENTS, CPU, CPU_IDLE, IDLE, STEP, UNCERTAINTY
-from scheduler.energy.bill_limit import POINTS
+from scheduler.energy.bill_limit import NO_LIMIT
 from scheduler.energy.bill_prices import Tariff
 from scheduler.energy.bill_scale import Idle
 from scheduler.energy.bill_split import split
@@ -18,8 +18,8 @@ from tests.unit.bill_feed import TARIFF, decoded, prefilled, share, window
 MICRO = 1_000_000
 NOT_KNOWN = Idle()
 amounts = st.floats(0, 1e5, allow_nan=False)
-works = st.builds(Work, *[amounts] * 7)
-signed = st.builds(Work, *[st.floats(-1e4, 1e4, allow_nan=False)] * 7)
+works = st.builds(Work, *[amounts] * len(Work._fields))
+signed = st.builds(Work, *[st.floats(-1e4, 1e4, allow_nan=False)] * len(Work._fields))
 shares = st.builds(
     share,
     st.text(min_size=1, max_size=3),
@@ -32,9 +32,9 @@ joules = st.one_of(st.none(), st.floats(0, 1e7, allow_nan=False))
 energies = st.builds(Energy, joules, joules, joules)
 prices = st.floats(0, 10, allow_nan=False)
 left = st.floats(0.3, 1)
-curves = st.one_of(st.just(()), st.tuples(*[left] * POINTS))
+curves = st.one_of(st.just(()), st.tuples(*[left] * len(NO_LIMIT)))
 tariffs = st.builds(
-    Tariff, *[prices] * 6, st.floats(0, 1000), st.floats(0, 1), left, left, prefill_curve=curves, seconds=st.none()
+    Tariff, *[prices] * 6, st.floats(0, 1000), st.floats(0, 1), left, left, prefill_curve=curves, believed=st.none()
 )
 watts = st.one_of(st.none(), st.floats(0, 1000))
 
@@ -170,10 +170,13 @@ def test_a_correction_is_booked_where_it_becomes_known() -> None:
 
 
 def test_a_prompt_that_is_put_right_has_the_limits_share_of_all_of_it() -> None:
-    tariff = TARIFF._replace(prefill_curve=(1.0, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5))
-    made = window(share("a", correction=Work(prefill_tokens=-100.0), ended=True, prompt_tokens=1024.0), joules=500.0)
-    [row] = split(made, tariff, 1.0, NOT_KNOWN).rows.tolist()
-    assert row[0] == round(-100 * TARIFF.prefill_token * 0.8 * MICRO), "as it was billed, and not as a short one"
+    alone, half, amid = (1.0, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5), (0.9,) * 7, (0.4,) * 7
+    tariff = TARIFF._replace(prefill_curve=(*alone, *half, *amid))
+    for before, left in ((0.0, 0.8), (0.25, 0.85), (1.0, 0.4)):
+        corrected = share("a", correction=Work(prefill_tokens=-100.0), ended=True, prompt_tokens=500.0)
+        made = window(corrected._replace(step_tokens=1024.0, step_before=before), joules=500.0)
+        [row] = split(made, tariff, 1.0, NOT_KNOWN).rows.tolist()
+        assert row[0] == round(-100 * TARIFF.prefill_token * left * MICRO), "by the step that it was in"
 
 
 def test_a_row_has_a_place_for_each_component() -> None:

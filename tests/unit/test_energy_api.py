@@ -14,6 +14,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from pydantic import ValidationError
 
+from backends.twin.calibration import load
+from backends.twin.prior import prior_of
 from proxy.energy.api import read, write
 from proxy.energy.config import EnergyConfig
 from proxy.energy.metrics import EnergyMetrics, Reading, instruments
@@ -23,7 +25,8 @@ from proxy.errors import RequestFault
 from scheduler.energy.bill import Bill
 from scheduler.energy.bill_accounts import COMPONENTS, ENGINE_COMPONENTS, Figure, figure_of
 from scheduler.energy.budgets import JouleBudgets, JouleQuota
-from scheduler.energy.window import Energy
+from scheduler.energy.desk import EnergyDesk, EnergyRules
+from scheduler.energy.window import Energy, MeterSample
 from scheduler.energy.work import Work
 from tests.unit.bill_feed import closed, decoded, share, window
 
@@ -213,6 +216,25 @@ def test_metrics_add_up_to_the_counter() -> None:
     assert sum(joules.values()) + residual == pytest.approx(430.0)
     assert any("('component', 'step')" in name and "('source', 'measured')" in name for name in joules)
     assert found["joulegate_key_budget_joules_left[('key', 'k')]"] == 50.0
+
+
+def test_each_engine_says_what_its_joules_are_also_where_there_are_none() -> None:
+    found = scraped(EnergyMetrics(Bill(), JouleBudgets([], 0.0), sources=lambda: {"e": "unavailable"}))
+    assert found["joulegate_energy_source[('engine', 'e'), ('source', 'unavailable')]"] == 1.0
+    assert not any("joules" in name and "('engine'" in name for name in found)
+
+
+def test_an_engines_source_is_the_weakest_that_is_known_of_it() -> None:
+    desk = EnergyDesk(EnergyRules(), (), 0.0)
+    assert desk.source("e") == "unavailable"
+    prior = prior_of(load("h200-llama-3.1-8b"))
+    desk.believe("e", prior, None, 0.0, simulated=False)
+    assert desk.source("e") == "modelled"
+    for at in (0.0, 1.0, 2.0, 3.0):
+        desk.sampled("e", MeterSample(at, Energy(100.0 * at)), at)
+    assert desk.source("e") == "measured"
+    desk.believe("e", prior, None, 3.0, simulated=True)
+    assert desk.source("e") == "simulated"
 
 
 def test_a_counter_never_falls() -> None:

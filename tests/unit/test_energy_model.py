@@ -240,6 +240,22 @@ def test_a_prefill_that_is_over_before_the_limiter_knows_is_not_held_back() -> N
     assert busy[0] > busy[1] > busy[2] >= free * 0.999
 
 
+def test_prompts_that_come_together_lose_more_to_a_limit_than_as_many_apart() -> None:
+    values, _ = prior_values(PRIOR)
+    tokens, steps = 16_000.0, 400.0
+    apart = Work(steps, steps * 4, 4e6, 0.0, tokens, 8e6, 16.0, 16.0, tokens * 1000.0, 0.0)
+    together = apart._replace(prompt_steps=2.0, crowded_tokens=tokens * 8000.0)
+    uneven = together._replace(crowded_tokens=tokens * 8180.0)
+    in_a_row = together._replace(late_tokens=tokens)
+    limits = Limits(600.0, 600.0)
+    free, *joules = (
+        float(forward(values[None, :], work, of).above_idle_joules[0])
+        for work, of in ((apart, Limits(None, None)), *((work, limits) for work in (apart, together, in_a_row)))
+    )
+    assert free > joules[0] > joules[1] > joules[2]
+    assert forward(values[None, :], uneven, limits).above_idle_joules[0] < joules[1]
+
+
 # --- whatever it is shown ---
 
 NUMBERS = st.floats(0, 1e6)

@@ -118,6 +118,7 @@ def test_work_that_does_not_fit_says_so_and_is_charged_for_the_time_there_is() -
     st.floats(1.0, 8000.0),
     st.floats(100.0, 1000.0),
     st.floats(1.0, 60.0),
+    st.one_of(st.none(), st.tuples(st.floats(0.05, 1.0), st.floats(0.0, 1.0))),
 )
 def test_means_of_a_window_are_the_values_of_its_prediction(
     windows: list[tuple],  # type: ignore[type-arg]
@@ -128,11 +129,17 @@ def test_means_of_a_window_are_the_values_of_its_prediction(
     prompt: float,
     limit: float,
     seconds: float,
+    together: tuple[float, float] | None,
 ) -> None:
     model = EnergyModel(PRIOR)
     shown(model, windows)
     tokens = prompts * prompt
     work = Work(steps, steps * batch, steps * context, 0.0, tokens, tokens * prompt / 2, float(prompts))
+    if together is not None:
+        share, late = together
+        work = work._replace(
+            prompt_steps=prompts * share, crowded_tokens=2 * tokens * prompt / share, late_tokens=tokens * late
+        )
     long, short = model.predict_window(work, seconds, limit), model.means(work).within(seconds, steps, limit)
     assert short.busy_seconds == pytest.approx(long.busy_seconds.value, rel=1e-6, abs=1e-9)
     assert short.joules == pytest.approx(long.joules.value, rel=1e-6, abs=1e-6)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytest.importorskip("statsmodels", reason="tests/requirements-dev.lock does not have it yet")
 
 from bench.experiments.analyse import analyse, as_json
-from bench.experiments.answer import sentence
+from bench.experiments.answer import sentence, time_text
 from bench.experiments.page import page
 
 
@@ -194,6 +194,9 @@ def test_the_page_is_whole_and_fetches_nothing() -> None:
     read.feed(html)
     assert read.open == []
     assert [link for link in read.fetched if not link.startswith("data:text/csv;base64,")] == []
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(set(ids)) == len(ids), "a picture that is not shown has no pattern for the other"
+    assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(ids)
     assert "@import" not in html
     assert "url(http" not in html
     assert name not in html
@@ -227,6 +230,16 @@ def test_split_and_swap_adds_both_blocks_of_an_arm_up() -> None:
     table = table_of(rows, METRICS["joules_per_workflow"])
     assert len(table) == defined.pairs
     assert np.abs(differences(table)).max() < 0.1, "a card that draws half as much again is in both arms"
+    found = analyse(defined, rows)
+    hours = 2 * defined.pairs * defined.block_seconds / 3600
+    assert f"{defined.pairs} pairs of blocks, {time_text(hours)})" in sentence(found), (
+        "a block's two rows are one block"
+    )
+    band = re.findall(
+        r'<rect[^>]* height="8.0" class="(\w+)"><title>block 0, ',
+        page(found, files.Recording(defined, 1.75e9, rows, None, True)),
+    )
+    assert sorted(band) == ["control", "control", "treatment", "treatment"], "on a screen and on a phone"
 
 
 def test_the_example_is_played_and_reported(

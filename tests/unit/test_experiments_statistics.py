@@ -12,7 +12,7 @@ from scipy import stats
 
 from bench.cli import main
 from bench.experiments import pairs, quantiles, randomise, ratio, sample_ratio, sequence
-from scheduler.experiments import METRICS, Definition, evidence, plan
+from scheduler.experiments import METRICS, Definition, evidence, hours, plan
 from scheduler.experiments.rows import BlockRow
 from tests.unit.experiment_rows import definition, rows_of
 
@@ -214,6 +214,58 @@ def test_a_plan_from_traffic_knows_its_spread() -> None:
     assert found.spread == pytest.approx(chance, rel=0.2)
     assert found.detectable == pytest.approx(plan.detectable_effect(found.spread, found.pairs))
     assert not found.warnings
+
+
+def by_day(days: float, *, swing: float, seed: int = 1) -> list[plan.Recorded]:
+    """Traffic of which the busiest hour has `swing` times the load of the quietest."""
+    rng = np.random.default_rng(seed)
+    at, found = 0.0, []
+    while at < days * 86_400.0:
+        level = np.sin(2 * np.pi * at / 86_400.0)
+        at += float(rng.exponential(4.0 / swing ** (level / 2)))
+        found.append(plan.Recorded(at, float(rng.lognormal(0.5, 0.4)), float(rng.lognormal(0, 0.8))))
+    return found
+
+
+def test_a_plan_of_less_than_a_day_says_what_it_leaves_out() -> None:
+    swings, steady = by_day(2, swing=6.0), by_day(2, swing=1.0)
+    length = 2 * 3600.0
+    short = plan.from_traffic(swings, length, cost_is="tokens", effect=0.1)
+    assert any("times the load of quiet ones" in text and "24 h have them all" in text for text in short.warnings)
+    day = plan.pairs_of_a_day(short.block_seconds)
+    assert any(f"{day} pairs are needed" in text for text in short.warnings), "fewer would do, if hours were alike"
+    assert plan.pairs_needed(short.spread, 0.1) < day
+    alike = plan.from_traffic(steady, length, cost_is="tokens", effect=0.1)
+    assert not any("load" in text or "hours" in text for text in alike.warnings)
+    assert any(f"{plan.pairs_needed(alike.spread, 0.1)} pairs" in text for text in alike.warnings)
+    assert not plan.from_traffic(swings, 86_400.0, cost_is="tokens").warnings
+    little = plan.from_traffic(by_day(0.2, swing=1.0), length, cost_is="tokens")
+    assert any("whether other hours differ is not known" in text for text in little.warnings)
+
+
+def test_a_short_experiment_has_the_spread_of_its_hours() -> None:
+    """Quiet hours have few workflows, and hardly count in one sum over the day; an experiment in them has nothing
+    else."""
+    rng = np.random.default_rng(1)
+
+    def some(count: int, load: float, spread: float) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+        costs = load * (1 + spread / np.sqrt(2) * rng.normal(size=(count, 2)))
+        return [((float(a), load), (float(b), load)) for a, b in costs]
+
+    quiet, busy = some(2000, 1.0, 0.4), some(2000, 20.0, 0.1)
+    assert hours.spread_of_sums(quiet + busy) == pytest.approx(20 / 10.5 * 0.1 / np.sqrt(2), rel=0.1)
+    each = np.sqrt((0.4**2 + 0.1**2) / 2)
+    assert hours.spread_of_stretches(quiet + busy, 50) == pytest.approx(each, rel=0.05)
+    assert hours.spread_of_stretches(quiet + busy, 9999) == hours.spread_of_sums(quiet + busy)
+
+
+def test_the_swing_of_the_load_is_that_of_stretches() -> None:
+    day = [10.0 * 3 ** np.sin(2 * np.pi * block / 240) for block in range(480)]
+    assert hours.load_swing(day, 10) > 6
+    assert hours.load_swing(day, 240) == pytest.approx(1.0)
+    assert hours.load_swing(day, 480) == 1.0, "there is only one"
+    assert hours.load_swing([1.0, 20.0] * 100, 10) == 1.0, "from block to block only"
+    assert hours.load_swing([0.0] * 50 + [1.0] * 50, 10) == np.inf
 
 
 def test_a_plan_that_cannot_find_anything_says_so_with_numbers() -> None:

@@ -31,7 +31,7 @@ VLLM_ENVIRONMENT = {
     "TRANSFORMERS_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "2",
     "TORCHDYNAMO_DISABLE": "1",
 }
 """What lets vLLM start on a CPU without a network."""

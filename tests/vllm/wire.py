@@ -155,7 +155,7 @@ def waiting(engine_url: str) -> float:
     return gauge(engine_url, "vllm:num_requests_waiting")
 
 
-def wait_running(engine_url: str, count: int, seconds: float = 20) -> float:
+def wait_running(engine_url: str, count: int, seconds: float = 60) -> float:
     """Seconds until vLLM computes exactly that many requests."""
     seen = set()
 
@@ -168,6 +168,11 @@ def wait_running(engine_url: str, count: int, seconds: float = 20) -> float:
         return wait_until(reached, seconds, f"{count} calls run in vLLM")
     except AssertionError as error:
         raise AssertionError(f"{error}; seen: {sorted(seen)}, waiting: {waiting(engine_url)}") from None
+
+
+def finished(engine_url: str) -> float:
+    """How many requests vLLM has answered to their end so far; those whose clients left are not among them."""
+    return gauge(engine_url, "vllm:request_success_total")
 
 
 def wait_idle(engine_url: str, seconds: float) -> float:

@@ -213,6 +213,8 @@ class CapsDesk:
             actions.append(WakeAt(self._next_at))
 
     def _resumed(self, event: CapResumed, now: float, actions: list[Action]) -> None:
+        """An operator's word; an experiment that runs says its mode again at its next tick."""
+        self._modes.pop(event.engine, None)
         self.fleet.resume(event.engine)
 
     def stop(self) -> None:

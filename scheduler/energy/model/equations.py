@@ -45,6 +45,9 @@ PRICE_LEAST = 0.1
 """Of the prior, for the time and energy of a step and of a prompt token: no model does its work for nothing. Without
 this floor time prices run away to 0 under a cap: what is over the limit takes onset·energy/limit at an exponent near 1,
 whatever its time without the limit is, so nothing there holds them."""
+AVERAGE_LEAST = 0.25
+"""Of the prior, for how long the limiter's average takes. Where nearly all that is drawn is the limit, prices that are
+still to be learned would be explained by a limiter without any inertia."""
 MOST_WATTS = 2.5
 """Times the highest demand of any kind of work by the prior, whose energy may be 30 % too low and time as much too
 high."""
@@ -61,7 +64,7 @@ def new_filter(prior: Prior) -> Filter:
     # and bursts that the limiter is too slow for may carry its mean a little over.
     for place, least, most in (
         (ONSET, 0.8, 1.0), (DECODE_EXPONENT, 0.4, 1.1), (PREFILL_EXPONENT, 0.4, 1.1), (DRAW, 0.95, 1.05),
-        (AVERAGE, 0.0, 0.3),
+        (AVERAGE, AVERAGE_LEAST * float(values[AVERAGE]), 0.3),
     ):  # fmt: skip
         low[place], high[place] = min(1.0, least / values[place]), max(1.0, most / values[place])
     return Filter(values, errors, (low, high))
@@ -78,7 +81,6 @@ def prior_values(prior: Prior) -> tuple[Floats, Floats]:
     relative[ENERGY] = prior.energy_uncertainty
     relative[IDLE] = prior.idle_uncertainty
     relative[CAP] = prior.cap_uncertainty
-    relative[AVERAGE] = 1.0
     relative[DRAW] = min(prior.cap_uncertainty, 0.01)  # 0.989 to 0.996 on every card that was measured
     return values, values * relative
 
@@ -114,8 +116,8 @@ def forward(coefficients: Floats, work: Work, limits: Limits, blur: float = 0.0,
     decoding, the rest with decoding alone.
 
     Nor does it act at once: a prefill that lasts less than the limiter's average takes to get there is not held back.
-    The average that a step with prompt tokens finds is taken to be the work's mean demand. Decoding lasts long, and
-    what comes before it draws more, so it feels all of the limit.
+    The average that a step with prompt tokens finds is what the work says of it, else its mean demand. Decoding lasts
+    long, and what comes before it draws more, so it feels all of the limit.
 
     `blur`: relative standard error of the demand. Where it is not known on which side of the limit the demand lies, its
     mean over both sides is taken: else the model would be sure of what follows from a belief that it is not sure of.
@@ -126,7 +128,7 @@ def forward(coefficients: Floats, work: Work, limits: Limits, blur: float = 0.0,
     decode_seconds, decode_joules = c[:, 0:4] @ decode, c[:, 6:10] @ decode
     prefill_seconds = c[:, 4:6] @ prefill + c[:, PROMPT] * work.prompts
     prefill_joules = c[:, 10:12] @ prefill
-    mixed = _mixed_share(work)
+    mixed, longer, late = prompt_steps_of(work)
     alone = 1 - mixed
     above = np.maximum(most - c[:, IDLE], 0.0)
     pure_seconds = alone * decode_seconds
@@ -138,23 +140,55 @@ def forward(coefficients: Floats, work: Work, limits: Limits, blur: float = 0.0,
     exponent = c[:, DECODE_EXPONENT] * (1 - share) + c[:, PREFILL_EXPONENT] * share
     burst = None
     if limits.prefill is not None:
-        burst = _Burst(
-            seconds / max(mixed * work.steps, 1.0),
-            c[:, IDLE] + (joules + pure_joules) / np.maximum(seconds + pure_seconds, TINY),
-        )
+        if late is None:
+            before = (joules + pure_joules) / np.maximum(seconds + pure_seconds, TINY)
+        else:
+            base = pure_joules / np.maximum(pure_seconds, TINY)
+            before = base + late * (joules / np.maximum(seconds, TINY) - base)
+        burst = _Burst(longer * seconds / max(mixed * work.steps, 1.0), c[:, IDLE] + before)
     both = _under(c, seconds, joules, exponent, limits.prefill, blur, burst)
     busy = pure[0] + both[0]
     return Forward(busy, pure[1] + both[1], (pure[2] + both[2]) / np.maximum(busy, TINY))
 
 
-def _mixed_share(work: Work) -> float:
-    """Of the steps, those with prompt tokens: prompts fall into steps at random, several into some of them, and a step
-    that is none of theirs decodes something."""
-    steps = work.steps
+def prompt_steps_of(work: Work) -> tuple[float, float, float | None]:
+    """(share of the steps that have prompt tokens, how much longer the one is that a prompt token is in than the mean
+    of these, what came before it from 0 to 1; None: not known).
+
+    Where nothing is known, prompts fall into steps at random, several into some of them, and a step that is none of
+    theirs decodes something.
+    """
+    steps, known, tokens = work.steps, work.prompt_steps, work.prefill_tokens
+    if known > 0 and tokens > 0 and steps > 0:
+        longer = max(work.crowded_tokens * known / tokens**2, 1.0)
+        return min(known / steps, 1.0), longer, min(max(work.late_tokens / tokens, 0.0), 1.0)
     if steps <= 1:
-        return 1.0 if work.prompts or not steps else 0.0
+        return (1.0 if work.prompts or not steps else 0.0), 1.0, None
     free = min((1 - 1 / steps) ** work.prompts, work.decode_tokens / steps)
-    return float(1 - free)
+    return float(1 - free), 1.0, None
+
+
+def left_of_steps(
+    coefficients: Floats, decode: Work, prefill: tuple[Floats, Floats, Floats], before: Floats, limit_watts: float
+) -> Floats:  # fmt: skip
+    """Share of their joules above idle that a limit leaves of n steps with prompt tokens. `coefficients`: (1, SIZE).
+
+    `decode`: what one of them decodes; `prefill`: tokens, attention pairs and prompts in each, (n,); `before`: what the
+    limiter's average was when each began, from 0, the demand of decoding alone, to 1, the step's own.
+    """
+    c = coefficients
+    features, (tokens, pairs, prompts) = np.array(decode[:4]), prefill
+    own_seconds = c[0, 4] * tokens + c[0, 5] * pairs + c[0, PROMPT] * prompts
+    decode_seconds, decode_joules = float((c[:, 0:4] @ features)[0]), float((c[:, 6:10] @ features)[0])
+    seconds = np.maximum(decode_seconds + own_seconds, TINY)
+    joules = np.maximum(decode_joules + c[0, 10] * tokens + c[0, 11] * pairs, TINY)
+    share = own_seconds / seconds
+    exponent = c[:, DECODE_EXPONENT] * (1 - share) + c[:, PREFILL_EXPONENT] * share
+    base = c[:, IDLE] + decode_joules / max(decode_seconds, TINY)
+    felt = base + before * np.maximum(c[:, IDLE] + joules / seconds - base, 0.0)
+    limited: Floats = _under(c, seconds, joules, exponent, limit_watts, 0.0, _Burst(seconds, felt))[1]
+    left: Floats = np.minimum(limited / joules, 1.0)
+    return left
 
 
 class _Burst(NamedTuple):

@@ -21,6 +21,7 @@ from scheduler.energy.model.equations import (
     PROMPT,
     SIZE,
     TIME,
+    prompt_steps_of,
 )  # fmt: skip
 from scheduler.energy.model.steps import BLUR_LEAST, FLAT, LINEAR, TINY, WIDTH
 
@@ -86,11 +87,7 @@ class Means:
         decode_seconds = self._decode_seconds + steps * self._step_seconds
         decode_joules = self._decode_joules + steps * self._step_joules
         blur = self._blur(steps, decode_seconds + self._prefill_seconds, decode_joules + self._prefill_joules)
-        mixed = 1.0
-        if steps > 1:
-            mixed -= min((1 - 1 / steps) ** work.prompts, work.decode_tokens / steps)
-        elif steps and not work.prompts:
-            mixed = 0.0
+        mixed, longer, late = prompt_steps_of(work._replace(steps=steps))
         pure_seconds = (1 - mixed) * decode_seconds
         pure_joules = min((1 - mixed) * decode_joules, self._above_most * max(pure_seconds, TINY))
         seconds = mixed * decode_seconds + self._prefill_seconds
@@ -98,8 +95,12 @@ class Means:
         decode_exponent, prefill_exponent = self._exponents
         share = self._prefill_seconds / max(seconds, TINY)
         exponent = decode_exponent * (1 - share) + prefill_exponent * share
-        burst = seconds / max(mixed * steps, 1.0)
-        before = self.idle_watts + (joules + pure_joules) / max(seconds + pure_seconds, TINY)
+        burst = longer * seconds / max(mixed * steps, 1.0)
+        if late is None:
+            before = self.idle_watts + (joules + pure_joules) / max(seconds + pure_seconds, TINY)
+        else:
+            base = pure_joules / max(pure_seconds, TINY)
+            before = self.idle_watts + base + late * (joules / max(seconds, TINY) - base)
         one = self._held(pure_seconds, pure_joules, decode_exponent, limit_watts, blur, None)
         other = self._held(seconds, joules, exponent, limit_watts, blur, (burst, before))
         busy = one[0] + other[0]
