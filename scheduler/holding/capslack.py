@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from scheduler.holding.flow import Flow
     from scheduler.holding.room import Room
 
+LOOK_SECONDS = 0.25
+"""So often it is looked who is behind."""
 RUNG_SHARE = 0.05
 """Of TDP: limits that are looked at are so far apart."""
 AHEAD_SECONDS = 20.0

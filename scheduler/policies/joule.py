@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from scheduler.holding.capslack import CapSlack
+from scheduler.holding.capslack import LOOK_SECONDS, CapSlack
 from scheduler.holding.costs import StepCosts, costs_of
-from scheduler.holding.flow import AT_ONCE, Flow
+from scheduler.holding.flow import AT_ONCE, Flow, is_for_people
 from scheduler.holding.margin import Margin
 from scheduler.holding.room import Room, Rules
 from scheduler.holding.telling import why_held, why_sent
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 COSTS_SECONDS = 2.0
 """So often the costs of steps are asked for anew."""
-LOOK_SECONDS = 0.25
-"""So often it is looked who is behind."""
 LEARNED_UNSEEN = (0.1, 5e-5, 0.012)
 """Seconds a call, a new prompt token, an output token: where somebody else's model of durations is in force."""
 PATIENCE_SECONDS = 1.0
@@ -72,9 +70,7 @@ class Joule(Policy):
         "keys_apart_seconds": Option(
             APART_SECONDS, "of work by which a key may be ahead of its share of an engine that others wait for", above=0
         ),
-        "cap_share": Option(
-            0.15, "of the tightest workflow's slack, offered to the cap controller where it sets caps", least=0, most=1
-        ),
+        "cap_share": Option(0.15, "of the tightest workflow's slack, offered to the cap controller", least=0, most=1),
         "engine_priority": Option(
             False, "tell vLLM the order, by its `priority`; it must run with --scheduling-policy priority"
         ),
@@ -132,7 +128,7 @@ class Joule(Policy):
             return
         flow = self._flow(room, call, workflow)
         flow.deadline = self._deadline(call, workflow, now)
-        flow.people = flow.deadline == AT_ONCE and _is_for_people(call, workflow)
+        flow.people = flow.deadline == AT_ONCE and is_for_people(call, workflow)
         self._room_of[call] = room
         if call.engine is None:
             self._fresh[call] = None
@@ -177,13 +173,12 @@ class Joule(Policy):
     def ended(self, call: CallState, now: float) -> None:
         """It is over, or its attempt failed."""
         self._fresh.pop(call, None)
-        room = self._room_of.get(call)
-        if room is not None and now - self._looked_at > LOOK_SECONDS and self.view.caps.acts_on(room.name):
-            self._look_at_caps(now)  # nothing may be held for long
         room = self._room_of.pop(call, None)
         if room is None:
             return
         flow = room.ended(call, now)
+        if now - self._looked_at > LOOK_SECONDS and self.view.caps.acts_on(room.name):  # nothing may be held for long
+            self._look_at_caps(now)
         if flow.present:
             return
         workflow = flow.workflow
@@ -298,14 +293,6 @@ class Joule(Policy):
             if room is not None and call not in room.queued:
                 self.view.decisions.held(call, why_held(room, call, now), now)
         self._fresh.clear()
-
-
-def _is_for_people(call: CallState, workflow: Workflow | None) -> bool:
-    """Of what is not to be held: not what only asks the engine something, as which models it has, and not a workflow
-    of which nobody knows yet how much is still to come."""
-    if workflow is None:
-        return call.arrived.model is not None
-    return workflow.effective_class == "interactive"
 
 
 def _usable(engine: EngineState) -> bool:
