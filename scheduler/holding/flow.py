@@ -148,4 +148,12 @@ def tail_of(call: CallState, work: CallWork, costs: StepCosts) -> float:
     return work.prefill_seconds + work.steps * (costs.step_seconds + work.token_seconds)
 
 
-__all__ = ["AT_ONCE", "Flow", "tail_of", "work_of_call"]
+def is_for_people(call: CallState, workflow: Workflow | None) -> bool:
+    """Of what is not to be held: not what only asks the engine something, as which models it has, and not a workflow
+    of which nobody knows yet how much is still to come."""
+    if workflow is None:
+        return call.arrived.model is not None
+    return workflow.effective_class == "interactive"
+
+
+__all__ = ["AT_ONCE", "Flow", "is_for_people", "tail_of", "work_of_call"]

@@ -12,9 +12,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from scheduler.holding.capslack import CapSlack
+from scheduler.holding.capslack import LOOK_SECONDS, CapSlack
 from scheduler.holding.costs import StepCosts, costs_of
-from scheduler.holding.flow import AT_ONCE, Flow
+from scheduler.holding.flow import AT_ONCE, Flow, is_for_people
 from scheduler.holding.margin import Margin
 from scheduler.holding.room import Room
 from scheduler.holding.rules import Rules
@@ -72,9 +72,7 @@ class Joule(Policy):
         "keys_apart_seconds": Option(
             APART_SECONDS, "of work by which a key may be ahead of its share of an engine that others wait for", above=0
         ),
-        "cap_share": Option(
-            0.2, "of the tightest workflow's slack, offered to the cap controller where it sets limits", least=0, most=1
-        ),
+        "cap_share": Option(0.15, "of the tightest workflow's slack, offered to the cap controller", least=0, most=1),
         "engine_priority": Option(
             False, "tell vLLM the order, by its `priority`; it must run with --scheduling-policy priority"
         ),
@@ -105,7 +103,7 @@ class Joule(Policy):
         """Take over what is held and what runs."""
         self.view = view
         self.itl_seconds = self.itl_seconds or view.caps.rules.itl_seconds_p95 or float("inf")
-        self._costs_at = now
+        self._costs_at = self._looked_at = now
         self._learned = view.workflows.forecasts.durations
         if view.engines:
             self._isolated(next(iter(view.engines)))
@@ -134,7 +132,7 @@ class Joule(Policy):
             return
         flow = self._flow(room, call, workflow)
         flow.deadline = self._deadline(call, workflow, now)
-        flow.people = flow.deadline == AT_ONCE and _is_for_people(call, workflow)
+        flow.people = flow.deadline == AT_ONCE and is_for_people(call, workflow)
         self._room_of[call] = room
         if call.engine is None:
             self._fresh[call] = None
@@ -183,6 +181,8 @@ class Joule(Policy):
         if room is None:
             return
         flow = room.ended(call, now)
+        if now - self._looked_at > LOOK_SECONDS and self.view.caps.acts_on(room.name):  # nothing may be held for long
+            self._look_at_caps(now)
         if flow.present:
             return
         workflow = flow.workflow
@@ -237,10 +237,18 @@ class Joule(Policy):
         for name, room in self.rooms.items():
             room.stepping.costs = self._costs(name)
             room.changed = room.came = True
-            stretch = self.slacks[name].stretch(self.cap_share, self.margin.value, len(room.flow_of))
-            self.view.caps.propose(name, stretch, now)
         if self.rooms:
             self._isolated(next(iter(self.rooms)))
+
+    def _look_at_caps(self, now: float) -> None:
+        """What engines must be able to do is said often: who is behind has seconds left."""
+        self._looked_at = now
+        if refresh := now - self._costs_at > COSTS_SECONDS:
+            self._refresh_costs(now)
+        for name, room in self.rooms.items():
+            if refresh or self.view.caps.acts_on(name):
+                self.slacks[name].offer(room, self.cap_share, self.margin.learned, now, self.view.caps)
+        self.margin.reserve = max((slack.reserve for slack in self.slacks.values()), default=0.0)
 
     def _move_from(self, room: Room, now: float) -> None:
         """Its engine is gone or down: what is held for it is held for others."""
@@ -252,8 +260,8 @@ class Joule(Policy):
 
     def next(self, ready: ReadyCalls, engines: Sequence[EngineState], now: float) -> Choice | float | None:
         """What goes now, else when to look again."""
-        if now - self._costs_at > COSTS_SECONDS:
-            self._refresh_costs(now)
+        if now - self._looked_at > LOOK_SECONDS:
+            self._look_at_caps(now)
         if now != self._chosen_at:
             self._chosen_at, self._chosen = now, 0
         wake = float("inf")
@@ -294,14 +302,6 @@ class Joule(Policy):
             if room is not None and call not in room.queued:
                 self.view.decisions.held(call, why_held(room, call, now), now)
         self._fresh.clear()
-
-
-def _is_for_people(call: CallState, workflow: Workflow | None) -> bool:
-    """Of what is not to be held: not what only asks the engine something, as which models it has, and not a workflow
-    of which nobody knows yet how much is still to come."""
-    if workflow is None:
-        return call.arrived.model is not None
-    return workflow.effective_class == "interactive"
 
 
 def _usable(engine: EngineState) -> bool:
