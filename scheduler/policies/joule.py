@@ -72,7 +72,7 @@ class Joule(Policy):
         "keys_apart_seconds": Option(
             APART_SECONDS, "of work by which a key may be ahead of its share of an engine that others wait for", above=0
         ),
-        "cap_share": Option(0.15, "of the tightest workflow's slack, offered to the cap controller", least=0, most=1),
+        "cap_share": Option(0.2, "of the tightest workflow's slack, offered to the cap controller", least=0, most=1),
         "engine_priority": Option(
             False, "tell vLLM the order, by its `priority`; it must run with --scheduling-policy priority"
         ),

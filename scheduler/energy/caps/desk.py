@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 HISTORY_MAX = 64
 """Decisions kept of each engine: those that say something else than the one before."""
+HURRY_SECONDS = 1.0
+"""A policy that cannot wait is heard no more often."""
 PROPOSAL_SECONDS = 15.0
 """A policy that says no more leaves no slack of its own making."""
 
@@ -78,6 +80,7 @@ class CapsDesk:
         self._modes: dict[str, EngineMode] = {}
         """Of engines that an experiment has given another mode than the rules'."""
         self._next_at: float | None = None
+        self._hurried_at = float("-inf")
         self.hurried = False
         """It is to be decided now: a policy cannot wait."""
         self._stopped = False
@@ -112,8 +115,10 @@ class CapsDesk:
         sight.proposal = _Proposal(now, max(stretch, 1.0), least_watts, need_watts)
         controller = self.fleet.controllers.get(engine)
         current = None if controller is None else controller.standing.current_watts
-        if current is not None and need_watts > current and self._next_at is not None and self.acts_on(engine):
-            self._next_at = now
+        if current is None or need_watts <= current or self._next_at is None or not self.acts_on(engine):
+            return
+        if now >= self._hurried_at + HURRY_SECONDS:  # a cap that cannot be raised is not asked for without end
+            self._next_at = self._hurried_at = now
             self.hurried = True
 
     # --- what an experiment says ---
