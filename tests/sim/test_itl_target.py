@@ -41,7 +41,7 @@ def gaps_p95(monkeypatch: pytest.MonkeyPatch, run: lab.Run) -> tuple[float, lab.
     [
         (Cell("copilot", 2.0), "10x", 0.010),
         (Cell("chain", 12.0), "10x", 0.015),
-        (Cell("composite", 10.0), "10x", 0.012),
+        (Cell("copilot", 5.0), "10x", 0.012),
     ],
     ids=str,
 )
