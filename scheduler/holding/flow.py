@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 NODES_LOOKED_AT = 256
 """Of a declared workflow; what the others cost is taken to be alike."""
+SHAPES_LEAST = 4
+"""A workflow that was not declared is held when so many runs of its kind have said what usually comes behind."""
 AT_ONCE = float("-inf")
 """The deadline of what is not to be held at all."""
 
@@ -141,6 +143,14 @@ def tail_of(call: CallState, work: CallWork, costs: StepCosts) -> float:
     if call.node is not None:
         return call.node.tail_upper_seconds
     return work.prefill_seconds + work.steps * (costs.step_seconds + work.token_seconds)
+
+
+def is_for_people(call: CallState, workflow: Workflow | None) -> bool:
+    """Of what is not to be held: not what only asks the engine something, as which models it has, and not a workflow
+    of which nobody knows yet how much is still to come."""
+    if workflow is None:
+        return call.arrived.model is not None
+    return workflow.effective_class == "interactive"
 
 
 __all__ = ["AT_ONCE", "Flow", "tail_of", "work_of_call"]
