@@ -141,7 +141,7 @@ class World(RuleBasedStateMachine):
         """When engines behave, whatever was held runs."""
         if not hasattr(self, "desk"):
             return
-        for _ in range(600):
+        for _ in range(200):  # a call may wait for 600 s
             for name in list(self.moves):
                 self.answer_well(name)
             for name in self.configured:
