@@ -139,6 +139,7 @@ class Scheduler:
             self.workflows.tell_on(now)
             if self.workflows.untold:
                 actions.append(WakeAt(now))
+        self.caps.hurry(now, actions)
         if self.deciding.news:
             actions += self.deciding.news
             self.deciding.news = []
@@ -213,8 +214,7 @@ class Scheduler:
         call = self.calls.get(event.call_id)
         if call is None or call.engine is None:
             return
-        arrived = call.arrived
-        engine = call.engine
+        arrived, engine = call.arrived, call.engine
         self.engines[engine].breaker.succeeded()
         self.ledger.book(engine, arrived.key, arrived.workflow_id, event, now)
         self.energy.finished(event, engine, now)

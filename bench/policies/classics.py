@@ -1,4 +1,4 @@
-"""What do `las` and `parrot` give where they are made for it? Overload, joins, shared prefixes.
+"""What do `las`, `parrot` and `joule` give where order counts? Overload, joins, shared prefixes.
 
 Each figure is a mean over workflows, in simulated seconds on the twin; the same arrivals and tokens for every policy.
 """

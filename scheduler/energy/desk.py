@@ -26,8 +26,9 @@ OUTPUT_TOKENS_UNSAID = 256
 """Of a call with a budget that says no limit: what is reserved for it."""
 BYTES_A_TOKEN = 4.0
 """Of text, before the engine has said what it makes of prompts."""
-BATCH_EXPECTED = 4.0
-"""Its company, before anything is known: few, so that rather too much is reserved."""
+BATCH_MOST = 4.0
+"""Company that a call is expected to have, itself included, where there is as much now: few, so that rather too much
+is reserved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,9 @@ class EnergyDesk:
         for desk in self.engines.values():
             if desk.model is not None:
                 output = event.expected_output_tokens or event.max_output_tokens or OUTPUT_TOKENS_UNSAID
-                return desk.model.call(event.prompt_tokens_estimate, 0.0, output, BATCH_EXPECTED).joules.value
+                book = self.bill.engines.get(desk.name)
+                batch = min(1.0 + (0 if book is None else book.calls), BATCH_MOST)
+                return desk.model.call(event.prompt_tokens_estimate, 0.0, output, batch).joules.value
         return None
 
     def sent(self, event: CallArrived, engine: str, now: float, prefix: tuple[int, ...] = ()) -> None:

@@ -37,7 +37,9 @@ class _Silent:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._desk, name)
 
-    def propose(self, engine: str, stretch: float, now: float) -> None:
+    def propose(
+        self, engine: str, stretch: float, now: float, least_watts: float = 0.0, need_watts: float = 0.0
+    ) -> None:
         """Not passed on."""
 
 

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from math import exp
+from typing import NamedTuple
 
 FORGET_SECONDS = 120.0
 GAP_RATE = 0.1
+
+
+class Newcomers(NamedTuple):
+    """Workflows that are to be expected."""
+
+    work_rate: float = 0.0
+    """Seconds of work that arrive in each second."""
+    square_rate: float = 0.0
+    """Times a span of time, the variance of what newcomers compute within it (they come independently)."""
+    waits_seconds: float = 0.0
+    """How long they can wait."""
 
 
 class Arrivals:
@@ -13,7 +25,7 @@ class Arrivals:
 
     def __init__(self, now: float) -> None:
         self._at = now
-        self._work = 0.0
+        self._work = self._squares = 0.0
         self.count = 0
         self.gap_seconds = float("inf")
         """Usual time from one to the next."""
@@ -21,9 +33,14 @@ class Arrivals:
         """Usual slack of a newcomer with a deadline, alone on the engine."""
         self._last: float | None = None
 
-    def came(self, marginal_seconds: float, slack_seconds: float, now: float) -> None:
-        """A workflow with so much work, which could wait so long."""
-        self._work = self._work * exp((self._at - now) / FORGET_SECONDS) + marginal_seconds / FORGET_SECONDS
+    def came(self, marginal_seconds: float, prompt_seconds: float, slack_seconds: float, now: float) -> None:
+        """A workflow with so much work, of it prompts, which could wait so long."""
+        kept = exp((self._at - now) / FORGET_SECONDS)
+        self._work = self._work * kept + marginal_seconds / FORGET_SECONDS
+        # Prompts are in the way at once; of the rest, who comes at any moment of a span does a part: E[u²] = 1/3.
+        tokens = max(0.0, marginal_seconds - prompt_seconds)
+        square = prompt_seconds * (prompt_seconds + tokens) + tokens * tokens / 3.0
+        self._squares = self._squares * kept + square / FORGET_SECONDS
         self._at = now
         if self._last is not None:
             gap = now - self._last
@@ -34,9 +51,10 @@ class Arrivals:
         self._last = now
         self.count += 1
 
-    def work_rate(self, now: float) -> float:
-        """Marginal seconds of work that arrive in each second."""
-        return self._work * exp((self._at - now) / FORGET_SECONDS)
+    def newcomers(self, now: float) -> Newcomers:
+        """What is to be expected from now on."""
+        kept = exp((self._at - now) / FORGET_SECONDS)
+        return Newcomers(self._work * kept, self._squares * kept, self.slack_seconds)
 
     def expected(self, seconds: float, now: float) -> float:
         """How many more come within so many seconds from now."""

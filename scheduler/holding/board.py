@@ -11,16 +11,19 @@ with the earliest (deadline - fixed time) is the most urgent.
 
 from __future__ import annotations
 
-from math import floor, log2
+from math import floor, log2, sqrt
 from typing import TYPE_CHECKING
 
 from scheduler.holding.heaps import Sifted
 
 if TYPE_CHECKING:
+    from scheduler.holding.arrivals import Newcomers
     from scheduler.holding.flow import Flow
 
 BUCKETS_AN_OCTAVE = 2
 WAY_LEAST = 1e-3
+SOON_SECONDS = 2e-3
+"""Who can wait no longer than this is due: while nothing comes less is expected, and latest starts move with that."""
 DUE_AT_ONCE = 32
 """Further ones are named when it is asked again: to begin a workflow takes time, in which nothing else happens."""
 
@@ -118,19 +121,22 @@ class Board:
             flow.begun_sums = None
 
     def due(
-        self, now: float, margin: float, pad_seconds: float, prefill: float, most: float, newcomers: tuple[float, float]
-    ) -> tuple[list[Flow], float]:
+        self, now: float, margin: float, pad_seconds: float, prefill: float, most: float, newcomers: Newcomers,
+        burst: float = 0.0,
+    ) -> tuple[list[Flow], float]:  # fmt: skip
         """The workflows that can wait no longer, and when the next one will be.
 
         `margin`: so much longer than predicted all may take. `prefill`: seconds of prompts that run already. `most`: so
-        many sequences at once. `newcomers`: work that arrives in each second, and how long that can wait.
+        many sequences at once. `newcomers`: what else is to be expected, and `burst`: by how many standard deviations
+        more of it may come than usual.
         """
         sums, heaps = self.present, self._heaps
         due: list[Flow] = []
         wake = float("inf")
         share = min(1.0, most / sums.flows) if sums.flows else 1.0
         prefill += share * self.prefill
-        arriving, waits = newcomers
+        arriving, squares, waits = newcomers
+        squares *= burst * burst
         below, above = 0.0, sum(sums.rate.values())
         for bucket in sums.buckets:
             below += sums.work[bucket]
@@ -143,9 +149,9 @@ class Board:
             over = way + company - waits
             if over > 0.0:  # some of those that come meanwhile cannot wait until it has ended
                 company += arriving * over * over / (2.0 * (way + company))
-            longer = (1.0 + margin) * company + margin * way + pad_seconds
+            longer = (1.0 + margin) * company + margin * way + pad_seconds + sqrt(squares * (way + company))
             while (entry := heap.top()) is not None:
-                if entry[0] - longer > now:
+                if entry[0] - longer > now + SOON_SECONDS:
                     wake = min(wake, entry[0] - longer)
                     break
                 if len(due) == DUE_AT_ONCE:

@@ -9,16 +9,26 @@ searches the cap of least joules within what it is offered, and says which way i
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
+from math import exp
 from typing import TYPE_CHECKING, NamedTuple
 
+from scheduler.holding.capneed import begun, prompt_share, rung_needed
 from scheduler.holding.flow import AT_ONCE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from scheduler.energy.caps.desk import CapsDesk
     from scheduler.energy.desk import EngineDesk
     from scheduler.energy.model.steps import StepPrices
+    from scheduler.holding.capneed import Left
     from scheduler.holding.flow import Flow
+    from scheduler.holding.room import Room
 
+LOOK_SECONDS = 0.25
+"""So often it is looked who is behind."""
+RUNG_SHARE = 0.05
+"""Of TDP: limits that are looked at are so far apart."""
 AHEAD_SECONDS = 20.0
 """Work that is planned now runs under the cap that is in force so much later."""
 COMPANY_RATE = 0.3
@@ -26,6 +36,13 @@ COMPANY_RATE = 0.3
 AT_ONCE_RATIO = 1.02
 """What is not to be held bears next to nothing."""
 TIDIED_LEAST = 1024
+RESERVE = 0.8
+"""Of the share by which a cap makes prompts longer: so much earlier does work begin. While it runs, more comes than
+without a cap, and what makes deadlines late are bursts of prompts."""
+
+
+PROMPTS_SECONDS = 300.0
+"""In so much time the share of prompts is forgotten by a factor e."""
 
 
 class Slower(NamedTuple):
@@ -33,6 +50,15 @@ class Slower(NamedTuple):
 
     decode: float = 1.0
     prefill: float = 1.0
+
+
+class Bearing(NamedTuple):
+    """What a cap may not be below, in watts of each GPU; 0: any will do."""
+
+    least_watts: float = 0.0
+    """For what is usual here."""
+    need_watts: float = 0.0
+    """For what has begun, at once."""
 
 
 class CapSlack:
@@ -44,8 +70,12 @@ class CapSlack:
         self._window_end = float("-inf")
         self._tightest: list[tuple[float, int, Flow]] = []
         self._count = 0
-        self.slower = Slower()
-        """As planned for last."""
+        self.slower = self.free = Slower()
+        """As planned for last; as without a limit of ours."""
+        self._prices: StepPrices | None = None
+        self._prompts = 0.0
+        """The highest share that prompts had of the time that something takes, the older the less."""
+        self._prompts_at = 0.0
 
     # --- how slow it will be ---
 
@@ -60,9 +90,20 @@ class CapSlack:
             self._batch += rate * (window.work.decode_tokens / steps - self._batch)
             self._context += rate * (window.work.context_tokens / steps - self._context)
             self._window_end = window.end
-        limit = planned_watts(engine, window.limit_watts, caps)
-        self.slower = Slower() if limit is None else slower(model.prices(), self._batch, self._context, limit)
+        self._prices = model.prices()
+        limit, prior = planned_watts(engine, window.limit_watts, caps), _prior_watts(engine, caps)
+        self.slower = Slower() if limit is None else self._under(limit)
+        self.free = self.slower if prior is None or limit is None or limit >= prior else self._under(prior)
         return self.slower
+
+    def _under(self, limit_watts: float) -> Slower:
+        assert self._prices is not None
+        return slower(self._prices, self._batch, self._context, limit_watts)
+
+    @property
+    def reserve(self) -> float:
+        """So much more margin than without a cap: a share of the predicted time."""
+        return RESERVE * (self.slower.prefill / self.free.prefill - 1.0)
 
     # --- how slow it may be ---
 
@@ -89,6 +130,50 @@ class CapSlack:
         if not heap:
             return 1.0
         return max(1.0, 1.0 + share * (heap[0][0] / (1.0 + margin) - 1.0))
+
+    def offer(self, room: Room, share: float, margin: float, now: float, caps: CapsDesk) -> None:
+        """Tell the cap controller what the engine of this room may be."""
+        stretch = self.stretch(share, margin, len(room.flow_of))
+        lefts = [] if self.free is self.slower else begun(room, now)
+        caps.propose(room.name, stretch, now, *self.bearing(room.name, stretch, lefts, now, caps))
+
+    def bearing(
+        self, engine: str, stretch: float, lefts: Sequence[tuple[Flow, Left]], now: float, caps: CapsDesk
+    ) -> Bearing:
+        """`lefts`: what has begun, and how long it still takes under the cap that is planned for.
+
+        Prompts draw most and are slowed most: where many come at once, they are longer by more than the mean step. What
+        `stretch` says of steps holds for them, too, by the share that they had of what was most behind them.
+        """
+        sight, controller = caps.engines.get(engine), caps.fleet.controllers.get(engine)
+        cards, standing = None if sight is None else sight.cards, None if controller is None else controller.standing
+        if self._prices is None or cards is None or cards.limits is None or standing is None:
+            return Bearing()
+        if (prior := standing.prior_watts) is None:
+            return Bearing()
+        step = RUNG_SHARE * cards.limits.default
+        lowest = min(max(cards.limits.lowest, caps.rules.floor_share * cards.limits.default), prior)
+        watts = [prior - step * number for number in range(int((prior - lowest) / step + 1e-6) + 1)]
+        rungs = [self._under(each * cards.gpus) for each in watts]
+        older = self._prompts * exp((self._prompts_at - now) / PROMPTS_SECONDS)
+        self._prompts_at, self._prompts = now, max(older, prompt_share(lefts))
+        share, free, least = self._prompts, rungs[0], len(rungs) - 1
+        while least > 0:
+            decode, prefill = rungs[least].decode / free.decode, rungs[least].prefill / free.prefill
+            if (1.0 - share) * decode + share * prefill <= stretch:
+                break
+            least -= 1
+        need = rung_needed(lefts, now, self.slower, rungs)
+        return Bearing(watts[least], watts[need] if need < len(rungs) - 1 else 0.0)
+
+
+def _prior_watts(engine: str, caps: CapsDesk) -> float | None:
+    """Of all GPUs together, as it was found; None: it is not known, or nothing of it was changed."""
+    sight, controller = caps.engines.get(engine), caps.fleet.controllers.get(engine)
+    if sight is None or sight.cards is None or controller is None or not controller.standing.ours:
+        return None
+    prior = controller.standing.prior_watts
+    return None if prior is None else prior * sight.cards.gpus
 
 
 def planned_watts(engine: str, limit_watts: float | None, caps: CapsDesk) -> float | None:

@@ -25,8 +25,8 @@ class Flow:
 
     __slots__ = (
         "begun_sums", "deadline", "ends_at", "held", "held_tail", "key", "left_at",
-        "left_marginal", "left_steps", "people", "prefill", "present_sums", "run_steps", "run_tail", "running",
-        "tight_key", "urgent", "version", "workflow",
+        "left_marginal", "left_steps", "people", "prefill", "present_sums", "prompts", "run_steps",
+        "run_tail", "running", "tight_key", "urgent", "version", "workflow",
     )  # fmt: skip
 
     def __init__(self, key: tuple[str, object], workflow: Workflow | None) -> None:
@@ -46,6 +46,8 @@ class Flow:
         """Of the held calls' prompts."""
         self.left_marginal = 0.0
         """What all of its unfinished calls add to steps that are there anyway."""
+        self.prompts = 0.0
+        """Of that, prompts, as it looked when it came."""
         self.left_steps = 0.0
         """Output tokens of all its unfinished calls."""
         self.urgent = False
@@ -114,6 +116,7 @@ class Flow:
             return
         self.left_marginal += work.marginal_seconds
         self.left_steps += work.steps
+        self.prompts += work.prefill_seconds
         node = call.node
         if node is not None and node.remainder_seconds:
             each = costs.step_seconds + work.token_seconds
@@ -123,19 +126,21 @@ class Flow:
 
     def _expect_all(self, workflow: Workflow, forecasts: Forecasts, costs: StepCosts) -> None:
         looked_at = unfinished = 0
-        marginal = steps = 0.0
+        marginal = steps = prompts = 0.0
         for node in workflow.graph.nodes.values():
             if node.over:
                 continue
             work = work_of_node(node, forecasts, costs)
             marginal += work.marginal_seconds
             steps += work.steps
+            prompts += work.prefill_seconds
             looked_at += 1
             if looked_at == NODES_LOOKED_AT:
                 unfinished = workflow.graph.unfinished
                 break
         factor = max(1.0, unfinished / max(looked_at, 1))
         self.left_marginal, self.left_steps = factor * marginal, factor * steps
+        self.prompts = factor * prompts
 
 
 def tail_of(call: CallState, work: CallWork, costs: StepCosts) -> float:
@@ -153,4 +158,4 @@ def is_for_people(call: CallState, workflow: Workflow | None) -> bool:
     return workflow.effective_class == "interactive"
 
 
-__all__ = ["AT_ONCE", "Flow", "tail_of", "work_of_call"]
+__all__ = ["AT_ONCE", "Flow", "is_for_people", "tail_of", "work_of_call"]

@@ -12,18 +12,25 @@ class Margin:
     raises it by `up`, a deadline that was kept lowers it by so much less that both balance at the asked-for share."""
 
     def __init__(self, misses_share: float, first: float, least: float, most: float, up: float = 0.03) -> None:
-        self.value = first
+        self.learned = first
+        self.reserve = 0.0
+        """What else is kept: under a power limit things go wrong by more."""
         self.least, self.most = least, most
         self._up = up
         self._down = up * misses_share / (1.0 - misses_share)
 
+    @property
+    def value(self) -> float:
+        """As it is to be used."""
+        return self.learned + self.reserve
+
     def kept(self) -> None:
         """A workflow that was held ended in time."""
-        self.value = max(self.least, self.value - self._down * (1.0 + 4.0 * self.value))
+        self.learned = max(self.least, self.learned - self._down * (1.0 + 4.0 * self.learned))
 
     def missed(self) -> None:
         """It did not."""
-        self.value = min(self.most, self.value + self._up * (1.0 + 4.0 * self.value))
+        self.learned = min(self.most, self.learned + self._up * (1.0 + 4.0 * self.learned))
 
 
 def margin_for(misses_share: float) -> Margin:

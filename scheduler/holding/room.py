@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from math import floor, log2
-from typing import TYPE_CHECKING, NamedTuple
+from math import floor, log2, sqrt
+from typing import TYPE_CHECKING
 
-from scheduler.holding.arrivals import Arrivals
+from scheduler.holding.arrivals import Arrivals, Newcomers
 from scheduler.holding.board import WAY_LEAST, Board, bucket_of
 from scheduler.holding.flow import AT_ONCE, Flow, tail_of
 from scheduler.holding.heaps import SPARE_ENTRIES, Sifted
@@ -15,6 +15,7 @@ from scheduler.holding.turns import Sent, Turns
 if TYPE_CHECKING:
     from scheduler.holding.costs import StepCosts
     from scheduler.holding.margin import Margin
+    from scheduler.holding.rules import Rules
     from scheduler.holding.work import CallWork
     from scheduler.state import CallState
     from scheduler.workflow.forecasts import Forecasts
@@ -23,42 +24,6 @@ STEP_BUCKETS_AN_OCTAVE = 4
 INFINITE = float("inf")
 ENTRIES_A_CALL = 32
 """No more are in the heaps, those out of date included, beside what each heap may spare."""
-
-
-class Rules(NamedTuple):
-    """How a room decides."""
-
-    cover_share: float = 0.6
-    """A call joins what runs if so much of its own time is covered by steps that are made anyway."""
-    pad_seconds: float = 0.02
-    """A workflow begins so much earlier than must be: events and the network take their time."""
-    join_margin: float = 0.06
-    """Joining may use up so much of the margin that work was begun with."""
-    full_batch: float = 256.0
-    """Sequences beyond which company saves nothing worth waiting for."""
-    start_full: float = 2.0
-    """Times that many held calls begin without anyone being urgent."""
-    in_flight: int = 256
-    company_least: float = 0.05
-    """With fewer workflows to be expected before it must begin, a lone one is not held."""
-    interactive_stretch: float = 0.01
-    """Company may lengthen what is not to be held by so much."""
-    people_seconds: float = 60.0
-    """So long after one that people wait for, another is expected: then the steps are not filled…"""
-    people_prefill_seconds: float = 0.05
-    """…with more prompts than take so long,…"""
-    people_stretch: float = 0.05
-    """…nor with sequences that lengthen steps by more than this."""
-    between_seconds: float = 0.25
-    """Within this a client makes an urgent workflow's next call: till then, what it was promised counts."""
-    again_seconds: float = 0.03
-    """Where nothing came, went or ended, it is not decided anew sooner, except for who can wait no longer."""
-    spread_from: float = 0.15
-    """Of several engines, one is given more until company lengthens its steps by so much."""
-    shortest_first: float = 10.0
-    """Under overload, a second of work that is left counts as so many seconds of waiting…"""
-    ageing_seconds: float = 300.0
-    """…but as no more than this: so nobody starves."""
 
 
 class Room:
@@ -73,6 +38,7 @@ class Room:
         self.stepping = Stepping(costs, now)
         self.board = Board()
         self.arrivals = Arrivals(now)
+        self._newcomers = Newcomers()
         self.flow_of: dict[CallState, Flow] = {}
         """Of the calls that are held or run."""
         self.held = 0
@@ -113,7 +79,7 @@ class Room:
         tail = tail_of(call, work, self.costs)
         if first:
             slack = flow.deadline - now - tail if flow.deadline > AT_ONCE else 0.0
-            self.arrivals.came(flow.left_marginal, slack, now)
+            self.arrivals.came(flow.left_marginal, flow.prompts, slack, now)
         flow.take(call, work, tail)
         if flow.people:
             self._people_at = now
@@ -236,10 +202,11 @@ class Room:
     def _begin_due(self, now: float) -> float:
         """Who can wait no longer; returns when the next one can."""
         arrivals, rules = self.arrivals, self.rules
-        newcomers = arrivals.work_rate(now), arrivals.slack_seconds
+        self._newcomers = arrivals.newcomers(now)
         due, wake = self.board.due(
-            now, self.margin.value, rules.pad_seconds, self.stepping.prefill_seconds, rules.full_batch, newcomers
-        )
+            now, self.margin.value, rules.pad_seconds, self.stepping.prefill_seconds, rules.full_batch,
+            self._newcomers, rules.burst,
+        )  # fmt: skip
         for flow in due:
             self._begin(flow, now, "interactive" if flow.deadline == AT_ONCE else "urgent")
         return wake
@@ -273,6 +240,7 @@ class Room:
         flow.ends_at = now + takes
         margin = max(self.margin.value - self.rules.join_margin, -0.02)
         allowed = flow.deadline - now - takes * (1.0 + margin)
+        allowed -= self.rules.join_burst * sqrt(self._newcomers.square_rate * max(takes, 0.0))
         if flow.deadline == AT_ONCE:
             allowed = takes * self.rules.interactive_stretch
         self._count += 1

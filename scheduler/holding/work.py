@@ -8,6 +8,8 @@ from scheduler.holding.costs import CALL_SECONDS
 from scheduler.workflow.durations import SecondsForecast
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scheduler.holding.costs import StepCosts
     from scheduler.state import CallState
     from scheduler.workflow.durations import DurationModel
@@ -70,8 +72,9 @@ class IsolatedDurations:
     """A `DurationModel` that says how long calls would last alone on the engine, by its step costs. What company makes
     of that is for the policy to say, which chooses the company."""
 
-    def __init__(self, costs: StepCosts, learned: DurationModel) -> None:
-        self.costs = costs
+    def __init__(self, ask: Callable[[], StepCosts], learned: DurationModel) -> None:
+        self.costs = ask()
+        self._ask = ask
         self._learned = learned
 
     def forecast(
@@ -80,6 +83,8 @@ class IsolatedDurations:
     ) -> SecondsForecast:  # fmt: skip
         """Alone on the engine; the spread is that of the length."""
         costs = self.costs
+        if costs.step_joules is None:  # until energy is modelled, which may be any moment
+            costs = self.costs = self._ask()
         steps, prefill, token, _ = work(costs, uncached_tokens, context_tokens, output_tokens)
         each = costs.step_seconds + token
         longer = max(0.0, output_tokens_upper - output_tokens)

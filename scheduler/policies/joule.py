@@ -9,13 +9,15 @@ Where so many wait that steps are full anyway, they go at once: the fixed cost i
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from scheduler.holding.capslack import CapSlack
+from scheduler.holding.capslack import LOOK_SECONDS, CapSlack
 from scheduler.holding.costs import LEARNED_UNSEEN, StepCosts, costs_of
 from scheduler.holding.flow import AT_ONCE, SHAPES_LEAST, Flow, is_for_people
 from scheduler.holding.margin import margin_for
-from scheduler.holding.room import Room, Rules
+from scheduler.holding.room import Room
+from scheduler.holding.rules import Rules
 from scheduler.holding.telling import why_held, why_sent
 from scheduler.holding.turns import APART_SECONDS, Turns
 from scheduler.holding.work import IsolatedDurations, work_of_call
@@ -63,9 +65,7 @@ class Joule(Policy):
         "keys_apart_seconds": Option(
             APART_SECONDS, "of work by which a key may be ahead of its share of an engine that others wait for", above=0
         ),
-        "cap_share": Option(
-            0.2, "of the tightest workflow's slack, offered to the cap controller where it sets limits", least=0, most=1
-        ),
+        "cap_share": Option(0.15, "of the tightest workflow's slack, offered to the cap controller", least=0, most=1),
         "engine_priority": Option(
             False, "tell vLLM the order, by its `priority`; it must run with --scheduling-policy priority"
         ),
@@ -96,8 +96,11 @@ class Joule(Policy):
         """Take over what is held and what runs."""
         self.view = view
         self.itl_seconds = self.itl_seconds or view.caps.rules.itl_seconds_p95 or float("inf")
-        self._costs_at, self._parking_seen = now, view.parking.version
+        self._costs_at = self._looked_at = now
+        self._parking_seen = view.parking.version
         self._learned = view.workflows.forecasts.durations
+        if view.engines:
+            self._isolated(next(iter(view.engines)))
         for call in sorted(view.calls.values(), key=lambda call: call.sequence):
             self.arrived(call, now)
             if call.engine is not None and (room := self._room_of.get(call)) is not None:
@@ -172,6 +175,8 @@ class Joule(Policy):
         if room is None:
             return
         flow = room.ended(call, now)
+        if now - self._looked_at > LOOK_SECONDS and self.view.caps.acts_on(room.name):  # nothing may be held for long
+            self._look_at_caps(now)
         if flow.present:
             return
         workflow = flow.workflow
@@ -207,8 +212,14 @@ class Joule(Policy):
         if room is None:
             turns = Turns(self.view.quotas.weight_of, self.apart_seconds)
             room = self.rooms[name] = Room(name, self._costs(name), self.rules, self.margin, now, turns)
-            self.view.workflows.forecasts.durations = IsolatedDurations(room.costs, self._learned)
+            if len(self.rooms) == 1:
+                self._isolated(name)
         return room
+
+    def _isolated(self, name: str) -> None:
+        """From now on durations are those of calls that are alone on this engine."""
+        asked = partial(self._costs, name)
+        self.view.workflows.forecasts.durations = IsolatedDurations(asked, self._learned)
 
     def _costs(self, name: str) -> StepCosts:
         desk = self.view.energy.engines.get(name)
@@ -221,11 +232,18 @@ class Joule(Policy):
         for name, room in self.rooms.items():
             room.stepping.costs = self._costs(name)
             room.changed = room.came = True
-            stretch = self.slacks[name].stretch(self.cap_share, self.margin.value, len(room.flow_of))
-            self.view.caps.propose(name, stretch, now)
         if self.rooms:
-            costs = next(iter(self.rooms.values())).costs
-            self.view.workflows.forecasts.durations = IsolatedDurations(costs, self._learned)
+            self._isolated(next(iter(self.rooms)))
+
+    def _look_at_caps(self, now: float) -> None:
+        """What engines must be able to do is said often: who is behind has seconds left."""
+        self._looked_at = now
+        if refresh := now - self._costs_at > COSTS_SECONDS:
+            self._refresh_costs(now)
+        for name, room in self.rooms.items():
+            if refresh or self.view.caps.acts_on(name):
+                self.slacks[name].offer(room, self.cap_share, self.margin.learned, now, self.view.caps)
+        self.margin.reserve = max((slack.reserve for slack in self.slacks.values()), default=0.0)
 
     def _takes(self, engine: EngineState, now: float) -> bool:
         return engine.in_flight < self.rules.in_flight and engine.has_room(now)
@@ -253,8 +271,8 @@ class Joule(Policy):
 
     def next(self, ready: ReadyCalls, engines: Sequence[EngineState], now: float) -> Choice | float | None:
         """What goes now, else when to look again."""
-        if now - self._costs_at > COSTS_SECONDS:
-            self._refresh_costs(now)
+        if now - self._looked_at > LOOK_SECONDS:
+            self._look_at_caps(now)
         if now != self._chosen_at:
             self._chosen_at, self._chosen = now, 0
         if self.view.parking.version != self._parking_seen:

@@ -102,6 +102,26 @@ class TestWhat:
         assert bound.limit_watts < 600.0
         bound.scheduler.caps.propose("nobody", 2.0, bound.now)
 
+    def test_a_policy_says_how_low_it_would_have_the_cap(self) -> None:
+        scene = Scene()
+        for _ in range(8):
+            scene.scheduler.caps.propose("e", 3.0, scene.now, 560.0)
+            scene.run(10.0)
+        assert 560.0 <= scene.limit_watts < 600.0
+
+    def test_what_a_policy_needs_at_once_does_not_wait_for_the_next_decision(self) -> None:
+        scene = Scene()
+        scene.run(60.0)
+        assert scene.limit_watts < 600.0
+        count = len(scene.set)
+        scene.scheduler.caps.propose("e", 3.0, scene.now, 0.0, 640.0)
+        scene.run(0.5)  # the next thing that happens is enough; a decision would come 2 s later
+        [raised] = scene.set[count:]
+        assert raised.watts == 640.0 and raised.reason.startswith("late")
+        scene.scheduler.caps.propose("e", 3.0, scene.now)
+        scene.run(30.0)
+        assert scene.limit_watts < 640.0
+
 
 class TestWhatComesBack:
     def test_somebody_else_has_the_limit_until_an_operator_says_otherwise(self) -> None:

@@ -9,7 +9,7 @@ from scheduler.energy.caps.clock import clock_for
 from scheduler.energy.caps.danger import DangerWatch
 from scheduler.energy.caps.decision import Decision, Move, Why
 from scheduler.energy.caps.ladder import RUNGS_A_STEP, Ladder, Prices
-from scheduler.energy.caps.promises import LATE, POLICY, Promises
+from scheduler.energy.caps.promises import LATE, POLICY, POLICY_WATTS, Promises
 from scheduler.energy.caps.standing import Standing
 
 if TYPE_CHECKING:
@@ -106,6 +106,9 @@ class CapController:
                 if danger.why in ("slo_danger", "queue_grows") and view.load is not None:
                     self._set_bar(current, now, view.load)
             return self._to(now, view, prior, danger.why, danger.words)
+        if (need := min(view.need_watts, prior)) > current:
+            self._searched = None
+            return self._to(now, view, need, "late", f"the policy needs {need:.0f} W for what it has begun")
         if refusal is not None:
             return self._to(now, view, current, refusal.why, refusal.words)
         load = view.load
@@ -128,7 +131,10 @@ class CapController:
         promises = Promises(self.rules, view, prices, rung)
         if rung > 0 and (broken := promises.broken(rung)) is not None:
             late = broken.promise == LATE
-            if not late and broken.promise != POLICY:  # one workflow's slack says nothing of what the others bear
+            if not late and broken.promise not in (
+                POLICY,
+                POLICY_WATTS,
+            ):  # one workflow's slack says nothing of what the others bear
                 self._set_bar(current, now, load)
             up = rung - 1
             while up > 0 and promises.would_break(up) is not None:

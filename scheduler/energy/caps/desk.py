@@ -33,6 +33,8 @@ PROPOSAL_SECONDS = 15.0
 class _Proposal(NamedTuple):
     at: float
     stretch: float
+    least_watts: float
+    need_watts: float
 
 
 class EngineSight:
@@ -76,6 +78,8 @@ class CapsDesk:
         self._modes: dict[str, EngineMode] = {}
         """Of engines that an experiment has given another mode than the rules'."""
         self._next_at: float | None = None
+        self.hurried = False
+        """It is to be decided now: a policy cannot wait."""
         self._stopped = False
         energy.listener = self
         self.handlers: dict[type, Callable[[Any, float, list[Action]], None]] = {
@@ -85,14 +89,32 @@ class CapsDesk:
 
     # --- what a policy says ---
 
-    def propose(self, engine: str, stretch: float, now: float) -> None:
+    def acts_on(self, engine: str) -> bool:
+        """Whether a cap of this engine is set by us: else what a policy says is for show."""
+        sight = self.engines.get(engine)
+        return (
+            sight is not None and sight.cards is not None and sight.cards.may_set and self.mode_of(engine) == "actuate"
+        )
+
+    def propose(
+        self, engine: str, stretch: float, now: float, least_watts: float = 0.0, need_watts: float = 0.0
+    ) -> None:
         """The slack that the policy leaves for the cap: steps of this engine may take so many times as long as under
         the prior limit (≥ 1; 1.0: none). It holds until the next word, at most for PROPOSAL_SECONDS.
 
         It takes the place of `slack_use`: the policy knows what it uses itself. What was promised holds all the same.
+
+        Watts of each GPU, where time in steps does not say all: the cap goes no lower than `least_watts`, and must be
+        at least `need_watts` at once, without waiting for the next decision, or a deadline is lost.
         """
-        if (sight := self.engines.get(engine)) is not None:
-            sight.proposal = _Proposal(now, max(stretch, 1.0))
+        if (sight := self.engines.get(engine)) is None:
+            return
+        sight.proposal = _Proposal(now, max(stretch, 1.0), least_watts, need_watts)
+        controller = self.fleet.controllers.get(engine)
+        current = None if controller is None else controller.standing.current_watts
+        if current is not None and need_watts > current and self._next_at is not None and self.acts_on(engine):
+            self._next_at = now
+            self.hurried = True
 
     # --- what an experiment says ---
 
@@ -200,8 +222,14 @@ class CapsDesk:
         self._stopped = True
         self._next_at = None
 
+    def hurry(self, now: float, actions: list[Action]) -> None:
+        """After each event: decide at once where a policy cannot wait."""
+        if self.hurried:
+            self.tick(now, actions)
+
     def tick(self, now: float, actions: list[Action]) -> None:
         """Decide if it is time, and ask to be woken for the next time. Asks for nothing where no engine has cards."""
+        self.hurried = False
         if self._next_at is None:
             return
         if now >= self._next_at:
@@ -248,6 +276,8 @@ class CapsDesk:
             may_set=cards.may_set,
             mode=self._modes.get(name, "actuate"),
             stretch_allowed=None if proposal is None else proposal.stretch,
+            least_watts=0.0 if proposal is None else proposal.least_watts,
+            need_watts=0.0 if proposal is None else proposal.need_watts,
         )
 
     @staticmethod
@@ -295,6 +325,7 @@ class CapsDesk:
             "decisions": [decision.describe() for decision in reversed(sight.history)],
             "claims": sight.savings.describe(),
             "policy_stretch": None if sight.proposal is None else sight.proposal.stretch,
+            "policy_least_watts": None if sight.proposal is None else sight.proposal.least_watts or None,
         }
 
     def validate(self) -> None:

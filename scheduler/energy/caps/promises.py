@@ -22,6 +22,7 @@ SPENT = 0.02
 a p95 over all of the horizon, and what half a minute of burst would make of all calls says little of it while few have
 missed anything."""
 POLICY = "the policy's slack, stretch:"
+POLICY_WATTS = "the policy's least, W:"
 POLICY_BEARS = 1.05
 """A policy plans with the cap in force: what is little more than it has offered does no harm, and a load that comes and
 goes must not move the cap each time."""
@@ -106,6 +107,9 @@ class Promises:
                 continue
             elif seen is not None and seen * measure * unsure > target * keep:
                 return Broken(name, seen * measure * unsure, target * keep)
+        least = self._view.least_watts / (POLICY_BEARS if spent else 1.0)
+        if price.watts < min(least, self._free.watts):
+            return Broken(POLICY_WATTS, price.watts, least)
         allowed = self._stretch_allowed
         if allowed is not None:
             if spent:

@@ -118,3 +118,7 @@ class EngineView(NamedTuple):
     """Of this engine, where `CapRules.mode` is `actuate`: what an experiment's arm allows."""
     stretch_allowed: float | None = None
     """By how much the policy lets steps grow: so many times as long as under the prior limit. None: it has not said."""
+    least_watts: float = 0.0
+    """Of each GPU: the policy would not have it lower…"""
+    need_watts: float = 0.0
+    """…and needs so much at once, for what has begun."""
