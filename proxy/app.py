@@ -16,13 +16,14 @@ from proxy.ab.shell import Experiments
 from proxy.calllog import CallLog
 from proxy.config import listen_problems
 from proxy.config_file import NEEDS_RESTART, ConfigError, diff
-from proxy.control import start_control
+from proxy.control import Desks, start_control
 from proxy.energy.shell import EnergyShell
 from proxy.energy.telling import Joules
 from proxy.engines import Engine, EngineWatch
 from proxy.gateway import Gateway
 from proxy.metrics import GaugeSnapshot, Metrics
 from proxy.own.api import OwnApi
+from proxy.parking import ParkingMetrics, ParkingShell
 from proxy.policies import PolicyDesk, PolicyMetrics
 from proxy.scheduler_config import joule_quotas, quotas, scheduler_config
 from proxy.workflow_metrics import WorkflowMetrics
@@ -95,6 +96,8 @@ class App:
         self.energy = EnergyShell(self.gateway, config)
         self.own = OwnApi(self.gateway, config)
         self.policies = PolicyDesk(self.gateway, config.workflows)
+        self.parking = ParkingShell(self.gateway, config)
+        self.metrics.registry.register(ParkingMetrics(self.gateway))
         self.metrics.registry.register(WorkflowMetrics(self.gateway, self.own))
         self.metrics.registry.register(PolicyMetrics(self.gateway))
         self.experiments = Experiments(
@@ -122,9 +125,7 @@ class App:
             state=self.state,
             ready=self.ready,
             metrics=self.metrics,
-            energy=self.energy,
-            policies=self.policies,
-            experiments=self.experiments,
+            desks=Desks(self.energy, self.policies, self.experiments, self.parking),
         )
         await self.energy.capping.start()
         await self.own.start()
@@ -164,6 +165,7 @@ class App:
         self.experiments.close()
         gateway.drain()
         await self.energy.capping.close()  # first of all: whoever ends us may not wait for the calls
+        waking = asyncio.get_running_loop().create_task(self.parking.close())
         await self.own.drain()
         for watch in self._watches.values():
             watch.stop()
@@ -172,6 +174,8 @@ class App:
             if self._hurry.is_set() or monotonic() > until:
                 break
             await asyncio.sleep(0.05)
+        await asyncio.wait({waking, hurry := asyncio.ensure_future(self._hurry.wait())}, return_when="FIRST_COMPLETED")
+        hurry.cancel()
         if gateway.exchanges:
             self.log.event("drain_cut_short", calls=len(gateway.exchanges))
 
@@ -251,6 +255,7 @@ class App:
             self.log.event,
             gateway.faults,
             gateway.progress,
+            self.parking.probe,
         )
 
     def reload(self) -> None:
@@ -271,7 +276,7 @@ class App:
         if problems := list(listen_problems(config.listen, bool(config.keys))):
             self.log.event("reload_failed", detail="\n".join(f"{'.'.join(place)}: {what}" for place, what in problems))
             return
-        self.config = config
+        self.config = self.parking.config = config
         gateway.timeouts = config.timeouts
         gateway.server.limits, gateway.server.timeouts = config.limits, config.timeouts
         gateway.inner.answer_bytes_max = config.limits.inner_answer_bytes
@@ -292,9 +297,11 @@ class App:
         gateway = self.gateway
         wanted = {engine.name: engine for engine in config.engines}
         leaving = {name: engine for name, engine in gateway.engines.items() if wanted.get(name) != engine.config}
-        for name in leaving:
+        for name, engine in leaving.items():
             self._watches.pop(name).stop()
-            self._retired.append(gateway.engines[name])
+            if name not in wanted or wanted[name].url != engine.config.url:
+                self.parking.leaves(engine)
+            self._retired.append(engine)
         for name in gateway.engines.keys() - leaving.keys():
             stays = gateway.engines[name]
             stays.pool.connect_seconds = config.timeouts.connect_seconds
@@ -304,9 +311,9 @@ class App:
                 self._watch(stays)
         for name in leaving.keys() - wanted.keys():
             del gateway.engines[name]
-        for name, engine in wanted.items():
+        for name, added in wanted.items():
             if name in leaving or name not in gateway.engines:
-                self._add_engine(engine)
+                self._add_engine(added)
         gateway.tell(EnginesChanged(tuple(Engine.spec_of(engine) for engine in config.engines)))
 
     # --- for the control plane ---
@@ -318,12 +325,11 @@ class App:
             reasons.append("starting")
         if self._stop.is_set():
             reasons.append("draining")
-        gateway = self.gateway
-        if not any(
-            engine.healthy and gateway.scheduler.engines[name].breaker.state != "open"
-            for name, engine in gateway.engines.items()
-        ):
-            reasons += [f"engine {name}: {engine.detail or 'breaker open'}" for name, engine in gateway.engines.items()]
+        engines, states = self.gateway.engines, self.gateway.scheduler.engines
+        if not any(engine.healthy and not states[name].lost for name, engine in engines.items()):
+            for name, engine in engines.items():
+                asleep = states[name].unwakeable and f"sleeps and could not be woken: {states[name].unwakeable}"
+                reasons.append(f"engine {name}: {engine.detail or asleep or 'breaker open'}")
         return not reasons, reasons
 
     def state(self) -> dict[str, Any]:

@@ -92,6 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     twin.add_argument("--max-model-len", type=_count, metavar="TOKENS", help="prompt and output together")
     twin.add_argument("--max-num-queued-reqs", type=_count, metavar="N", help="answer 503 to more at once")
     twin.add_argument(
+        "--enable-sleep-mode",
+        action="store_true",
+        help="serve /sleep, /wake_up and /is_sleeping, as vLLM's developer mode",
+    )
+    twin.add_argument(
+        "--wake-seconds", type=_seconds, default=0.0, metavar="S", help="simulated seconds to wake up (default: 0)"
+    )
+    twin.add_argument(
         "--scheduling-policy", choices=("fcfs", "priority"), default="priority", help="(default: priority)"
     )
     twin.set_defaults(run=_twin)
@@ -115,6 +123,16 @@ def _speed(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a number, not {text!r}") from None
     if not 0.001 <= value <= 10_000:
         raise argparse.ArgumentTypeError(f"must be from 0.001 to 10000, not {text}")
+    return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, not {text!r}") from None
+    if not 0.0 <= value <= 3600.0:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 3600, not {text}")
     return value
 
 
@@ -306,6 +324,8 @@ def _twin(options: argparse.Namespace) -> int:
                 max_num_queued_reqs=options.max_num_queued_reqs,
                 max_num_seqs=options.max_num_seqs,
                 max_num_batched_tokens=options.max_num_batched_tokens,
+                sleep_mode=options.enable_sleep_mode,
+                wake_seconds=options.wake_seconds,
             )
         )
     except OptionError as error:

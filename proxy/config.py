@@ -14,6 +14,7 @@ from proxy.batches.config import BatchesConfig
 from proxy.caps_config import CapsConfig
 from proxy.config_types import Count, Name, OptionalPath, Port, Seconds, Switch, Table
 from proxy.energy.config import EnergyConfig
+from proxy.parking_config import ParkingConfig, parking_problems
 from proxy.parrot.config import ParrotConfig
 from proxy.power_config import PowerConfig
 from proxy.workflows.config import WorkflowsConfig
@@ -65,6 +66,12 @@ class EngineConfig(Table):
     """calls at once, if fewer than max_connections"""
     gpus: tuple[Name, ...] = ()
     """its GPUs: GPU-…, index or bus id of a card here, or agent:NAME/CARD; empty = found out, where that is sure"""
+    park: Switch = False
+    """it may be put to sleep while there is nothing for it to do; see docs/parking.md"""
+    park_idle_seconds: Seconds = 300.0
+    """without calls, ours or anybody's, before it is parked"""
+    wake_seconds: Seconds = 10.0
+    """expected of waking it, until it was seen: so long ahead of forecast load it is woken"""
     energy_prior: str = ""
     """what is believed of it at first: a calibration by name or file, or CARD:CONFIG.json; empty = by its models"""
 
@@ -289,6 +296,7 @@ class Config(Table):
     limits: LimitsConfig = LimitsConfig()
     timeouts: TimeoutsConfig = TimeoutsConfig()
     health: HealthConfig = HealthConfig()
+    parking: ParkingConfig = ParkingConfig()
     keys: tuple[KeyConfig, ...] = ()
     power: PowerConfig = PowerConfig()
     caps: CapsConfig = CapsConfig()
@@ -304,6 +312,7 @@ class Config(Table):
     @model_validator(mode="after")
     def _together(self) -> Config:
         found = [*listen_problems(self.listen, bool(self.keys)), *_doubles(self), *_caps_problems(self)]
+        found += parking_problems([engine.park for engine in self.engines], self.parking.awake_least)
         if found:
             raise Problems(found)
         return self

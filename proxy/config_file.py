@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ENVIRONMENT_PREFIX = "JOULEGATE_"
 NEEDS_RESTART = ("listen", "log", "tracing", "event_log", "state_dir", "workflows", "batches", "power", "caps",
-                 "energy", "experiments")  # fmt: skip
+                 "energy", "experiments", "parking")  # fmt: skip
 
 
 class ConfigError(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import orjson
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from proxy.energy.capping import Capping
     from proxy.energy.shell import EnergyShell
     from proxy.metrics import Metrics
+    from proxy.parking import ParkingShell
     from proxy.policies import PolicyDesk
 
 BODY_BYTES_MAX = 65_536
@@ -73,6 +74,22 @@ class _Collected(Collector):
         return self._families
 
 
+class Desks(NamedTuple):
+    """Who has pages of its own here."""
+
+    energy: EnergyShell
+    policies: PolicyDesk
+    experiments: Experiments
+    parking: ParkingShell
+
+
+def _add_engines(app: web.Application, parking: ParkingShell) -> None:
+    async def get_engines(request: web.Request) -> web.Response:
+        return _json(parking.describe())
+
+    app.router.add_get("/admin/engines", get_engines)
+
+
 def _add_energy(app: web.Application, energy: EnergyShell) -> None:
     async def get_energy_model(request: web.Request) -> web.Response:
         return _json(energy.export() if "export" in request.query else energy.describe())
@@ -90,9 +107,7 @@ async def start_control(
     state: Callable[[], dict[str, Any]],
     ready: Callable[[], tuple[bool, list[str]]],
     metrics: Metrics,
-    energy: EnergyShell | None = None,
-    policies: PolicyDesk | None = None,
-    experiments: Experiments | None = None,
+    desks: Desks | None = None,
     allowed_hosts: Collection[str] = (),
 ) -> Control:
     """Serve on host and port (0 = any free one). OSError if it is taken.
@@ -113,7 +128,7 @@ async def start_control(
 
     async def get_ready(request: web.Request) -> web.Response:
         fine, reasons = ready()
-        notes = policies.notes() if policies is not None else []
+        notes = [] if desks is None else [*desks.policies.notes(), *desks.parking.notes()]
         return _json({"ready": fine, "reasons": reasons, **({"notes": notes} if notes else {})}, 200 if fine else 503)
 
     async def get_state(request: web.Request) -> web.Response:
@@ -127,12 +142,11 @@ async def start_control(
     app.router.add_get("/health", get_health)
     app.router.add_get("/ready", get_ready)
     app.router.add_get("/admin/state", get_state)
-    if energy is not None:
-        _add_energy(app, energy)
-    if policies is not None:
-        add_pages(app, policies)
-    if experiments is not None:
-        add_experiments(app, experiments)
+    if desks is not None:
+        _add_energy(app, desks.energy)
+        add_pages(app, desks.policies)
+        add_experiments(app, desks.experiments)
+        _add_engines(app, desks.parking)
     runner = web.AppRunner(
         app,
         access_log=None,

@@ -13,7 +13,7 @@ from proxy.http.relay import safe_value
 from scheduler.events import EngineCounted, EngineLoad, EngineSpec, EngineStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from proxy.config import EngineConfig, HealthConfig, TimeoutsConfig
     from proxy.faults import Faults
@@ -53,7 +53,8 @@ class Engine:
     @staticmethod
     def spec_of(config: EngineConfig) -> EngineSpec:
         """What the scheduler needs to know of an engine."""
-        return EngineSpec(config.name, config.max_in_flight or config.max_connections)
+        most = config.max_in_flight or config.max_connections
+        return EngineSpec(config.name, most, config.park, config.park_idle_seconds, config.wake_seconds)
 
 
 class EngineWatch:
@@ -68,8 +69,10 @@ class EngineWatch:
         log_event: Callable[..., None],
         faults: Faults,
         progress: Callable[[str], tuple[tuple[str, int], ...]],
+        parking: Callable[[Engine], Awaitable[None]],
     ) -> None:
         self.engine = engine
+        self._parking = parking
         self._progress = progress
         self._health = health
         self._tell = tell
@@ -123,6 +126,7 @@ class EngineWatch:
         engine.load = parse_load(body) if status == 200 else None
         running, waiting, usage = engine.load or (None, None, None)
         self._tell(EngineLoad(engine.name, running, waiting, usage))
+        await self._parking(engine)
 
     async def _get_models(self) -> tuple[str, ...] | None:
         try:

@@ -25,7 +25,7 @@ from proxy.own.request import OwnRequest
 from proxy.own.router import KEYLESS, PREFIXES, Router
 from proxy.policies import decided_by, report_failed, rule_words
 from proxy.routes import OTHER
-from scheduler.actions import Abort, Dispatch, ExperimentAction, PolicyFailed, Reject, WakeAt
+from scheduler.actions import Abort, Dispatch, ExperimentAction, Park, PolicyFailed, Reject, Wake, WakeAt
 from scheduler.events import CallFailed, Draining, Tick
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Gateway:
         self.set_power: Callable[[SetCap | SetClock], None] | None = None
         """Carries out what is decided of GPUs' limits; answers with `CapApplied`."""
         self.tell_experiment: Callable[[ExperimentAction], None] | None = None
+        self.park: Callable[[Park | Wake], None] | None = None
         self._loop = asyncio.get_running_loop()
         self._id_prefix = f"jg-{os.urandom(6).hex()}-"
         self._ids = 0
@@ -197,29 +198,26 @@ class Gateway:
             self.exchanges.pop(exchange.call.id, None)
 
     def _perform(self, action: Action, now: float) -> None:
-        kind = type(action)
-        if kind is Dispatch:
-            assert isinstance(action, Dispatch)
+        if isinstance(action, Dispatch):
             exchange = self.exchanges[action.call_id]
             exchange.call.policy = decided_by(self.scheduler, exchange.call)
             exchange.dispatch(self.engines[action.engine], action.priority)
-        elif kind is Reject:
-            assert isinstance(action, Reject)
+        elif isinstance(action, Reject):
             self.exchanges[action.call_id].refuse(_fault_of(action))
-        elif kind is Abort:
-            assert isinstance(action, Abort)
+        elif isinstance(action, Abort):
             self.exchanges[action.call_id].abort()
-        elif kind is WakeAt:
-            assert isinstance(action, WakeAt)
+        elif isinstance(action, WakeAt):
             self._wake_at(action.at - now)
-        elif kind is PolicyFailed:
-            assert isinstance(action, PolicyFailed)
+        elif isinstance(action, PolicyFailed):
             report_failed(self, action)
         elif isinstance(action, ExperimentAction):
             if self.tell_experiment is not None:
                 self.tell_experiment(action)
+        elif isinstance(action, Park | Wake):
+            if self.park is not None:
+                self.park(action)
         elif self.set_power is not None:  # what is left are GPUs' limits
-            self.set_power(action)  # type: ignore[arg-type]
+            self.set_power(action)
 
     def _wake_at(self, seconds: float) -> None:
         at = self._loop.time() + max(0.0, seconds)

@@ -45,6 +45,7 @@ def scheduler_config(config: Config) -> SchedulerConfig:
         joule_quotas=joule_quotas(config),
         caps=config.caps.rules(config.power.mode),
         decisions=config.limits.decisions,
+        parking=config.parking.rules(),
     )
 
 

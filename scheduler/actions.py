@@ -94,6 +94,20 @@ class ResetPrefixCache(NamedTuple):
     engine: str
 
 
+class Park(NamedTuple):
+    """Put the engine to sleep: nothing runs there, and nothing is sent until it is awake again. Answered by
+    `EngineParked`."""
+
+    engine: str
+
+
+class Wake(NamedTuple):
+    """Wake the engine up. Answered by `EngineWoken`."""
+
+    engine: str
+    why: str
+
+
 ExperimentAction = BlocksClosed | ExperimentEnded | ResetPrefixCache
 """What an experiment says, or wants done."""
-Action = Dispatch | Reject | Abort | WakeAt | SetCap | SetClock | PolicyFailed | ExperimentAction
+Action = Dispatch | Reject | Abort | WakeAt | SetCap | SetClock | PolicyFailed | Park | Wake | ExperimentAction

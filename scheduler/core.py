@@ -36,6 +36,7 @@ from scheduler.events import (
 )
 from scheduler.experiments.desk import ExperimentDesk
 from scheduler.invariants import ATTEMPTS_MAX, validate
+from scheduler.parking import Parking, ParkingRules
 from scheduler.patience import Patience
 from scheduler.policies.base import View
 from scheduler.quotas import Quotas
@@ -50,9 +51,6 @@ if TYPE_CHECKING:
     from scheduler.energy.budgets import JouleQuota
     from scheduler.events import EngineSpec, Event, KeyQuota
     from scheduler.policies.base import Policy
-
-MODEL_SHOWN_CHARACTERS = 256
-"""Of an unknown model's name in the refusal: it may be as long as a body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +71,7 @@ class SchedulerConfig:
     caps: CapRules = field(default_factory=CapRules)
     decisions: int = 4096
     """Calls whose decisions are remembered."""
+    parking: ParkingRules = field(default_factory=ParkingRules)
 
 
 class Scheduler:
@@ -93,17 +92,12 @@ class Scheduler:
         self.energy = EnergyDesk(config.energy, config.joule_quotas, now)
         self.caps = CapsDesk(config.caps, self.energy, self.calls, self.engines)
         self.decisions = DecisionLog(config.decisions)
+        self.parking = Parking(config.parking, self.engines, self.ready, self.decisions, self._holds_for)
+        self.parking.configure(config.engines, now, start=True)
         self.view = View(
-            self.engines,
-            self.calls,
-            self.ready,
-            self.workflows,
-            self.energy,
-            self.patience,
-            self.caps,
-            self.decisions,
-            self.quotas,
-        )
+            self.engines, self.calls, self.ready, self.workflows, self.energy, self.patience, self.caps,
+            self.decisions, self.quotas, self.parking,
+        )  # fmt: skip
         self.deciding = Deciding(self.view, config.policy, dict(config.policy_options), now)
         self.experiments = ExperimentDesk(self.deciding, self.energy, self.caps, self.engines)
         self.draining = False
@@ -118,7 +112,7 @@ class Scheduler:
             ClientGone: self._client_gone,
             EngineStatus: self._engine_table.status,
             EngineLoad: self._engine_table.load,
-            EnginesChanged: self._engine_table.changed,
+            EnginesChanged: self._engines_changed,
             QuotasChanged: self._quotas_changed,
             BudgetsRestored: self._budgets_restored,
             LimitsChanged: self._limits_changed,
@@ -129,6 +123,7 @@ class Scheduler:
             **WorkflowEvents(self.workflows, self.energy, self.calls).handlers,
             **EnergyEvents(self.energy, self.caps).handlers,
             **self.experiments.handlers,
+            **self.parking.handlers,
             CapApplied: self._cap_applied,
         }
 
@@ -138,6 +133,8 @@ class Scheduler:
         self._handlers[type(event)](event, now, actions)
         if self.ready.count:
             self._run_ready(now, actions)
+        if self.parking.sleepers:
+            self.parking.look(now, actions, experiment=bool(self.experiments.running))
         if self.workflows.untold:
             self.workflows.tell_on(now)
             if self.workflows.untold:
@@ -199,27 +196,12 @@ class Scheduler:
         """Why no call of this kind can be taken now, whoever sends it."""
         if self.draining:
             return Reject(call_id, 503, "draining", "the gateway is shutting down; try another instance", 1.0)
-        known = usable = False
-        for engine in self.engines.values():
-            if not engine.removed and engine.serves(model):
-                known = True
-                if engine.breaker.state != "open":
-                    usable = True
-                    break
-        if not known:
-            shown = (model or "")[:MODEL_SHOWN_CHARACTERS]
-            message = f"The model `{shown}` does not exist; there are: {', '.join(self._engine_table.models())}"
-            return Reject(call_id, 404, "unknown_model", message, param="model")
-        if not usable:
-            return self._no_engine(call_id)
+        if (refusal := self._engine_table.refusal(call_id, model)) is not None:
+            return refusal
         if self.ready.count >= self.queue_calls:
             message = f"{self.ready.count} calls are waiting already (limits.queue_calls); try again later"
             return Reject(call_id, 503, "queue_full", message, 1.0)
         return None
-
-    def _no_engine(self, call_id: str) -> Reject:
-        message = "no engine is up for this model; see /ready of the control port"
-        return Reject(call_id, 503, "no_engine", message, self._engine_table.rule.open_seconds)
 
     def _first_token(self, event: FirstToken, now: float, actions: list[Action]) -> None:
         call = self.calls.get(event.call_id)
@@ -294,6 +276,13 @@ class Scheduler:
 
     # --- engines and configuration ---
 
+    def _holds_for(self, engine: str, now: float) -> bool:
+        return self.deciding.holds_for(engine, now)
+
+    def _engines_changed(self, event: EnginesChanged, now: float, actions: list[Action]) -> None:
+        self._engine_table.changed(event, now, actions)
+        self.parking.configure(event.engines, now)
+
     def _quotas_changed(self, event: QuotasChanged, now: float, actions: list[Action]) -> None:
         self.quotas.change(event.quotas, now)
         for call in self.calls.values():  # a key may have got its first quota while calls of it are under way
@@ -319,6 +308,7 @@ class Scheduler:
     def _drain(self, event: Draining, now: float, actions: list[Action]) -> None:
         self.draining = True
         self.caps.stop()
+        self.parking.stop()
         self.experiments.drain()
         for call in list(self.ready):
             self._reject_held(call, 503, "draining", "the gateway is shutting down; try another instance", now, actions)
@@ -328,6 +318,7 @@ class Scheduler:
         self.energy.timed(now)
         self._wake_at = None  # even if it comes early: what is still to be waited for is asked for anew
         self.caps.tick(now, actions)
+        self.parking.ticked()
 
     # --- the shared steps ---
 
@@ -351,10 +342,11 @@ class Scheduler:
         """Held calls whose model no engine serves any more, whose engines are all down, or whose time is up."""
         for model, group in list(self.ready.by_model.items()):
             fit = [engine for engine in self.engines.values() if not engine.removed and engine.serves(model)]
-            if all(engine.breaker.state == "open" for engine in fit):
+            if all(engine.lost for engine in fit):
                 for call in list(group.values()):
-                    actions.append(self._no_engine(call.arrived.call_id))
-                    self._forget(call, 0, now, "no_engine")
+                    refusal = self._engine_table.no_engine(call.arrived.call_id, model)
+                    actions.append(refusal)
+                    self._forget(call, 0, now, refusal.reason)
         for call in self.patience.over(now):
             message = f"the call waited {now - call.arrived_at:.0f} s for its turn (timeouts.queue_seconds)"
             self._reject_held(call, 503, "queue_timeout", message, now, actions)

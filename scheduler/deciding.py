@@ -79,6 +79,14 @@ class Deciding:
         except Exception as error:  # noqa: BLE001  (said, and relieved)
             self._relieve("ended", error, now)
 
+    def holds_for(self, engine: str, now: float) -> bool:
+        """Whether the policy holds calls that are to run on this engine."""
+        try:
+            return self.policy.holds_for(engine)
+        except Exception as error:  # noqa: BLE001  (said, and relieved)
+            self._relieve("holds_for", error, now)
+            return True
+
     # --- decisions ---
 
     def release(self, now: float, actions: list[Action]) -> float | None:
@@ -111,6 +119,7 @@ class Deciding:
         call.engine = engine.name
         call.attempts += 1
         engine.in_flight += 1
+        engine.used_at = now
         engine.breaker.sent()
         view.decisions.sent(call, engine, priority, why, self.policy.said_by(call), engines, now)
         view.energy.sent(call.arrived, engine.name, now, call.prefix)

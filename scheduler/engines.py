@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scheduler.actions import Reject
 from scheduler.breaker import Breaker, BreakerRule
 from scheduler.state import EngineState
 
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
 
     from scheduler.actions import Action
     from scheduler.events import BreakersChanged, EngineLoad, EnginesChanged, EngineSpec, EngineStatus
+
+
+MODEL_SHOWN_CHARACTERS = 256
+"""Of an unknown model's name in the refusal: it may be as long as a body."""
 
 
 class EngineTable:
@@ -53,6 +58,29 @@ class EngineTable:
         engine.in_flight -= 1
         if engine.removed and engine.in_flight == 0:
             del self.by_name[name]
+
+    def refusal(self, call_id: str, model: str | None) -> Reject | None:
+        """Why no call for this model can be taken now: nobody has it, or nobody who has it is up."""
+        known = False
+        for engine in self.by_name.values():
+            if not engine.removed and engine.serves(model):
+                known = True
+                if not engine.lost:
+                    return None
+        if known:
+            return self.no_engine(call_id, model)
+        shown = (model or "")[:MODEL_SHOWN_CHARACTERS]
+        message = f"The model `{shown}` does not exist; there are: {', '.join(self.models())}"
+        return Reject(call_id, 404, "unknown_model", message, param="model")
+
+    def no_engine(self, call_id: str, model: str | None) -> Reject:
+        """For a call for which there is no use in waiting."""
+        for engine in self.by_name.values():
+            if engine.unwakeable and not engine.removed and engine.serves(model) and engine.breaker.state != "open":
+                message = f"the engine {engine.name} sleeps and could not be woken: {engine.unwakeable}"
+                return Reject(call_id, 503, "wake_failed", f"{message}; see /admin/engines of the control port", 5.0)
+        message = "no engine is up for this model; see /ready of the control port"
+        return Reject(call_id, 503, "no_engine", message, self.rule.open_seconds)
 
     def models(self) -> list[str]:
         """All models that any engine is known to serve."""

@@ -15,6 +15,7 @@ from scheduler.energy.desk import EnergyRules
 from scheduler.energy.model.prior import CapPrior, Prices, Prior
 from scheduler.energy.window import Counters, Energy, MeterSample
 from scheduler.events import EngineSpec, Event, KeyQuota, PolicyChanged
+from scheduler.parking import ParkingRules
 from scheduler.policies import POLICIES
 from scheduler.workflow.spec import NodeSpec, WorkflowLimits, WorkflowSpec
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from scheduler.actions import Action
 
-VERSION = 3
+VERSION = 4
 _EVENTS: dict[str, Any] = {kind.__name__: kind for kind in get_args(Event)}
 _NESTED: dict[str, Any] = {
     "engines": EngineSpec, "quotas": KeyQuota, "nodes": NodeSpec, "joule_quotas": JouleQuota,
@@ -85,7 +86,8 @@ def _value(name: str, value: Any) -> Any:
 
 def _config(record: dict[str, Any]) -> SchedulerConfig:
     values = {name: _value(name, value) for name, value in record.items()}
-    tables = {"breaker": BreakerRule, "workflow_limits": WorkflowLimits, "energy": EnergyRules, "caps": CapRules}
+    tables = {"breaker": BreakerRule, "workflow_limits": WorkflowLimits, "energy": EnergyRules, "caps": CapRules,
+              "parking": ParkingRules}  # fmt: skip
     return SchedulerConfig(**{**values, **{name: kind(**record[name]) for name, kind in tables.items()}})
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from scheduler.parking_events import EngineAsleep, EngineParked, EngineWoken
+
 if TYPE_CHECKING:
     from typing import Any, Literal
 
@@ -21,6 +23,11 @@ class EngineSpec(NamedTuple):
 
     name: str
     max_in_flight: int
+    park: bool = False
+    """It may be put to sleep while there is nothing for it to do."""
+    park_idle_seconds: float = 300.0
+    wake_seconds: float = 10.0
+    """Expected of waking it, until it was seen."""
 
 
 class KeyQuota(NamedTuple):
@@ -362,6 +369,9 @@ Event = (
     | ClientGone
     | EngineStatus
     | EngineLoad
+    | EngineAsleep
+    | EngineParked
+    | EngineWoken
     | EnginesChanged
     | QuotasChanged
     | BudgetsRestored

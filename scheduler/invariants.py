@@ -41,7 +41,7 @@ def validate(scheduler: Scheduler, touched_since: float = float("-inf")) -> None
     assert not (scheduler.draining and ready.count), "held while draining"
     for part in (
         scheduler.patience, scheduler.ledger, scheduler.energy, scheduler.caps, scheduler.decisions,
-        scheduler.experiments,
+        scheduler.experiments, scheduler.parking,
     ):  # fmt: skip
         part.validate()
     scheduler.workflows.validate(touched_since)

@@ -57,14 +57,30 @@ class EngineState:
     removed: bool = False
     seen_healthy: bool = False
     """A probe was good once. Before that it may be anything: others are given calls first."""
+    used_at: float = float("-inf")
+    """When it was sent a call last."""
+    resting: bool = False
+    """It sleeps, is on its way there or back, or it is not known: it gets no calls. Parking's to write."""
+    unwakeable: str = ""
+    """Not empty: it sleeps, and waking it failed too often, for this reason. Parking's to write."""
 
     def serves(self, model: str | None) -> bool:
         """Whether the engine may have this model (None = the engine's default)."""
         return model is None or self.models is None or model in self.models
 
+    @property
+    def usable(self) -> bool:
+        """It is configured, and nothing is known against it."""
+        return not self.removed and self.breaker.state != "open"
+
+    @property
+    def lost(self) -> bool:
+        """There is no use in waiting for it."""
+        return self.breaker.state == "open" or bool(self.unwakeable)
+
     def has_room(self, now: float) -> bool:
         """Whether one more call may be sent to it at this time."""
-        if self.removed or self.in_flight >= self.max_in_flight:
+        if self.removed or self.resting or self.in_flight >= self.max_in_flight:
             return False
         return self.breaker.state == "closed" or self.breaker.allows(now)
 

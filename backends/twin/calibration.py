@@ -34,6 +34,8 @@ class Card(_Part):
     """These three are of one card."""
     idle_watts: Positive
     """All cards of the engine together, model loaded, nothing running."""
+    asleep_watts: Positive | None = None
+    """The same while vLLM sleeps (level 1: weights out of the cards' memory). Absent: as idle, until it is measured."""
     sm_clock_max_mhz: Positive
     settle_seconds: Positive = 0.25
     """Time constant with which a new power limit comes into force."""
@@ -44,6 +46,8 @@ class Card(_Part):
             raise ValueError("limit_watts_min ≤ limit_watts_default ≤ limit_watts_max does not hold")
         if self.idle_watts >= self.limit_watts_max * self.gpus:
             raise ValueError("idle_watts is not below the highest power limit")
+        if self.asleep_watts is not None and self.asleep_watts > self.idle_watts:
+            raise ValueError("asleep_watts is over idle_watts")
         return self
 
 

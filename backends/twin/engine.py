@@ -39,6 +39,7 @@ class TwinEngine:
         self.limit = PowerLimit(calibration.card)
         self._felt = FeltDemand(calibration.cap, self.costs.idle_watts, now)
         self.meter = Meter(now)
+        self.idle_watts = self.costs.idle_watts
         self.waiting = WaitingQueue(policy)
         limits = calibration.engine
         self._block_tokens = limits.block_tokens
@@ -116,7 +117,7 @@ class TwinEngine:
             if run is None:
                 wake = self.next_change()
                 until = to if wake is None or wake > to else wake
-                self.meter.add(until, (until - self.meter.now) * self.costs.idle_watts)
+                self.meter.add(until, (until - self.meter.now) * self.idle_watts)
                 self.now = max(self.now, until)
                 if until != wake:
                     return events

@@ -6,6 +6,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any, cast
 
 from scheduler.decisions import DecisionLog
+from scheduler.parking import Parking, ParkingRules
 from scheduler.state import EngineState, ReadyCalls
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class Apart:
         self.follow()
         self.view = view._replace(
             engines=self.engines, calls=self.calls, ready=self.ready, workflows=_book(view.workflows),
-            caps=cast("Any", _Silent(view.caps)), decisions=DecisionLog(1),
+            caps=cast("Any", _Silent(view.caps)), decisions=(decisions := DecisionLog(1)),
+            parking=Parking(ParkingRules(), self.engines, self.ready, decisions, lambda name, now: False),
         )  # fmt: skip
 
     def follow(self) -> None:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 CALL_SECONDS = 0.005
 """Of each call, beside its steps: its way into the engine's first step and the answer's way out."""
+LEARNED_UNSEEN = (0.1, 5e-5, 0.012)
+"""Seconds a call, a new prompt token, an output token: where somebody else's model of durations is in force."""
 STEP_LEAST = 1e-4
 """No step of any engine takes less, whatever was learned."""
 DECODE_SHARE, CONTEXT_SHARE = 0.0022, 5.8e-6

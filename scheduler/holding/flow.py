@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 NODES_LOOKED_AT = 256
 """Of a declared workflow; what the others cost is taken to be alike."""
+SHAPES_LEAST = 4
+"""A workflow that was not declared is held when so many runs of its kind have said what usually comes behind."""
 AT_ONCE = float("-inf")
 """The deadline of what is not to be held at all."""
 

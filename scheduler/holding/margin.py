@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+MARGIN_LEAST, MARGIN_FIRST, MARGIN_MOST = 0.03, 0.15, 4.0
+MISSES_KEPT = 0.5
+"""The margin aims at this part of the misses that are allowed: it can only follow them."""
+
 
 class Margin:
     """A share of the predicted time. Follows the quantile of lateness by small steps (Robbins and Monro, 1951): a miss
@@ -27,3 +31,8 @@ class Margin:
     def missed(self) -> None:
         """It did not."""
         self.learned = min(self.most, self.learned + self._up * (1.0 + 4.0 * self.learned))
+
+
+def margin_for(misses_share: float) -> Margin:
+    """Where so many of the deadlines may be missed for holding."""
+    return Margin(MISSES_KEPT * misses_share, MARGIN_FIRST, MARGIN_LEAST, MARGIN_MOST)

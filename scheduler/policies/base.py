@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from scheduler.decisions import DecisionLog, Why
     from scheduler.energy.caps.desk import CapsDesk
     from scheduler.energy.desk import EnergyDesk
+    from scheduler.parking import Parking
     from scheduler.patience import Patience
     from scheduler.policies.options import Option
     from scheduler.quotas import Quotas
@@ -49,6 +50,8 @@ class View(NamedTuple):
     """`decisions.held(call, why, now)` says why a call is held back: the one thing here that a policy writes."""
     quotas: Quotas
     """`quotas.weight_of(key)`: of two keys under load, one of weight 2 gets twice the work of one of weight 1."""
+    parking: Parking
+    """Which engines sleep. `parking.wish(model)`: one engine more would be of use."""
 
 
 class Policy(ABC):
@@ -94,6 +97,10 @@ class Policy(ABC):
     def ended(self, call: CallState, now: float) -> None:  # noqa: B027
         """A call is over, or its attempt has failed; `call.engine` says where it was, None: it was held."""
 
+    def holds_for(self, engine: str) -> bool:
+        """Whether calls are held that are to run on this very engine: then it is not parked."""
+        return False
+
     def said_by(self, call: CallState) -> str:
         """The policy that chose this call, for the log of decisions."""
         return self.name
@@ -131,6 +138,11 @@ def fit_for(call: CallState, room: Sequence[EngineState]) -> list[EngineState]:
     if len(fit) > 1:
         fit = [engine for engine in fit if engine.seen_healthy] or fit
     return fit
+
+
+def awake_first(fit: list[EngineState]) -> list[EngineState]:
+    """Of engines that may take a call: those that are awake, if there are any."""
+    return [engine for engine in fit if not engine.resting] or fit
 
 
 def oldest_that_fits(ready: ReadyCalls, room: Sequence[EngineState]) -> CallState | None:

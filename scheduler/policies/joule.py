@@ -13,15 +13,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from scheduler.holding.capslack import LOOK_SECONDS, CapSlack
-from scheduler.holding.costs import StepCosts, costs_of
-from scheduler.holding.flow import AT_ONCE, Flow, is_for_people
-from scheduler.holding.margin import Margin
+from scheduler.holding.costs import LEARNED_UNSEEN, StepCosts, costs_of
+from scheduler.holding.flow import AT_ONCE, SHAPES_LEAST, Flow, is_for_people
+from scheduler.holding.margin import margin_for
 from scheduler.holding.room import Room
 from scheduler.holding.rules import Rules
 from scheduler.holding.telling import why_held, why_sent
 from scheduler.holding.turns import APART_SECONDS, Turns
 from scheduler.holding.work import IsolatedDurations, work_of_call
-from scheduler.policies.base import Choice, Policy, fit_for
+from scheduler.policies.base import Choice, Policy, awake_first, fit_for
 from scheduler.policies.options import Option
 from scheduler.workflow.durations import LearnedDurations
 
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 COSTS_SECONDS = 2.0
 """So often the costs of steps are asked for anew."""
-LEARNED_UNSEEN = (0.1, 5e-5, 0.012)
-"""Seconds a call, a new prompt token, an output token: where somebody else's model of durations is in force."""
 PATIENCE_SECONDS = 1.0
 """A call is sent so long before the queue would refuse it."""
 ITL_SHARE = 0.85
@@ -44,11 +42,6 @@ CHOICES_AT_ONCE = 32
 """Of one event: then the gateway's loop does what else there is, for as long as `SOONEST_SECONDS`."""
 FLOWS_SWEPT = 1024
 """At so many workflows without a call here, those that are closed are forgotten."""
-SHAPES_LEAST = 4
-"""A workflow that was not declared is held when so many runs of its kind have said what usually comes behind."""
-MARGIN_LEAST, MARGIN_FIRST, MARGIN_MOST = 0.03, 0.15, 4.0
-MISSES_KEPT = 0.5
-"""The margin aims at this part of the misses that are allowed: it can only follow them."""
 
 
 class Joule(Policy):
@@ -79,7 +72,7 @@ class Joule(Policy):
     }
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        self.margin = Margin(MISSES_KEPT * options["misses_share"], MARGIN_FIRST, MARGIN_LEAST, MARGIN_MOST)
+        self.margin = margin_for(options["misses_share"])
         self.rules = Rules(
             cover_share=options["cover_share"],
             full_batch=float(options["full_batch"]),
@@ -104,6 +97,7 @@ class Joule(Policy):
         self.view = view
         self.itl_seconds = self.itl_seconds or view.caps.rules.itl_seconds_p95 or float("inf")
         self._costs_at = self._looked_at = now
+        self._parking_seen = view.parking.version
         self._learned = view.workflows.forecasts.durations
         if view.engines:
             self._isolated(next(iter(view.engines)))
@@ -197,19 +191,20 @@ class Joule(Policy):
     def _room(self, call: CallState, key: object, now: float) -> Room | None:
         """Of the engine where the call will run: where its workflow is, else where it lengthens nobody's steps by much,
         the first in the order of names that is so; else the one with the least work. None: no engine can take it."""
-        engines = [engine for engine in self.view.engines.values() if _usable(engine)]
-        fit = fit_for(call, engines) if engines else []
+        engines = [engine for engine in self.view.engines.values() if engine.usable]
+        fit = awake_first(fit_for(call, engines)) if engines else []
         if not fit:
             return None
         rooms = [self._room_named(engine.name, now) for engine in fit]
-        if len(rooms) == 1:
+        if len(rooms) == 1 and not self.view.parking.asleep:
             return rooms[0]
         for room in rooms:
             if (flow := self._flows.get((room.name, key))) is not None and (flow.present or flow.workflow is not None):
                 return room
-        for room in rooms:
-            if room.load() < self.rules.spread_from:
+        for room, engine in zip(rooms, fit, strict=True):
+            if room.load() < self.rules.spread_from and self._takes(engine, now):
                 return room
+        self.view.parking.wish(call.arrived.model)
         return min(rooms, key=lambda room: room.load())
 
     def _room_named(self, name: str, now: float) -> Room:
@@ -250,6 +245,22 @@ class Joule(Policy):
                 self.slacks[name].offer(room, self.cap_share, self.margin.learned, now, self.view.caps)
         self.margin.reserve = max((slack.reserve for slack in self.slacks.values()), default=0.0)
 
+    def _takes(self, engine: EngineState, now: float) -> bool:
+        return engine.in_flight < self.rules.in_flight and engine.has_room(now)
+
+    def holds_for(self, engine: str) -> bool:
+        """Whether calls are held in its room."""
+        room = self.rooms.get(engine)
+        return room is not None and room.held > 0
+
+    def _moves(self, now: float) -> None:
+        """Engines went to sleep or woke up: what is held for one that sleeps, or is full, may go to another one."""
+        self._parking_seen = self.view.parking.version
+        for name, room in list(self.rooms.items()):
+            engine = self.view.engines.get(name)
+            if room.held and engine is not None and not self._takes(engine, now):
+                self._move_from(room, now)
+
     def _move_from(self, room: Room, now: float) -> None:
         """Its engine is gone or down: what is held for it is held for others."""
         for call in room.evacuate():
@@ -264,12 +275,14 @@ class Joule(Policy):
             self._look_at_caps(now)
         if now != self._chosen_at:
             self._chosen_at, self._chosen = now, 0
+        if self.view.parking.version != self._parking_seen:
+            self._moves(now)
         wake = float("inf")
         for name, room in list(self.rooms.items()):
             if not room.held:
                 continue
             engine = self.view.engines.get(name)
-            if engine is None or not _usable(engine):
+            if engine is None or not engine.usable:
                 self._move_from(room, now)
                 continue
             first = room.queue.first(room.queued)
@@ -290,7 +303,7 @@ class Joule(Policy):
     def _takes_more(self, engine: EngineState, room: Room, call: CallState, now: float) -> bool:
         """Not so many that tokens come too slowly; up to there each more makes the joules of a token fewer, since the
         steps' fixed cost has more to share it. The first call runs whatever its steps take."""
-        if engine.in_flight >= room.rules.in_flight or not engine.has_room(now):
+        if not self._takes(engine, now):
             return False
         work = room.flow_of[call].held[call]
         return not engine.in_flight or room.stepping.gap_seconds(work) <= ITL_SHARE * self.itl_seconds
@@ -302,7 +315,3 @@ class Joule(Policy):
             if room is not None and call not in room.queued:
                 self.view.decisions.held(call, why_held(room, call, now), now)
         self._fresh.clear()
-
-
-def _usable(engine: EngineState) -> bool:
-    return not engine.removed and engine.breaker.state != "open"

@@ -196,6 +196,18 @@ class TestRefused:
         (engine,) = read(tmp_path, f'[[engines]]\nurl = "{url}"\n').engines
         assert (engine.url, engine.name) == (kept, name)
 
+    def test_an_engine_that_could_never_be_parked(self, tmp_path: Path) -> None:
+        engine = '[[engines]]\nurl = "http://{}"\npark = true\n'
+        what = "would never be: of 1 engines, 1 of each model stay awake (parking.awake_least)"
+        way = "add an engine, or leave park out"
+        assert problems(tmp_path, engine.format("a")) == [f"joulegate.toml:3: engines[0].park: {what}; {way}"]
+        both = engine.format("a") + engine.format("b")
+        (tmp_path / "both.toml").write_text(both)
+        assert [each.park for each in load(tmp_path / "both.toml", {}, {}).engines] == [True, True]
+        assert len(problems(tmp_path, both + "[parking]\nawake_least = 2\n")) == 2
+        wrong = problems(tmp_path, both + '[parking]\nat_exit = "stay"\nwake_tries = 0\n')
+        assert sorted(line.partition(" ")[0] for line in wrong) == ["joulegate.toml:8:", "joulegate.toml:9:"]
+
     def test_no_engine(self, tmp_path: Path) -> None:
         expected = "engines: at least one [[engines]] with a url is needed"
         assert problems(tmp_path, "") == [f"joulegate.toml: {expected}"]

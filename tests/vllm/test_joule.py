@@ -1,20 +1,28 @@
-"""`joule` over a real vLLM: siblings held and sent as one, changes of policy under streams."""
+"""`joule` over a real vLLM: siblings held and sent as one, an order by slack that vLLM keeps, changes under streams."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
-from tests.vllm.children import MAX_NUM_SEQS, Gateway, wait_until
-from tests.vllm.wire import Answer, OpenStream, ask, chat_body, running
+from tests.vllm.children import MAX_MODEL_LEN, MAX_NUM_SEQS, Gateway, wait_until
+from tests.vllm.wire import Answer, OpenStream, ask, chat_body, load, running
 
 CHAT = "/v1/chat/completions"
 OUTPUT_TOKENS = 16
 PATIENCE_SECONDS = 30.0
+STALL_SECONDS = 60.0
+"""On a busy machine vLLM's HTTP server may say nothing for many seconds."""
+QUEUED_SECONDS = 600.0
+"""A call may wait so long in vLLM's queue: until all before it have had their turn, each with a stall."""
+ENDLESS_TOKENS = MAX_MODEL_LEN - 64
+"""Whoever makes so many has its place at vLLM until its client leaves."""
 SIBLINGS = ("map-0", "map-1", "map-2", "map-3")
 
 
@@ -94,6 +102,40 @@ def test_siblings_are_held_and_let_go_as_one(gateway: Gateway, pool: ThreadPoolE
     assert {each["sent"]["rule"] for each in told} == {"urgent"}
     assert all(each["regret"]["seconds"] > 0 for each in told), "at once would have been sooner"
     assert call("group", "end").result().status == 200
+
+
+def test_vllms_own_queue_keeps_the_order_of_slack(idle_engine: str, gateway: Gateway, pool: ThreadPoolExecutor) -> None:
+    """Full, vLLM is sent calls with much slack and calls with little. It is freed of one place at a time, the next one
+    only when somebody has got the last one: so no two ever start together, and no clock is asked."""
+    deadlines = {"c": 5000, "a": 3000, "e": 7000, "b": 4000, "d": 6000}  # in the order in which they come
+    places = [f"place-{number}" for number in range(MAX_NUM_SEQS)]
+    started: SimpleQueue[str] = SimpleQueue()
+
+    def open_stream(workflow: str, name: str, seconds: int) -> OpenStream:
+        headers = {"x-workflow-id": workflow, "x-workflow-node": name, "x-workflow-deadline-ms": f"{1000 * seconds}"}
+        stream = OpenStream(gateway.url, CHAT, request_of(name, ENDLESS_TOKENS), headers, QUEUED_SECONDS)
+        streams.callback(stream.leave)
+        first = pool.submit(lambda: next(stream.events()))
+        first.add_done_callback(lambda _: started.put(f"{name}: {first.exception()}" if first.exception() else name))
+        return stream
+
+    declare(gateway, "busy", [node(name, tokens=ENDLESS_TOKENS) for name in places], 36_000)
+    for name, seconds in deadlines.items():
+        declare(gateway, name, [node(name, tokens=ENDLESS_TOKENS)], seconds)
+    with ExitStack() as streams:
+        busy = [open_stream("busy", name, 36_000) for name in places]
+        assert {started.get(timeout=STALL_SECONDS) for _ in busy} == set(places)
+        for queued, (name, seconds) in enumerate(deadlines.items(), 1):
+            open_stream(name, name, seconds)
+            wait_until(lambda: load(idle_engine) == (MAX_NUM_SEQS, queued), STALL_SECONDS, f"{name} waits at vLLM")  # noqa: B023
+        order = []
+        for stream in busy[: len(deadlines)]:
+            assert started.empty(), "somebody started where no place was free"
+            stream.leave()
+            order.append(started.get(timeout=STALL_SECONDS))
+    assert order == sorted(deadlines, key=deadlines.__getitem__)
+    told = [decisions(gateway, name)[0]["sent"]["priority"] for name in order]
+    assert told == sorted(set(told)), "what vLLM was told is the order of slack"
 
 
 def test_the_policy_changes_while_streams_run_and_calls_are_held(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import socket
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -65,10 +67,10 @@ class Answer:
         return body
 
 
-def connect(base_url: str) -> HTTPConnection:
-    """A connection to a base URL's host."""
+def connect(base_url: str, patience_seconds: float = TIMEOUT_SECONDS) -> HTTPConnection:
+    """A connection to a base URL's host; TimeoutError where so long nothing comes."""
     parts = urlsplit(base_url)
-    return HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT_SECONDS)
+    return HTTPConnection(parts.hostname or "", parts.port, timeout=patience_seconds)
 
 
 def _payload(body: Any) -> bytes | None:
@@ -76,10 +78,15 @@ def _payload(body: Any) -> bytes | None:
 
 
 def send(
-    base_url: str, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    base_url: str,
+    method: str,
+    path: str,
+    body: Any = None,
+    headers: Mapping[str, str] | None = None,
+    patience_seconds: float = TIMEOUT_SECONDS,
 ) -> HTTPConnection:
     """Send a request and return its connection without waiting for an answer. `body`: bytes, None, or JSON's value."""
-    connection = connect(base_url)
+    connection = connect(base_url, patience_seconds)
     kind = {"content-type": "application/json"} if body is not None else {}
     connection.request(method, path, _payload(body), {**kind, **(headers or {})})
     return connection
@@ -108,10 +115,18 @@ def chat_body(content: str = "hi", **more: Any) -> dict[str, Any]:
 class OpenStream:
     """A streamed call whose events are read one at a time, and which can be left in the middle."""
 
-    def __init__(self, base_url: str, path: str, body: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        path: str,
+        body: Mapping[str, Any],
+        headers: Mapping[str, str] | None = None,
+        patience_seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
         self.request_id = uuid.uuid4().hex
-        headers = {"x-request-id": self.request_id}
-        self.connection = send(base_url, "POST", path, {**body, "stream": True}, headers)
+        named = {"x-request-id": self.request_id, **(headers or {})}
+        self.connection = send(base_url, "POST", path, {**body, "stream": True}, named, patience_seconds)
+        self.socket = self.connection.sock
         self.response: HTTPResponse | None = None
 
     def __enter__(self) -> OpenStream:
@@ -130,7 +145,10 @@ class OpenStream:
                 yield line.removeprefix(b"data: ").rstrip(b"\n")
 
     def leave(self) -> None:
-        """Close the socket, as a client does that goes away; a second time does nothing."""
+        """Close the socket, as a client does that goes away; a second time does nothing. Another thread that reads it
+        comes back first."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
         if self.response is not None:
             self.response.close()
         self.connection.close()
@@ -138,7 +156,11 @@ class OpenStream:
 
 def gauge(engine_url: str, name: str) -> float:
     """The sum of one of vLLM's gauges over its labels; KeyError if vLLM does not show it."""
-    text = ask(engine_url, "GET", "/metrics").body.decode()
+    return gauge_in(ask(engine_url, "GET", "/metrics").body.decode(), name)
+
+
+def gauge_in(text: str, name: str) -> float:
+    """The same, of a page that was read."""
     values = re.findall(rf"^{re.escape(name)}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
     if not values:
         raise KeyError(name)
@@ -153,6 +175,12 @@ def running(engine_url: str) -> float:
 def waiting(engine_url: str) -> float:
     """How many requests vLLM holds in its queue now."""
     return gauge(engine_url, "vllm:num_requests_waiting")
+
+
+def load(engine_url: str) -> tuple[float, float]:
+    """How many requests vLLM computes and holds in its queue, both of one moment."""
+    text = ask(engine_url, "GET", "/metrics").body.decode()
+    return gauge_in(text, "vllm:num_requests_running"), gauge_in(text, "vllm:num_requests_waiting")
 
 
 def wait_running(engine_url: str, count: int, seconds: float = 60) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from backends.twin.server import about, power
+from backends.twin.server import about, power, sleep
 from backends.twin.server.chat import chat_completions
 from backends.twin.server.completions import completions
 from backends.twin.server.embeddings import embeddings
@@ -64,6 +64,12 @@ def application(service: Service, metrics: Metrics) -> web.Application:
         ("GET", "/power", power.power, False),
         ("POST", "/power/limit", power.set_limit, False),
     ]
+    if service.sleep_mode:
+        routes += [
+            ("POST", "/sleep", sleep.sleep, False),
+            ("POST", "/wake_up", sleep.wake_up, False),
+            ("GET", "/is_sleeping", sleep.is_sleeping, False),
+        ]
     for method, path, route, counted in routes:
         app.router.add_route(method, path, _bound(service, route, counted=counted))
     return app
@@ -73,6 +79,8 @@ def _bound(service: Service, route: Route, *, counted: bool) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
         service.load += counted
         try:
+            if counted:
+                await service.runtime.awake()
             return await route(service, request)
         finally:
             service.load -= counted

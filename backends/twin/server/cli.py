@@ -46,6 +46,8 @@ class Options:
     max_num_queued_reqs: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
+    sleep_mode: bool = False
+    wake_seconds: float = 0.0
 
 
 class OptionError(Exception):
@@ -99,7 +101,9 @@ async def serving(options: Options, calibration: Calibration) -> AsyncIterator[N
     runtime = Runtime(TwinEngine(calibration, policy=options.scheduling_policy), observed, options.speed)
     name = options.model_name or calibration.model.id
     words = tokenizer(calibration.model.vocabulary)
-    service = Service(runtime, words, observed, name, options.max_num_queued_reqs)
+    service = Service(
+        runtime, words, observed, name, options.max_num_queued_reqs, options.sleep_mode, options.wake_seconds
+    )
     app = application(service, Metrics(runtime, observed, name))
     runner = web.AppRunner(
         app, handler_cancellation=True, access_log=None, keepalive_timeout=IDLE_SECONDS, shutdown_timeout=LEAVE_SECONDS

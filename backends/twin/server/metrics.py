@@ -154,10 +154,11 @@ class EngineCollector(Collector):
         waiting.add_metric((*self._values, "deferred"), 0)
         yield waiting
         sleep = GaugeMetricFamily(
-            "vllm:engine_sleep_state", "Sleep state; the twin is awake.", labels=(*self._names, "sleep_state")
+            "vllm:engine_sleep_state", "Sleep state, 1 for what it is.", labels=(*self._names, "sleep_state")
         )
+        now = "weights_offloaded" if self._runtime.asleep else "awake"
         for state in ("awake", "weights_offloaded", "discard_all"):
-            sleep.add_metric((*self._values, state), float(state == "awake"))
+            sleep.add_metric((*self._values, state), float(state == now))
         yield sleep
         yield self._gauge("kv_cache_usage_perc", "KV cache in use; 1 is all of it.", engine.kv_usage)
 

@@ -94,6 +94,10 @@ class Runtime:
         """Heap of (when the client sees it, order, call, tokens it has then)."""
         self._orders = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._awake = asyncio.Event()
+        self._awake.set()
+        self._idle: asyncio.Future[None] | None = None
+        """Done when nothing runs any more: it is to sleep then."""
 
     def now(self) -> float:
         """The engine's time, in simulated seconds since the start."""
@@ -169,6 +173,34 @@ class Runtime:
         self.engine.reset_prefix_cache(self.look())
         self._arm()
 
+    # --- sleep ---
+
+    @property
+    def asleep(self) -> bool:
+        """Nothing is computed until it is woken."""
+        return not self._awake.is_set()
+
+    async def awake(self) -> None:
+        """Wait until it is."""
+        await self._awake.wait()
+
+    async def sleep(self) -> None:
+        """Level 1: the KV cache is forgotten; requests that come wait; those that run end first."""
+        self._awake.clear()
+        self.look()
+        if self._calls:
+            self._idle = asyncio.get_running_loop().create_future()
+            await self._idle
+        self.engine.reset_prefix_cache(self.look())
+        self.engine.idle_watts = self.engine.calibration.card.asleep_watts or self.engine.costs.idle_watts
+        self._arm()
+
+    def wake_up(self) -> None:
+        """It computes again; what waited is let in."""
+        self.look()
+        self.engine.idle_watts = self.engine.costs.idle_watts
+        self._awake.set()
+
     def generation_tokens(self) -> int:
         """Output tokens since the start, those of calls under way included. After `look`."""
         return self._observed.ended_tokens + sum(map(self.engine.generated, self._calls))
@@ -197,6 +229,8 @@ class Runtime:
         heappush(self._due, (at, self._orders, call, tokens))
 
     def _hand_out(self, now: float) -> None:
+        if self._idle is not None and not self._calls and not self._idle.done():
+            self._idle.set_result(None)
         due = self._due
         while due and due[0][0] <= now:
             _, _, call, tokens = heappop(due)

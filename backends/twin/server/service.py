@@ -46,6 +46,10 @@ class Service:
     model_name: str
     max_queued: int | None = None
     """With more sequences than this, running ones included, requests are refused."""
+    sleep_mode: bool = False
+    """vLLM's --enable-sleep-mode, in its developer mode."""
+    wake_seconds: float = 0.0
+    """That waking up takes, in simulated seconds."""
     load: int = 0
     """Requests being served now."""
 
