@@ -186,7 +186,7 @@ class TimeoutsConfig(Table):
     drain_seconds: Seconds = 30.0
     """running calls may take after SIGTERM"""
     queue_seconds: Seconds = 600.0
-    """a call may be held, unless its own deadline is later; then 503 `queue_timeout`"""
+    """a call may be held, unless its own deadline or its workflow's is later; then 503 `queue_timeout`"""
 
 
 class HealthConfig(Table):

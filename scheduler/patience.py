@@ -1,4 +1,4 @@
-"""How long may a call be held? As long as the queue allows, or until a later deadline of its own.
+"""How long may a call be held? As long as the queue allows, or until a later deadline of its own or of its workflow.
 
 Who says that an answer is good for a day does not want to hear after ten minutes that it took too long.
 """
@@ -60,7 +60,9 @@ class Patience:
 
     def ends_at(self, call: CallState) -> float:
         """Until when it may be held."""
-        return call.arrived_at + max(self.queue_seconds, (call.arrived.deadline_ms or 0.0) / 1e3)
+        until = call.arrived_at + max(self.queue_seconds, (call.arrived.deadline_ms or 0.0) / 1e3)
+        deadline = call.node.workflow.deadline_at if call.node is not None else None
+        return until if deadline is None else max(until, deadline)
 
     def _entry(self, call: CallState) -> tuple[float, int, CallState]:
         return self.ends_at(call), call.sequence, call

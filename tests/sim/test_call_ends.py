@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from scheduler.actions import Abort, Dispatch, Reject, WakeAt
-from scheduler.core import MODEL_SHOWN_CHARACTERS, Scheduler
+from scheduler.core import Scheduler
+from scheduler.engines import MODEL_SHOWN_CHARACTERS
 from scheduler.events import (
     AnsweredHere,
     CallArrived,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from scheduler.actions import Reject, WakeAt
-from scheduler.events import CallFinished, ClientGone, LimitsChanged, Tick
+from scheduler.events import CallFinished, ClientGone, LimitsChanged, Tick, WorkflowDeclared
 from scheduler.patience import SPARE_ENTRIES
+from scheduler.workflow.spec import NodeSpec, WorkflowSpec
 from tests.sim.test_scheduler import arrived, scheduler
 
 
@@ -21,6 +22,17 @@ def test_a_call_with_a_later_deadline_of_its_own_may_wait_until_then() -> None:
     said = mind.handle(Tick(), 86_400.0)
     assert isinstance(said[0], Reject) and (said[0].call_id, said[0].reason, said[1:]) == ("day", "queue_timeout", [])
     assert list(mind.calls) == ["running"]
+
+
+def test_a_call_of_a_workflow_with_a_later_deadline_may_wait_until_then() -> None:
+    mind = scheduler(queue_seconds=5.0)
+    mind.handle(arrived("running"), 0.0)
+    spec = WorkflowSpec("-", "w", nodes=(NodeSpec("a"),), deadline_seconds=60.0)
+    mind.handle(WorkflowDeclared("w", spec), 1.0)
+    said = mind.handle(arrived("held")._replace(workflow_id="w", node="a", identity_source="joulegate-header"), 2.0)
+    assert said[-1] == WakeAt(61.0)
+    said = mind.handle(Tick(), 61.0)
+    assert isinstance(said[0], Reject) and (said[0].call_id, said[0].reason) == ("held", "queue_timeout")
 
 
 def test_another_limit_holds_for_those_that_wait_already() -> None:
