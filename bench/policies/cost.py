@@ -175,15 +175,14 @@ class Load:
 def play(policy: str, live: int, events: int, seed: int, *, watched: bool) -> tuple[int, list[int]]:
     """(held calls, CPU nanoseconds of each call event) of one pass."""
     load = Load(policy, live, seed, watched=watched)
-    for _ in range(live):
-        load.begin()
-    for _ in range(live // 10):  # what began all at once is over
-        load.step()
-    load.times.clear()
-    held = load.scheduler.ready.count
-    gc.collect()
     gc.disable()  # as the gateway all but does
     try:
+        for _ in range(live):
+            load.begin()
+        for _ in range(live // 10):  # what began all at once is over
+            load.step()
+        load.times.clear()
+        held = load.scheduler.ready.count
         while len(load.times) < events:
             load.step()
     finally:
