@@ -8,6 +8,7 @@ from scheduler.holding.work import CallWork, work_of_call, work_of_node
 
 if TYPE_CHECKING:
     from scheduler.holding.costs import StepCosts
+    from scheduler.policies.base import View
     from scheduler.state import CallState
     from scheduler.workflow.forecasts import Forecasts
     from scheduler.workflow.workflow import Workflow
@@ -16,6 +17,8 @@ NODES_LOOKED_AT = 256
 """Of a declared workflow; what the others cost is taken to be alike."""
 SHAPES_LEAST = 4
 """A workflow that was not declared is held when so many runs of its kind have said what usually comes behind."""
+PATIENCE_SECONDS = 1.0
+"""A call is sent so long before the queue would refuse it."""
 AT_ONCE = float("-inf")
 """The deadline of what is not to be held at all."""
 
@@ -150,6 +153,17 @@ def tail_of(call: CallState, work: CallWork, costs: StepCosts) -> float:
     return work.prefill_seconds + work.steps * (costs.step_seconds + work.token_seconds)
 
 
+def deadline_of(call: CallState, workflow: Workflow | None, view: View, now: float) -> float:
+    """When the call's workflow is to have ended, as it stands now; AT_ONCE: the call is not to be held."""
+    if workflow is None or (workflow.deadline_at is None and workflow.effective_class == "interactive"):
+        return AT_ONCE
+    if workflow.origin != "declared" and not workflow.closing:
+        template = view.workflows.templates.of(workflow)
+        if template is None or len(template.shapes) < SHAPES_LEAST:
+            return AT_ONCE  # nobody knows how much of it is still to come
+    return min(workflow.end_allowed(now), view.patience.ends_at(call) - PATIENCE_SECONDS)
+
+
 def is_for_people(call: CallState, workflow: Workflow | None) -> bool:
     """Of what is not to be held: not what only asks the engine something, as which models it has, and not a workflow
     of which nobody knows yet how much is still to come."""
@@ -158,4 +172,4 @@ def is_for_people(call: CallState, workflow: Workflow | None) -> bool:
     return workflow.effective_class == "interactive"
 
 
-__all__ = ["AT_ONCE", "Flow", "is_for_people", "tail_of", "work_of_call"]
+__all__ = ["AT_ONCE", "Flow", "deadline_of", "is_for_people", "tail_of", "work_of_call"]

@@ -17,6 +17,10 @@ AVERAGED_SECONDS = 1.0
 """Of busy time, over which it is averaged how much of it prompts take: bursts are over soon."""
 
 
+ITL_SHARE = 0.85
+"""Of the ITL target, to which engines are filled: who comes next is not known, and 19 of 20 calls are to meet it."""
+
+
 class Running(NamedTuple):
     """A call at the engine."""
 
@@ -95,6 +99,10 @@ class Stepping:
         step = self.step_seconds + work.token_seconds
         prompts = self.prefill_seconds + work.prefill_seconds
         return max(step / max(1.0 - self.prefill_share, 0.05), step + prompts / work.steps)
+
+    def keeps(self, work: CallWork, itl_seconds: float) -> bool:
+        """Do tokens come fast enough with this call beside the others? One that is alone may go, whatever it takes."""
+        return not self.running or self.gap_seconds(work) <= ITL_SHARE * itl_seconds
 
     def seconds_of(self, work: CallWork) -> float:
         """How long a call would take that comes now."""

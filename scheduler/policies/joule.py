@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from scheduler.holding.capslack import LOOK_SECONDS, CapSlack
 from scheduler.holding.costs import LEARNED_UNSEEN, StepCosts, costs_of
-from scheduler.holding.flow import AT_ONCE, SHAPES_LEAST, Flow, is_for_people
+from scheduler.holding.flow import AT_ONCE, Flow, deadline_of, is_for_people
 from scheduler.holding.margin import margin_for
 from scheduler.holding.room import Room
 from scheduler.holding.rules import Rules
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
 
 COSTS_SECONDS = 2.0
 """So often the costs of steps are asked for anew."""
-PATIENCE_SECONDS = 1.0
-"""A call is sent so long before the queue would refuse it."""
-ITL_SHARE = 0.85
-"""Of the ITL target, to which engines are filled: who comes next is not known, and 19 of 20 calls are to meet it."""
 CHOICES_AT_ONCE = 32
 """Of one event: then the gateway's loop does what else there is, for as long as `SOONEST_SECONDS`."""
 FLOWS_SWEPT = 1024
@@ -125,7 +121,7 @@ class Joule(Policy):
         if room is None:
             return
         flow = self._flow(room, call, workflow)
-        flow.deadline = self._deadline(call, workflow, now)
+        flow.deadline = deadline_of(call, workflow, self.view, now)
         flow.people = flow.deadline == AT_ONCE and is_for_people(call, workflow)
         self._room_of[call] = room
         if call.engine is None:
@@ -152,16 +148,6 @@ class Joule(Policy):
                 flow.urgent = False
                 del self._flows[key]
         self._sweep_at = FLOWS_SWEPT + 2 * len(self._flows)
-
-    def _deadline(self, call: CallState, workflow: Workflow | None, now: float) -> float:
-        if workflow is None or (workflow.deadline_at is None and workflow.effective_class == "interactive"):
-            return AT_ONCE
-        if workflow.origin != "declared" and not workflow.closing:
-            template = self.view.workflows.templates.of(workflow)
-            if template is None or len(template.shapes) < SHAPES_LEAST:
-                return AT_ONCE  # nobody knows how much of it is still to come
-        patience = self.view.patience.ends_at(call) - PATIENCE_SECONDS
-        return min(workflow.end_allowed(now), patience)
 
     def sent(self, call: CallState, engine: EngineState, now: float) -> None:
         """Its choice was carried out."""
@@ -301,12 +287,8 @@ class Joule(Policy):
         return wake if wake < float("inf") else None
 
     def _takes_more(self, engine: EngineState, room: Room, call: CallState, now: float) -> bool:
-        """Not so many that tokens come too slowly; up to there each more makes the joules of a token fewer, since the
-        steps' fixed cost has more to share it. The first call runs whatever its steps take."""
-        if not self._takes(engine, now):
-            return False
-        work = room.flow_of[call].held[call]
-        return not engine.in_flight or room.stepping.gap_seconds(work) <= ITL_SHARE * self.itl_seconds
+        """Up to the ITL target each more makes a token's joules fewer: the steps' fixed cost has more to share it."""
+        return self._takes(engine, now) and room.stepping.keeps(room.flow_of[call].held[call], self.itl_seconds)
 
     def _tell_held(self, now: float) -> None:
         """What came and is not sent now is held: the log of decisions is told why."""
