@@ -12,11 +12,8 @@ if TYPE_CHECKING:
     from scheduler.holding.work import CallWork
     from scheduler.state import CallState
 
-
 AVERAGED_SECONDS = 1.0
 """Of busy time, over which it is averaged how much of it prompts take: bursts are over soon."""
-
-
 ITL_SHARE = 0.85
 """Of the ITL target, to which engines are filled: who comes next is not known, and 19 of 20 calls are to meet it."""
 
