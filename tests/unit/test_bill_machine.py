@@ -47,7 +47,8 @@ class Bills(RuleBasedStateMachine):
     @rule(number=st.integers(0, 40), engine=st.sampled_from(ENGINES))
     def retry(self, number: int, engine: str) -> None:
         name = f"c{number}"
-        if name in self.dispatched and name not in self.settled and self.bill.call(name) is not None:
+        known = self.bill.call(name)
+        if name in self.dispatched and known is not None and not known.settled:  # what is over is not tried again
             self.bill.dispatched(name, "a", "w", "m", engine, self.now)
 
     @rule(number=st.integers(0, 40), prompt=tokens, cached=tokens, output=tokens)
