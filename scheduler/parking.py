@@ -32,6 +32,8 @@ LOOK_SECONDS = 1.0
 HISTORY_MAX = 64
 HELD = "waking"
 """The rule by which a call is held that waits for an engine to wake."""
+DOUBLINGS_MOST = 16
+"""Of the wait behind failed tries; `rest_seconds` bounds it long before."""
 WAKE_RATE = 0.3
 """The share of a wake's seconds in what is expected of the next one."""
 State = Literal["unknown", "unable", "awake", "parking", "asleep", "waking"]
@@ -156,6 +158,10 @@ class Parking:
             if not event.able or sleeper.state == "unknown":
                 self._set(sleeper, "unable", event.detail, now)
         elif event.asleep and sleeper.state != "asleep":
+            sleeper.failures, sleeper.not_before = (
+                0,
+                float("-inf"),
+            )  # what failed was parking it; waking is another thing
             self._set(sleeper, "asleep", "it was found asleep", now)
         elif not event.asleep and sleeper.state != "awake":
             if sleeper.state == "asleep":
@@ -193,7 +199,7 @@ class Parking:
     def _failed(self, sleeper: Sleeper, detail: str, now: float) -> None:
         sleeper.failures += 1
         sleeper.detail = detail
-        wait = self.rules.retry_seconds * 2.0 ** (sleeper.failures - 1)
+        wait = self.rules.retry_seconds * 2.0 ** min(sleeper.failures - 1, DOUBLINGS_MOST)
         sleeper.not_before = now + min(wait, self.rules.rest_seconds)
 
     def _count(self, engine: str, action: str, *, done: bool) -> None:

@@ -139,11 +139,11 @@ class Room:
             self._foresee(flow, now)
         return flow
 
-    def evacuate(self) -> list[CallState]:
-        """Nothing is held here any more: returns what was."""
-        calls = [call for call, flow in self.flow_of.items() if call in flow.held]
-        for call in calls:
-            flow = self.flow_of.pop(call)
+    def evacuate(self) -> list[tuple[CallState, Flow]]:
+        """Nothing is held here any more: returns what was, and of which flows."""
+        calls = [(call, flow) for call, flow in self.flow_of.items() if call in flow.held]
+        for call, flow in calls:
+            del self.flow_of[call]
             self._let_go(call, flow)
             self._place(flow)
         self.queue.clear()

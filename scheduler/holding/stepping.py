@@ -18,6 +18,10 @@ ITL_SHARE = 0.85
 """Of the ITL target, to which engines are filled: who comes next is not known, and 19 of 20 calls are to meet it."""
 
 
+STEPS_LEAST = 64.0
+"""Over so many steps at least the wait for prompts is spread: who runs beside a short answer goes on behind it."""
+
+
 class Running(NamedTuple):
     """A call at the engine."""
 
@@ -92,10 +96,11 @@ class Stepping:
 
     def gap_seconds(self, work: CallWork) -> float:
         """Between two tokens, in the mean over a call like this one, if it goes along: steps, and others' prompts
-        between them, at the pace of late or as many as wait to be computed now."""
+        between them, at the pace of late or as many as wait to be computed now. A short answer's own prompt is in no
+        gap of its own, and those before it are spread over more steps than it has."""
         step = self.step_seconds + work.token_seconds
         prompts = self.prefill_seconds + work.prefill_seconds
-        return max(step / max(1.0 - self.prefill_share, 0.05), step + prompts / work.steps)
+        return max(step / max(1.0 - self.prefill_share, 0.05), step + prompts / max(work.steps, STEPS_LEAST))
 
     def keeps(self, work: CallWork, itl_seconds: float) -> bool:
         """Do tokens come fast enough with this call beside the others? One that is alone may go, whatever it takes."""

@@ -3,8 +3,7 @@
 A step costs an engine about the same whatever it computes, so joules are saved by making fewer of them: what can wait
 waits until a workflow can wait no longer (its latest start, computed for the company in which it will run), then goes
 along with that one as far as its steps cover it. What has begun is held again between its calls wherever that is free.
-Where so many wait that steps are full anyway, they go at once: the fixed cost is shared as well as it can be.
-`scheduler.holding` has the parts.
+Where so many wait that steps are full anyway, they go at once (`scheduler.holding` has the parts).
 """
 
 from __future__ import annotations
@@ -249,8 +248,10 @@ class Joule(Policy):
 
     def _move_from(self, room: Room, now: float) -> None:
         """Its engine is gone or down: what is held for it is held for others."""
-        for call in room.evacuate():
+        for call, flow in room.evacuate():
             self._room_of.pop(call, None)
+            if not flow.present and self._flows.get(flow.key) is flow:
+                del self._flows[flow.key]  # elsewhere it begins anew
             self.arrived(call, now)
 
     # --- decisions ---
@@ -282,8 +283,7 @@ class Joule(Policy):
                 order, _, call, rule = first
                 priority = int(1e3 * order) if self.engine_priority else None
                 return Choice(call, engine, priority, why_sent(room, call, rule, now))
-        if self._fresh:
-            self._tell_held(now)
+        self._tell_held(now)
         return wake if wake < float("inf") else None
 
     def _takes_more(self, engine: EngineState, room: Room, call: CallState, now: float) -> bool:

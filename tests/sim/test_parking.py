@@ -221,6 +221,21 @@ def test_a_failed_parking_is_found_out_by_asking_and_not_repeated_at_once() -> N
     assert parks(desk.wait(58)) == ["a"], "the other one goes instead"
 
 
+def test_what_can_never_be_parked_is_tried_for_ever_and_woken_at_once_if_it_sleeps_after_all() -> None:
+    desk = Desk("ab")
+    desk.awake()
+    for _ in range(2200):
+        (name,) = parks(desk.wait(2 * IDLE_SECONDS + 60))
+        desk.tell(EngineParked(name, False, 1.0, "no answer in time"))
+        desk.tell(EngineAsleep(name, False))
+    (name,) = parks(desk.wait(2 * IDLE_SECONDS + 60))
+    desk.tell(EngineParked(name, False, 1.0, "no answer in time"))
+    desk.tell(EngineAsleep(name, True))
+    for _ in range(desk.most + 1):
+        desk.call()
+    assert wakes(desk.said) == [(name, "full")], "that parking it failed is no reason to wait"
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_found_asleep_under_its_calls_it_is_woken(policy: str) -> None:
     desk = Desk("ab", policy=policy)
