@@ -174,8 +174,15 @@ class App:
             if self._hurry.is_set() or monotonic() > until:
                 break
             await asyncio.sleep(0.05)
-        await asyncio.wait({waking, hurry := asyncio.ensure_future(self._hurry.wait())}, return_when="FIRST_COMPLETED")
+        # An engine that hangs may take twice as long as any of its answers: whoever ends us has no patience for that.
+        longest = max(until - monotonic(), self.config.parking.timeout_seconds)
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        await asyncio.wait({waking, hurry}, timeout=longest, return_when="FIRST_COMPLETED")
         hurry.cancel()
+        if not waking.done():
+            waking.cancel()
+        elif error := waking.exception():
+            gateway.faults.report("waking what was parked", error)
         if gateway.exchanges:
             self.log.event("drain_cut_short", calls=len(gateway.exchanges))
 
