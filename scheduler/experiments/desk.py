@@ -175,9 +175,12 @@ class ExperimentDesk:
     def policy_failed(self, now: float, actions: list[Action]) -> None:
         """Something was said of policies: the experiments are over whose arms it was."""
         failed, self._failed = self._failed, {}
-        for name, why in failed.items():
+        if self._policies is not None and self._deciding.policy is not self._policies and self._deciding.failed:
+            why = self._deciding.failed  # all are relieved at once: no arm decides any more
+            failed.update(dict.fromkeys(self.running, f"the policies failed in {why.hook}: {why.error}"))
+        for name, said in failed.items():
             if (running := self.running.get(name)) is not None:
-                self._closed(running, running.experiment.stop(running.clock.at(now), why), now, actions)
+                self._closed(running, running.experiment.stop(running.clock.at(now), said), now, actions)
 
     def drain(self) -> None:
         """The process goes down: what happens from here on is in no block."""

@@ -34,6 +34,7 @@ from scheduler.events import (
 )
 from scheduler.experiments import METRICS, Definition, definition_of
 from scheduler.experiments.marks import pairs_of
+from scheduler.experiments.pools import PoolPolicies
 from scheduler.experiments.rows import row_of
 from scheduler.policies import POLICIES
 from scheduler.policies.passthrough import Passthrough
@@ -201,6 +202,21 @@ def test_an_arm_whose_policy_raises_ends_the_experiment(monkeypatch: pytest.Monk
     recorder.call("1", "", 25.0)
     [ended] = recorder.ended
     assert ended.state == "stopped" and ended.why is not None and "RuntimeError: no" in ended.why
+    assert recorder.scheduler.policy.name == "passthrough"
+    assert recorder.scheduler.calls["1"].engine == "a", "the call was sent all the same"
+
+
+def test_experiments_end_when_all_that_decides_is_relieved(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> Any:
+        raise RuntimeError("no pool")
+
+    recorder = Recorder(seed=2, arms=["passthrough", "fifo"])
+    recorder.start()
+    recorder.tick(24.5)
+    monkeypatch.setattr(PoolPolicies, "next", broken)
+    recorder.call("1", "", 25.0)
+    [ended] = recorder.ended
+    assert ended.state == "stopped" and ended.why is not None and "RuntimeError: no pool" in ended.why
     assert recorder.scheduler.policy.name == "passthrough"
     assert recorder.scheduler.calls["1"].engine == "a", "the call was sent all the same"
 
