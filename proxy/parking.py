@@ -117,11 +117,15 @@ class ParkingShell:
     # --- the end ---
 
     async def close(self) -> None:
-        """Wake whoever sleeps, unless they are to be left so."""
+        """Wake whoever sleeps, and whoever may since it was moved and has not said, unless they are to be left so."""
         if self._moves:
             await asyncio.wait(list(self._moves.values()))
         sleepers = self._gateway.scheduler.parking.sleepers
-        asleep = [self._gateway.engines[name] for name, each in sleepers.items() if each.state == "asleep"]
+        asleep = [
+            self._gateway.engines[name]
+            for name, each in sleepers.items()
+            if each.state == "asleep" or (each.state == "unknown" and self._moved.get(name))
+        ]
         await asyncio.gather(*map(self.let_go, asleep))
 
     async def let_go(self, engine: Engine) -> None:

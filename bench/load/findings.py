@@ -323,12 +323,13 @@ def _aware(study: Study) -> Finding:
                         and each.spec["cap_watts"] == base.spec["cap_watts"]), None)  # fmt: skip
             if run is None or (found := ratio(run, base)).joules.mean is None:
                 continue
-            more = (run.over("missed_share").mean or 0.0) - (base.over("missed_share").mean or 0.0)
+            missed, usual = run.over("missed_share").mean, base.over("missed_share").mean
+            more = None if missed is None or usual is None else missed - usual
             table[workload][policy_name(run)] = found.joules
-            better.append(all_of(inside(found.joules, high=1.0), more <= MORE_MISSED))
+            better.append(all_of(inside(found.joules, high=1.0), None if more is None else more <= MORE_MISSED))
             said.append(
                 f"{workload} at {base.spec['cap_watts']:g} W, {policy_name(run)}: {_text(found.joules)} J, median time"
-                f" {_text(found.seconds)}, deadlines missed {more:+.1%}"
+                f" {_text(found.seconds)}, deadlines missed {'unknown' if more is None else f'{more:+.1%}'}"
             )
         if better:
             less[workload] = any_of(*better)

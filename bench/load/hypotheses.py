@@ -28,9 +28,12 @@ Outcomes = dict[str, dict[str, "bool | None"]]
 RULE = (
     "One rule judges all six. Each finding is taken apart into tests, and each test is made in each workload that it"
     " is about. It is passed (✓) where the measured mean and its whole 95 % interval lie where the paper's claim puts"
-    " them, failed (✗) where the mean does not, and undecided (?) where the mean does and its interval reaches beyond."
+    " them, failed (✗) where the mean does not, and undecided (?) where the mean does and its interval reaches beyond,"
+    " or where it was not measured. A straight line's R² and missed deadlines have no interval: the value decides, as"
+    " it does where there was one repeat."
     " A finding holds where every test is passed, does not hold where none is, and else holds in part. The thresholds"
-    " are those that were fixed before the first play; others may say otherwise, and the figures are there for them."
+    " are those that were fixed before the first play; this rule, and how the findings are taken apart, came after the"
+    " first results. Others may judge otherwise, and the figures are there for them."
 )
 
 
@@ -85,9 +88,11 @@ CLAIMS = (
 
 
 def inside(value: Interval, low: float = float("-inf"), high: float = float("inf")) -> bool | None:
-    """Does a mean with its interval lie strictly between these? None: the mean does, the interval reaches beyond. A
-    mean without an interval (one repeat) decides alone."""
-    if value.mean is None or not low < value.mean < high:
+    """Does a mean with its interval lie strictly between these? None: it was not measured, or the mean does and the
+    interval reaches beyond. A mean without an interval (one repeat) decides alone."""
+    if value.mean is None:
+        return None
+    if not low < value.mean < high:
         return False
     if value.low is None or value.high is None:
         return True
@@ -95,8 +100,10 @@ def inside(value: Interval, low: float = float("-inf"), high: float = float("inf
 
 
 def below(a: Interval, b: Interval) -> bool | None:
-    """Is one figure lower than another? None: their intervals overlap."""
-    if a.mean is None or b.mean is None or a.mean >= b.mean:
+    """Is one figure lower than another? None: their intervals overlap, or one was not measured."""
+    if a.mean is None or b.mean is None:
+        return None
+    if a.mean >= b.mean:
         return False
     most, least = a.mean if a.high is None else a.high, b.mean if b.low is None else b.low
     return True if most < least else None

@@ -3,7 +3,7 @@ starts."""
 
 from __future__ import annotations
 
-from math import ceil, expm1, inf, log1p, pi, sqrt
+from math import ceil, expm1, inf, isfinite, log1p, pi, sqrt
 from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -186,9 +186,12 @@ def _hours(loads: Sequence[float], block: float, pairs: int) -> Hours:
         return Hours()
     swing = load_swing(loads, 2 * pairs)
     if swing >= SWING_LEAST:
+        busy = f"busy hours of the recorded traffic have {swing:.1f} times the load of quiet ones"
+        if not isfinite(swing):
+            busy = "the recorded traffic has hours with nothing in them"
         return Hours(pairs_of_a_day(block), (
-            f"the experiment is shorter than a day, and busy hours of the recorded traffic have {swing:.1f} times the"
-            " load of quiet ones: what it finds, and what it can find, are of the hours it runs in; 24 h have them all"
+            f"the experiment is shorter than a day, and {busy}: what it finds, and what it can find, are of the hours"
+            " it runs in; 24 h have them all"
         ))  # fmt: skip
     if len(loads) * block < DAY_SECONDS:
         return Hours(0, (

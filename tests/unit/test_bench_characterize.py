@@ -190,7 +190,8 @@ def test_a_test_is_passed_by_the_whole_interval_and_failed_by_the_mean() -> None
     assert inside(CLOSE, 0.75, 0.95) is True and inside(WIDE, 0.75, 0.95) is None
     assert inside(CLOSE, high=0.7) is False is inside(WIDE, high=0.7)
     assert inside(Interval(0.8, None, None, 1), 0.75, 0.95) is True  # one repeat: the mean decides
-    assert inside(Interval(None, None, None, 0)) is False
+    assert inside(Interval(None, None, None, 0)) is None
+    assert below(Interval(None, None, None, 0), CLOSE) is None is below(CLOSE, Interval(None, None, None, 0))
     assert below(CLOSE, Interval(0.9, 0.89, 0.91, 3)) is True and below(CLOSE, CLOSE) is False
     assert below(CLOSE, Interval(0.81, 0.8, 0.82, 3)) is None
     assert (all_of(True, None), all_of(None, False), all_of()) == (None, False, True)

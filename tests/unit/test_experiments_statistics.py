@@ -239,6 +239,9 @@ def test_a_plan_of_less_than_a_day_says_what_it_leaves_out() -> None:
     assert not any("load" in text or "hours" in text for text in alike.warnings)
     assert any(f"{plan.pairs_needed(alike.spread, 0.1)} pairs" in text for text in alike.warnings)
     assert not plan.from_traffic(swings, 86_400.0, cost_is="tokens").warnings
+    nights = [each for each in swings if each.began_at % 86_400.0 < 43_200.0]
+    empty = plan.from_traffic(nights, length, cost_is="tokens")
+    assert any("hours with nothing in them: what it finds" in text for text in empty.warnings), empty.warnings
     little = plan.from_traffic(by_day(0.2, swing=1.0), length, cost_is="tokens")
     assert any("whether other hours differ is not known" in text for text in little.warnings)
 
