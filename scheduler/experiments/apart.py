@@ -78,6 +78,8 @@ class Apart:
             mine = self.engines.get(name)
             if mine is None:
                 mine = self.engines[name] = EngineState(name, engine.max_in_flight, copy(engine.breaker))
+                # Of its name there was one before, of which calls are left here that are over in the real world.
+                mine.in_flight = sum(call.engine == name for call in self.calls.values())
             mine.max_in_flight, mine.models, mine.load = engine.max_in_flight, engine.models, engine.load
             mine.removed, mine.seen_healthy = engine.removed, engine.seen_healthy
             if mine.breaker.state != engine.breaker.state:
